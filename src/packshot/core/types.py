@@ -1,0 +1,76 @@
+"""The records that pass between layers: frozen, free of torch, of prices and of HTTP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+__all__ = [
+    "PRECISIONS",
+    "SAMPLERS",
+    "SCHEDULES",
+    "SPACINGS",
+    "STAGES",
+    "Precision",
+    "RenderRequest",
+    "Sampler",
+    "Schedule",
+    "Spacing",
+    "Stage",
+    "Usage",
+]
+
+Stage = Literal["caption", "encode", "denoise", "decode", "finish", "store"]
+"""The parts of a render, in order (DESIGN §3)."""
+
+Sampler = Literal["euler", "euler-ancestral", "dpmpp-2m"]
+"""Stepping rules; ``engine.samplers.SAMPLERS`` has one function for each."""
+
+Schedule = Literal["default", "karras"]
+"""How noise levels are spread over the steps."""
+
+Spacing = Literal["leading", "trailing", "linspace"]
+"""Which training timesteps the default schedule visits."""
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""Arithmetic of the networks; ``auto`` is fp32 on a CPU and bf16 on a GPU."""
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
+SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+@dataclass(frozen=True, slots=True)
+class RenderRequest:
+    """One call of the engine: a caption, and a seed for each picture wanted.
+
+    ``width`` and ``height`` are pixels of the picture as the model makes it, multiples of 8.
+    ``guidance`` 1.0 switches classifier-free guidance off. ``spacing`` None takes the model's own.
+    """
+
+    prompt: str
+    seeds: tuple[int, ...]
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    negative_prompt: str = ""
+    sampler: Sampler = "dpmpp-2m"
+    schedule: Schedule = "default"
+    spacing: Spacing | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What one stage consumed; never money (only the ledger knows prices).
+
+    ``seconds`` is time on ``device``; ``steps`` and ``pixels`` are totals over the pictures made.
+    """
+
+    stage: Stage
+    seconds: float
+    device: str
+    steps: int = 0
+    pixels: int = 0
