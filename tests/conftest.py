@@ -1,0 +1,16 @@
+"""What every test may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a random-weight SDXL folder (64 px). Read only: copy it before you damage it."""
+    pytest.importorskip("diffusers", reason="the dev extra makes the reference models")
+    from tests.tiny import make_tiny_sdxl
+
+    return make_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny-sdxl")
