@@ -1,0 +1,71 @@
+"""The loop that turns noise into latents: one line of arithmetic per step, fp32 throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from packshot.engine.samplers import Plan
+
+__all__ = ["Predict", "Watch", "denoise", "guided", "noise_of"]
+
+Predict = Callable[["Tensor", int], "Tensor"]
+"""Scaled latents [n, c, h, w] and the index of the step, to the network's raw output, fp32."""
+
+Watch = Callable[[int, "Tensor"], None]
+"""Told after each step how many are done, and the estimate of the clean latents; may raise."""
+
+
+def denoise(predict: Predict, plan: Plan, noise: Iterator[Tensor], watch: Watch) -> Tensor:
+    """Return the clean latents [n, c, h, w] that ``plan`` leads to.
+
+    ``noise`` yields unit normals of that shape: the first is the start, and where the sampler adds
+    noise each step takes one more. Nothing here reads a tensor on the host, so the device never
+    waits; an exception from ``watch`` ends the render between two steps.
+    """
+    latents = next(noise) * plan.start
+    clean_before = torch.zeros_like(latents)
+    for index, step in enumerate(plan.steps):
+        output = predict(latents * step.scale, index)
+        clean = step.skip * latents + step.out * output
+        latents = step.keep * latents + step.now * clean + step.before * clean_before
+        if plan.draws_noise:
+            latents = latents + step.noise * next(noise)
+        clean_before = clean
+        watch(index + 1, clean)
+    return latents
+
+
+def guided(predict: Predict, guidance: float) -> Predict:
+    """Steer away from the first half of the network's batch, the negative prompt, to the second.
+
+    Classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598) with both halves in one call.
+    """
+
+    def combined(latents: Tensor, index: int) -> Tensor:
+        without, with_prompt = predict(latents.repeat(2, 1, 1, 1), index).chunk(2)
+        return without + guidance * (with_prompt - without)
+
+    return combined
+
+
+def noise_of(
+    seeds: Sequence[int], shape: tuple[int, int, int], device: torch.device
+) -> Iterator[Tensor]:
+    """Yield unit normals [len(seeds), *shape] in fp32 for ever, row k from ``seeds[k]`` alone.
+
+    Drawn on the CPU, so that a seed means the same noise on every device and in every batch.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    while True:
+        rows = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
+        if device.type == "cuda":
+            # From pinned memory the copy is queued behind the kernels, and the host goes on.
+            yield rows.pin_memory().to(device, non_blocking=True)
+        else:
+            yield rows.to(device)
