@@ -60,7 +60,7 @@ def noises() -> Iterator[torch.Tensor]:
 def our_trajectory(config: dict, **settings) -> list[torch.Tensor]:
     network = Network()
     steps = plan(NoiseConfig.from_json(config), **settings, device=CPU, dtype=torch.float64)
-    last = denoise(network, steps, noises(), lambda done, clean: None)
+    last = denoise(network, steps, noises())
     return [*network.seen, last]
 
 
@@ -239,7 +239,7 @@ def test_fp32_latents_lose_nothing_from_the_top_sigma_down():
             dtype=dtype,
         )
         noise = (n.to(dtype) for n in noises())
-        return denoise(Network(), steps, noise, lambda done, clean: None).double()
+        return denoise(Network(), steps, noise).double()
 
     assert (end(torch.float32) - end(torch.float64)).abs().max().item() < 2e-6
 
@@ -264,7 +264,7 @@ def test_every_sampler_runs_at_the_largest_step_count(name, spacing):
         device=CPU,
         dtype=torch.float64,
     )
-    last = denoise(Network(), steps, noises(), lambda done, clean: None)
+    last = denoise(Network(), steps, noises())
     assert last.isfinite().all()
     assert last.abs().max() < 10
 

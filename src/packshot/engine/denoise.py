@@ -10,9 +10,11 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from packshot.engine.conditioning import Conditioning
+    from packshot.engine.networks.unet import UNet
     from packshot.engine.samplers import Plan
 
-__all__ = ["Predict", "Watch", "denoise", "guided", "noise_of"]
+__all__ = ["Predict", "Watch", "denoise", "guided", "noise_of", "predictor"]
 
 Predict = Callable[["Tensor", int], "Tensor"]
 """Scaled latents [n, c, h, w] and the index of the step, to the network's raw output, fp32."""
@@ -21,7 +23,9 @@ Watch = Callable[[int, "Tensor"], None]
 """Told after each step how many are done, and the estimate of the clean latents; may raise."""
 
 
-def denoise(predict: Predict, plan: Plan, noise: Iterator[Tensor], watch: Watch) -> Tensor:
+def denoise(
+    predict: Predict, plan: Plan, noise: Iterator[Tensor], watch: Watch | None = None
+) -> Tensor:
     """Return the clean latents [n, c, h, w] that ``plan`` leads to.
 
     ``noise`` yields unit normals of that shape: the first is the start, and where the sampler adds
@@ -37,8 +41,20 @@ def denoise(predict: Predict, plan: Plan, noise: Iterator[Tensor], watch: Watch)
         if plan.draws_noise:
             latents = latents + step.noise * next(noise)
         clean_before = clean
-        watch(index + 1, clean)
+        if watch:
+            watch(index + 1, clean)
     return latents
+
+
+def predictor(unet: UNet, conditioning: Conditioning) -> Predict:
+    """Return ``unet`` as the loop calls it, with everything but the latents filled in."""
+    dtype = next(unet.parameters()).dtype
+
+    def predict(latents: Tensor, index: int) -> Tensor:
+        latents = latents.to(dtype, memory_format=torch.channels_last)
+        return unet(latents, conditioning.shifts[index], conditioning.cross_kv).float()
+
+    return predict
 
 
 def guided(predict: Predict, guidance: float) -> Predict:

@@ -1,0 +1,195 @@
+"""The engine: ``Engine.render`` names all that happens between a request and its pictures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from packshot.engine import limits
+from packshot.engine.conditioning import behind_zeros, condition, encode_texts
+from packshot.engine.decode import decode_checked, decode_preview
+from packshot.engine.denoise import denoise, guided, noise_of, predictor
+from packshot.engine.devices import Meter, pick_device
+from packshot.engine.folder import ModelFolder
+from packshot.engine.model import Model
+from packshot.engine.results import OnStep, Picture, Progress, RenderResult
+from packshot.engine.samplers import plan
+from packshot.engine.similarity import cosines
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from packshot.core.types import Precision, RenderRequest
+    from packshot.engine.conditioning import EncodedTexts
+    from packshot.engine.denoise import Watch
+
+__all__ = ["Engine"]
+
+# A GPU makes the pictures of one request together, as many as have this many pixels in all.
+BATCH_PIXELS = 4 * 1024 * 1024
+
+
+class Engine:
+    """A loaded model. It keeps nothing of a request, so one that fails leaves it as it was."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        device: str = "auto",
+        precision: Precision = "auto",
+        vae_precision: Precision = "auto",
+    ) -> Engine:
+        """Open a model folder and put its networks on a device.
+
+        ``device``: auto (a GPU if there is one), cpu, cuda or cuda:N. ``precision``: auto is fp32
+        on a CPU and bf16 on a GPU. ``vae_precision``: auto is the same, but fp32 where fp16 would
+        overflow. Raises ModelError for a folder that cannot be used and InvalidRequest for a
+        device or a precision that does not exist.
+        """
+        chosen = pick_device(device)
+        return cls(Model(ModelFolder.open(folder), chosen, precision, vae_precision))
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        """Width and height in pixels of the pictures that the model was trained on."""
+        return limits.default_size(self.model.folder)
+
+    def render(self, request: RenderRequest, on_step: OnStep | None = None) -> RenderResult:
+        """Make one picture for each seed of ``request``.
+
+        ``on_step`` is told of every step of every picture, and may end the render by raising; its
+        exception comes out here. Raises InvalidRequest (see ``limits.validate``) and RenderFailed.
+        """
+        limits.validate(request)
+        request = replace(request, spacing=request.spacing or self.model.noise.spacing)
+        count, pixels = len(request.seeds), len(request.seeds) * request.width * request.height
+        meter = Meter(self.model.device)
+        with torch.inference_mode():
+            with meter.stage("encode"):
+                texts = self._encode(request)
+            with meter.stage("denoise", steps=count * request.steps, pixels=pixels):
+                latents = [row for rows in self._denoise(request, texts, on_step) for row in rows]
+            with meter.stage("decode", pixels=pixels):
+                images, faults = self._decode(latents)
+        return self._result(request, images, _truncations(texts) + faults, meter)
+
+    def similarity(self, images: Sequence[Picture], texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the cosines [images, texts] of the model's own CLIP pair.
+
+        They rank pictures of this model; they are not those of another CLIP. Raises ModelNotFound
+        if the folder has no image encoder.
+        """
+        model = self.model
+        with torch.inference_mode():
+            return cosines(model.vision, model.readers[1], model.processor, images, texts)
+
+    def _encode(self, request: RenderRequest) -> EncodedTexts:
+        """Return the rows of the network's batch: without guidance the prompt, else two."""
+        if request.guidance == 1:
+            return encode_texts(*self.model.readers, [request.prompt])
+        if not request.negative_prompt and self.model.zeros_mean_no_text:
+            return behind_zeros(encode_texts(*self.model.readers, [request.prompt]))
+        return encode_texts(*self.model.readers, [request.negative_prompt, request.prompt])
+
+    def _denoise(
+        self, request: RenderRequest, texts: EncodedTexts, on_step: OnStep | None
+    ) -> Iterator[Tensor]:
+        """Yield the clean latents of the pictures, batch after batch."""
+        model, unet = self.model, self.model.unet
+        steps = plan(
+            model.noise,
+            sampler=request.sampler,
+            schedule=request.schedule,
+            spacing=request.spacing or model.noise.spacing,
+            steps=request.steps,
+            device=model.device,
+        )
+        told = condition(unet, texts, steps.timesteps, width=request.width, height=request.height)
+        shape = (unet.config.in_channels, *_latent_size(request))
+        for first, seeds in _batches(request, model.device):
+            predict = predictor(unet, told.repeated(len(seeds)))
+            predict = predict if request.guidance == 1 else guided(predict, request.guidance)
+            noise = noise_of(seeds, shape, model.device)
+            yield denoise(predict, steps, noise, self._watch(request, first, on_step))
+
+    def _watch(self, request: RenderRequest, first: int, on_step: OnStep | None) -> Watch | None:
+        """Turn a step of a batch into one ``Progress`` for each of its pictures."""
+        if on_step is None:
+            return None
+
+        def watch(done: int, clean: Tensor) -> None:
+            for picture, latents in enumerate(clean, first + 1):
+                preview = partial(self._preview, latents[None])
+                on_step(Progress(picture, len(request.seeds), done, request.steps, preview))
+
+        return watch
+
+    def _preview(self, latents: Tensor) -> Picture:
+        return decode_preview(latents, self.model.tiny_vae)
+
+    def _decode(self, latents: Sequence[Tensor]) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
+        """Decode one picture at a time: the VAE is where memory peaks."""
+        decoded = [
+            decode_checked(row[None], self.model.vae, lambda: self.model.vae_fp32)
+            for row in latents
+        ]
+        images = tuple(image for image, _ in decoded)
+        return images, tuple(warning for _, warnings in decoded for warning in warnings)
+
+    def _result(
+        self,
+        request: RenderRequest,
+        images: tuple[Picture, ...],
+        warnings: tuple[str, ...],
+        meter: Meter,
+    ) -> RenderResult:
+        model = self.model
+        return RenderResult(
+            images=images,
+            usage=tuple(meter.usage),
+            warnings=warnings,
+            request=request,
+            model=model.folder.name,
+            fingerprint=model.folder.fingerprint,
+            device=str(model.device),
+            precision=model.precision,
+        )
+
+
+def _batches(request: RenderRequest, device: torch.device) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Yield (index of the first picture, seeds) of the pictures that are made together.
+
+    On a CPU that is one: its kernels round differently for another batch, and a seed is to mean
+    the same bits in company as alone.
+    """
+    fit = max(1, BATCH_PIXELS // (request.width * request.height))
+    size = 1 if device.type == "cpu" else fit
+    for first in range(0, len(request.seeds), size):
+        yield first, request.seeds[first : first + size]
+
+
+def _latent_size(request: RenderRequest) -> tuple[int, int]:
+    return request.height // limits.SIDE_MULTIPLE, request.width // limits.SIDE_MULTIPLE
+
+
+def _truncations(texts: EncodedTexts) -> tuple[str, ...]:
+    """Say for each text that was too long what became of it; the prompt is the last one."""
+    names = ("negative prompt", "prompt")[-len(texts.dropped) :]
+    return tuple(
+        f"the {name} is {dropped} tokens longer than the model reads; its end has no effect."
+        for name, dropped in zip(names, texts.dropped, strict=True)
+        if dropped
+    )
