@@ -10,7 +10,6 @@ import pytest
 @pytest.fixture(scope="session")
 def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a random-weight SDXL folder (64 px). Read only: copy it before you damage it."""
-    pytest.importorskip("diffusers", reason="the dev extra makes the reference models")
     from tests.tiny import make_tiny_sdxl
 
     return make_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny-sdxl")

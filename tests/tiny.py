@@ -1,7 +1,7 @@
 """A random-weight SDXL folder for 64-pixel pictures, written by the reference libraries.
 
-Everything about it is small (widths of 32, two layers) except the layout, which is SDXL's own. It needs
-diffusers and transformers, so import it in tests only.
+Everything about it is small (widths of 32, a few layers) except the layout, which is SDXL's own.
+It needs diffusers and transformers (the dev extra).
 """
 
 from __future__ import annotations
@@ -115,8 +115,13 @@ def make_tiny_sdxl(path: Path, scheduler: dict[str, Any] | None = None) -> Path:
 
 def _save_networks(path: Path, eos: int) -> None:
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    from transformers import (
+        CLIPTextConfig,
+        CLIPTextModel,
+        CLIPTextModelWithProjection,
+        CLIPVisionConfig,
+        CLIPVisionModelWithProjection,
+    )
 
     ids = {"vocab_size": eos + 1, "bos_token_id": eos - 1, "pad_token_id": eos}
     # te1 has the published, wrong eos_token_id of 2 (pooled at the largest id); te2 the right one.
