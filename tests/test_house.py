@@ -102,10 +102,32 @@ def test_every_function_of_the_package_is_annotated(file: Path) -> None:
 
 def test_the_public_names_are_these_and_no_others() -> None:
     assert packshot.__all__ == [
+        "Cancelled",
+        "Delivery",
+        "Engine",
+        "InvalidRequest",
+        "ModelCorrupt",
+        "ModelError",
+        "ModelNotFound",
+        "Options",
+        "OutputError",
+        "PackshotError",
+        "Plan",
+        "Progress",
+        "RenderFailed",
+        "RenderRequest",
+        "RenderResult",
+        "UnknownConcept",
+        "UnsafeModel",
+        "Usage",
         "__version__",
+        "load_engine",
+        "plan",
+        "render",
     ]
     for name in packshot.__all__:
-        assert getattr(packshot, name) is not None
+        value = getattr(packshot, name)
+        assert getattr(value, "__name__", name) == name
 
 
 def test_an_unknown_public_name_is_an_attribute_error() -> None:
