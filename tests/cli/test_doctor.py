@@ -141,7 +141,7 @@ def test_a_damaged_embedded_model_is_restored_from_the_checkout(
 ) -> None:
     machine()
     (model / "unet" / "config.json").write_text("{", encoding="utf-8")
-    monkeypatch.setattr(module, "find_model", lambda name: model)
+    monkeypatch.setattr("packshot.studio.models.find_model", lambda name: model)
     assert one(diagnose("packshot-mini"), "model").cure.startswith("git checkout")
 
 

@@ -11,17 +11,18 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
+from packshot.cli import options as o
+from packshot.cli import terminal
 from packshot.cli.machine import GIB, Machine, installed, look
 from packshot.core.errors import ModelCorrupt, PackshotError
-from packshot.engine.folder import MANIFEST, ModelFolder
-from packshot.studio.models import DEFAULT_MODEL, PACKAGED, find_model
+from packshot.studio import defaults
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["Finding", "State", "diagnose", "doctor", "healthy"]
 
@@ -50,20 +51,14 @@ class Finding:
     cure: str = ""
 
 
-def doctor(
-    *,
-    model: Annotated[
-        str, typer.Option("--model", help="Model to check: a name, or a folder.")
-    ] = DEFAULT_MODEL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
-) -> None:
+def doctor(model: o.Model = defaults.MODEL, as_json: o.AsJson = False) -> None:
     """Say what this machine has, what a render will use, what is missing and how to mend it."""
     findings = diagnose(model)
     if as_json:
         report = {"ok": healthy(findings), "findings": [asdict(finding) for finding in findings]}
         typer.echo(json.dumps(report, indent=2))
     else:
-        show(findings, Console(highlight=False))
+        show(findings, terminal.out())
     raise typer.Exit(0 if healthy(findings) else 1)
 
 
@@ -72,7 +67,7 @@ def healthy(findings: Iterable[Finding]) -> bool:
     return all(finding.state != "missing" for finding in findings)
 
 
-def diagnose(model: str = DEFAULT_MODEL) -> list[Finding]:
+def diagnose(model: str = defaults.MODEL) -> list[Finding]:
     """Return every finding about this machine, its libraries, ``model``, and a render here."""
     machine = look(Path.cwd())
     libraries = [_torch(installed("torch")), _libraries()]
@@ -125,6 +120,9 @@ def _libraries() -> Finding:
 
 def _model(model: str) -> Finding:
     """Open the model as a render does, and compare every sum of its manifest if it has one."""
+    from packshot.engine.folder import MANIFEST, ModelFolder
+    from packshot.studio.models import find_model
+
     try:
         path = find_model(model)
         manifest = (path / MANIFEST).is_file()
@@ -136,7 +134,7 @@ def _model(model: str) -> Finding:
 
 
 def _model_cure(model: str, error: PackshotError) -> str:
-    if model not in PACKAGED:
+    if model != defaults.MODEL:
         return "give --model the folder of a complete model"
     return RESTORE if isinstance(error, ModelCorrupt) else INSTALL
 
@@ -164,6 +162,9 @@ def _outlook(machine: Machine) -> Iterator[Finding]:
 
 def show(findings: Iterable[Finding], console: Console) -> None:
     """Print the report as a table of at most 80 columns, and below it what to do."""
+    from rich.markup import escape
+    from rich.table import Table
+
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), width=min(console.width, 80))
     table.add_column(width=7)
     table.add_column(no_wrap=True)
