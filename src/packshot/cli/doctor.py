@@ -6,7 +6,6 @@ torch itself is imported last, and only to ask it about GPUs and threads.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -53,10 +52,12 @@ class Finding:
 
 def doctor(model: o.Model = defaults.MODEL, as_json: o.AsJson = False) -> None:
     """Say what this machine has, what a render will use, what is missing and how to mend it."""
+    from packshot.cli.report import print_json
+
     findings = diagnose(model)
     if as_json:
-        report = {"ok": healthy(findings), "findings": [asdict(finding) for finding in findings]}
-        typer.echo(json.dumps(report, indent=2))
+        rows = [asdict(finding) for finding in findings]
+        print_json({"ok": healthy(findings), "findings": rows})
     else:
         show(findings, terminal.out())
     raise typer.Exit(0 if healthy(findings) else 1)
