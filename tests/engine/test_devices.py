@@ -1,0 +1,96 @@
+"""Which device and which arithmetic are chosen, and what is said of those that do not exist."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+from packshot.core.errors import InvalidRequest
+from packshot.engine.devices import Meter, pick_device, pick_precision, pick_vae_precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "name", "expected"),
+    [
+        (0, "auto", "cpu"),
+        (1, "auto", "cuda"),
+        (1, "cpu", "cpu"),
+        (1, "cuda", "cuda"),
+        (2, "cuda:1", "cuda:1"),
+    ],
+)
+def test_the_device_is_the_one_asked_for(monkeypatch, gpus, name, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert pick_device(name) == torch.device(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("gpu", "unknown device 'gpu'"),
+        ("cuda:x", "unknown device"),
+        ("", "unknown device"),
+        ("cuda", "torch sees 1 GPUs"),
+        ("cuda:3", "torch sees 1 GPUs"),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(monkeypatch, name, said):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    if name == "cuda":
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+        said = "torch sees 0 GPUs"
+    with pytest.raises(InvalidRequest, match=said):
+        pick_device(name)
+
+
+def test_auto_precision_is_fp32_on_a_cpu_and_bf16_on_a_gpu():
+    assert pick_precision("auto", CPU) == "fp32"
+    assert pick_precision("auto", CUDA) == "bf16"
+    assert pick_precision("fp16", CUDA) == "fp16"
+    with pytest.raises(InvalidRequest, match=r"unknown precision 'fp8'.*bf16"):
+        pick_precision("fp8", CPU)
+
+
+@pytest.mark.parametrize(
+    ("asked", "model", "force_upcast", "expected"),
+    [
+        ("auto", "bf16", True, "bf16"),
+        ("auto", "fp16", True, "fp32"),
+        ("auto", "fp16", False, "fp16"),
+        ("auto", "fp32", True, "fp32"),
+        ("fp32", "bf16", False, "fp32"),
+        ("fp16", "bf16", True, "fp16"),
+    ],
+)
+def test_the_vae_runs_where_its_activations_fit(asked, model, force_upcast, expected):
+    assert pick_vae_precision(asked, model, force_upcast=force_upcast) == expected
+
+
+def test_an_unknown_vae_precision_is_refused():
+    with pytest.raises(InvalidRequest, match="unknown VAE precision"):
+        pick_vae_precision("half", "bf16", force_upcast=False)
+
+
+def test_a_stage_is_timed_and_a_failed_one_is_not_counted():
+    meter = Meter(CPU)
+    with meter.stage("denoise", steps=3, pixels=12):
+        time.sleep(0.02)
+    with pytest.raises(KeyError), meter.stage("decode"):
+        raise KeyError
+    (usage,) = meter.usage
+    assert (usage.stage, usage.steps, usage.pixels, usage.device) == ("denoise", 3, 12, "cpu")
+    assert 0.02 <= usage.seconds < 5
+
+
+def test_a_gpu_is_waited_for_once_at_the_end_of_each_stage(monkeypatch):
+    waits: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
+    meter = Meter(CUDA)
+    with meter.stage("encode"):
+        assert waits == []
+    assert waits == [CUDA]
