@@ -89,10 +89,9 @@ def caption_brief(
 
 def caption_text(slots: Slots, lexicon: Lexicon) -> str:
     """Return the caption for ``slots``, in the words and the order of the training captions."""
-    product = slots.product or ""
-    material = slots.material if slots.material not in product.split() else None
     place = _phrase(slots.ground, lexicon.grounds)
-    subject = " ".join(part for part in (slots.colour, material, product, place) if part)
+    named = (slots.colour, slots.material, slots.product, place)
+    subject = " ".join(part for part in named if part)
     terms = (
         _phrase(slots.light, lexicon.lights),
         _phrase(slots.side, lexicon.sides),

@@ -15,7 +15,6 @@ from packshot.core.errors import ModelCorrupt, ModelNotFound
 
 __all__ = ["Colour", "Defaults", "Lexicon", "Product", "Term", "load_lexicon"]
 
-FILE_NAME = "lexicon.json"
 VERSION = 1
 
 
@@ -55,12 +54,12 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Defaults:
-    """Names taken where a brief says nothing; None leaves that part out of the caption."""
+    """Names taken where a brief says nothing; an empty one leaves that part out of the caption."""
 
-    ground: str | None = None
-    light: str | None = None
-    side: str | None = None
-    view: str | None = None
+    ground: str = ""
+    light: str = ""
+    side: str = ""
+    view: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +94,14 @@ class Lexicon:
         raise KeyError(name)
 
 
-def load_lexicon(folder: Path) -> Lexicon | None:
-    """Read ``lexicon.json`` of a model folder; None where the folder has none.
+def load_lexicon(path: Path | None) -> Lexicon | None:
+    """Read a ``lexicon.json``; None where the model has none.
 
     Raises:
         ModelNotFound: the file is there and cannot be read.
         ModelCorrupt: the file is not a lexicon of this version, or refers to a name it lacks.
     """
-    path = folder / FILE_NAME
-    if not path.exists():
+    if path is None:
         return None
     try:
         lexicon = msgspec.json.decode(path.read_bytes(), type=Lexicon)
@@ -130,5 +128,5 @@ def _check(lexicon: Lexicon, path: Path) -> None:
         ("side", default.side, lexicon.sides),
         ("view", default.view, lexicon.views),
     ):
-        if name is not None and all(term.name != name for term in terms):
+        if name and all(term.name != name for term in terms):
             raise ModelCorrupt(f"{path}: the default {what} {name!r} is not among its {what}s")

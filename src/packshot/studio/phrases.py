@@ -15,7 +15,18 @@ from typing import Literal
 
 from packshot.studio.lexicon import Colour, Lexicon, Product, Term
 
-__all__ = ["BREAK", "FILLER", "PLACE", "Match", "Slot", "key", "longest_matches", "stem", "words"]
+__all__ = [
+    "BREAK",
+    "FILLER",
+    "PLACE",
+    "Match",
+    "Slot",
+    "is_content",
+    "key",
+    "longest_matches",
+    "stem",
+    "words",
+]
 
 Slot = Literal["product", "colour", "material", "ground", "light", "side", "view", "suffix"]
 
@@ -31,13 +42,14 @@ PLACE = frozenset(
 ARTICLES = frozenset(("a", "an", "the"))
 
 FILLER = frozenset(
-    "advert advertising and background brand catalogue catalog close closeup commercial displayed "
+    "advert advertising and brand catalogue catalog close closeup commercial displayed "
     "for from front hero image is isolated its lying make me my new of or our pack packshot pair "
     "photo photograph photography picture placed please posed product render resting s set shot "
-    "sitting size some standing studio style that this to up view your".split()
+    "sitting size some standing style that this to up view your".split()
 )
 """Words that say nothing about the picture's content; they are neither matched nor reported."""
 
+_SAME = {"lighting": "light", "lit": "light", "backdrop": "background", "gray": "grey"}
 _ALONE: frozenset[Slot] = frozenset(("product", "colour", "material", "suffix"))
 """Slots whose phrases mean one thing only."""
 
@@ -73,6 +85,7 @@ def words(text: str) -> list[str]:
 
 def stem(word: str) -> str:
     """Return the word without its English plural; enough for nouns, and the same on both sides."""
+    word = _SAME.get(word, word)
     if len(word) < 4 or word == "glasses":  # not the plural of the material
         return word
     if word.endswith("ies") and len(word) > 4:
@@ -94,7 +107,7 @@ def longest_matches(text: Sequence[str], lexicon: Lexicon) -> list[Match]:
     """
     found = list(_candidates(text, phrasebook(lexicon)))
     starts = {match.start for match in found if match.name("product")}
-    found = [m for m in found if not (_qualifies_product(m, starts, text) or _holds(m, text))]
+    found = [m for m in found if not (_qualifies_product(m, starts, text) or _goes_on(m, text))]
     taken: set[int] = set()
     chosen: list[Match] = []
     for match in sorted(found, key=lambda m: (-m.length, m.start)):
@@ -139,11 +152,19 @@ def _phrases(lexicon: Lexicon) -> Iterator[tuple[Slot, str, str]]:
     for slot, entries in known.items():
         for entry in entries:
             yield slot, entry.name, entry.name
-            if isinstance(entry, Term):
-                yield slot, entry.name, entry.phrase
+            for phrase in _term_phrases(entry) if isinstance(entry, Term) else ():
+                yield slot, entry.name, phrase
         for entry in entries:
             for synonym in entry.synonyms:
                 yield slot, entry.name, synonym
+
+
+def _term_phrases(term: Term) -> Iterator[str]:
+    """Yield how captions say a term, and for a plain coloured ground the ways that people do."""
+    yield term.phrase
+    colour = term.name.removesuffix(" studio")
+    if colour != term.name:
+        yield from (f"{colour} background", f"{colour} wall", f"on {colour}", f"against {colour}")
 
 
 def _candidates(text: Sequence[str], book: Phrasebook) -> Iterator[Match]:
@@ -157,9 +178,24 @@ def _candidates(text: Sequence[str], book: Phrasebook) -> Iterator[Match]:
                 yield Match(start, stop, len(found), book.meanings[found])
 
 
-def _holds(match: Match, text: Sequence[str]) -> bool:
-    """Tell whether a material is in fact a vessel: "glass of water"."""
-    return match.name("material") is not None and text[match.stop : match.stop + 1] == ["of"]
+def _goes_on(match: Match, text: Sequence[str]) -> bool:
+    """Tell whether the next word makes a match mean something else.
+
+    A material can be a vessel ("glass of water"), a colour that of the ground ("red background"),
+    and a coloured ground a thing that stands there ("on white tiles").
+    """
+    after = text[match.stop] if match.stop < len(text) else BREAK
+    if match.name("material"):
+        return after == "of"
+    if match.name("colour"):
+        return stem(after) in {"background", "studio", "wall"}
+    plain = match.stop - match.start == 2 and text[match.start] in PLACE
+    return bool(match.name("ground")) and plain and is_content(after)
+
+
+def is_content(word: str) -> bool:
+    """Tell whether a word that no phrase covers can name something."""
+    return word != BREAK and word not in FILLER and word not in PLACE and not word[0].isdigit()
 
 
 def _qualifies_product(match: Match, starts: set[int], text: Sequence[str]) -> bool:

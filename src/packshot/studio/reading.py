@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from packshot.studio.lexicon import Lexicon
-from packshot.studio.phrases import BREAK, FILLER, PLACE, Match, longest_matches, words
+from packshot.studio.phrases import BREAK, PLACE, Match, is_content, longest_matches, words
 
 __all__ = ["Clause", "Reading", "Subject", "find_subject", "read"]
 
@@ -103,13 +103,9 @@ def _clause(
 ) -> Clause:
     own = tuple(match for match in matches if start <= match.start < stop)
     covered = {i for match in own for i in range(match.start, match.stop)}
-    loose = tuple(i for i in range(start, stop) if i not in covered and _is_content(text[i]))
+    loose = tuple(i for i in range(start, stop) if i not in covered and is_content(text[i]))
     opener = text[start] if text[start] in PLACE or text[start] == BREAK else ""
     return Clause(opener, own, loose, stop <= lead)
-
-
-def _is_content(word: str) -> bool:
-    return word != BREAK and word not in FILLER and word not in PLACE and not word[0].isdigit()
 
 
 def _known_subject(text: Sequence[str], clause: Clause) -> Subject:
@@ -130,8 +126,13 @@ def _known_subject(text: Sequence[str], clause: Clause) -> Subject:
 
 
 def _unknown_subject(text: Sequence[str], clause: Clause) -> Subject:
-    """Return the clause's last run of unmatched words before an "and": "vintage red [jacket]"."""
+    """Return the clause's last run of unmatched words before an "and": "vintage red jacket".
+
+    A participle at its end says what the thing does, not what it is: "jacket hanging".
+    """
     loose = [i for i in clause.loose if "and" not in text[clause.loose[0] : i]]
+    while len(loose) > 1 and text[loose[-1]].endswith(_PARTICIPLE):
+        loose.pop()
     start = stop = loose[-1]
     while start - 1 in loose or (text[start - 1] == "of" and start - 2 in loose):
         start -= 1

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from packshot.studio.lexicon import Defaults, Lexicon, Product
 from packshot.studio.nearest import nearest_term
 from packshot.studio.phrases import BREAK, Match, Slot, stem, words
-from packshot.studio.reading import Reading, Subject
+from packshot.studio.reading import Clause, Reading, Subject
 
 __all__ = ["Filled", "Slots", "fill"]
 
@@ -52,14 +52,14 @@ def fill(
     slots = Slots(
         product=product,
         colour=_accepted("colour", colour, known),
-        material=_accepted("material", material, known),
+        material=_unless_named(_accepted("material", material, known), product),
         ground=_term_name("ground", terms, lexicon.default),
         light=_term_name("light", terms, lexicon.default),
         side=_term_name("side", terms, lexicon.default),
         view=_term_name("view", terms, lexicon.default),
     )
     spent = {i for match in used for i in range(match.start, match.stop)}
-    spent.update(place or (), subject.span if subject else ())
+    spent.update(place or (), subject.span if subject else (), _repeats(reading, slots))
     if place:
         refused.append(_no_such_ground(" ".join(reading.words[i] for i in place), lexicon))
     return Filled(slots, tuple(_ignored(reading, spent, known)), tuple(refused))
@@ -85,7 +85,7 @@ def _term(reading: Reading, slot: Slot) -> Match | None:
 
 def _term_name(slot: Slot, terms: Mapping[Slot, Match | None], default: Defaults) -> str | None:
     match = terms[slot]
-    return match.name(slot) if match else getattr(default, slot)
+    return match.name(slot) if match else getattr(default, slot) or None
 
 
 def _allowed(slot: Slot, product: Product | None) -> tuple[str, ...] | None:
@@ -99,6 +99,11 @@ def _accepted(slot: Slot, match: Match | None, product: Product | None) -> str |
     name = match.name(slot) if match else None
     allowed = _allowed(slot, product)
     return name if allowed is None or name in allowed else None
+
+
+def _unless_named(material: str | None, product: str | None) -> str | None:
+    """Return the material, unless the product's name says it: leather shoes."""
+    return None if product and material in product.split() else material
 
 
 def _refused(slot: Slot, match: Match | None, product: Product | None) -> Iterator[str]:
@@ -119,12 +124,17 @@ def _unknown_place(
     """Return the positions of the words after "on", "in", … that name no ground of the lexicon."""
     taken = set(used)
     for clause in reading.clauses:
-        if not clause.is_place or clause.opener == "with" or (subject and clause == subject.clause):
+        if not _tells_place(reading, clause) or (subject and clause == subject.clause):
             continue
         if taken.isdisjoint(clause.matches) and (clause.loose or clause.matches):
             covered = (i for m in clause.matches for i in range(m.start, m.stop))
             return tuple(sorted({*clause.loose, *covered}))
     return None
+
+
+def _tells_place(reading: Reading, clause: Clause) -> bool:
+    backdrop = any(stem(reading.words[i]) == "background" for i in clause.loose)
+    return backdrop or (clause.is_place and clause.opener != "with")
 
 
 def _no_such_ground(place: str, lexicon: Lexicon) -> str:
@@ -133,6 +143,13 @@ def _no_such_ground(place: str, lexicon: Lexicon) -> str:
     default = lexicon.default.ground
     instead = f"{default!r} is taken" if default else "none is taken"
     return f"the model knows no ground {place!r}{hint}; {instead}"
+
+
+def _repeats(reading: Reading, slots: Slots) -> Iterator[int]:
+    """Yield the positions of phrases that say a slot again: "on concrete, in a loft"."""
+    for _, match in reading.matches:
+        if any(getattr(slots, slot, None) == name for slot, name in match.meanings):
+            yield from range(match.start, match.stop)
 
 
 def _ignored(reading: Reading, spent: set[int], product: Product | None) -> Iterator[str]:

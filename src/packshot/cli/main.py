@@ -1,0 +1,82 @@
+"""The command ``packshot``: its sub-commands, and the one place where an error becomes a line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+
+import packshot
+from packshot.cli import options as o
+from packshot.cli import terminal
+from packshot.cli.model import app as model_app
+from packshot.cli.render import render
+from packshot.cli.sheet import sheet
+from packshot.core.errors import PackshotError
+from packshot.studio import defaults
+
+__all__ = ["app", "main"]
+
+DEBUG = "--debug"
+CANCELLED = 130
+
+app = typer.Typer(
+    name="packshot",
+    help="A brief goes in, a product photograph comes out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(render)
+app.command()(sheet)
+app.add_typer(model_app, name="model")
+
+
+@app.command()
+def doctor(model: o.Model = defaults.MODEL, *, as_json: o.AsJson = False) -> None:
+    """Tell what this machine has, and what is missing."""
+    from packshot.cli.doctor import doctor as examine  # its imports are a third of `--help`
+
+    examine(model=model, as_json=as_json)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"packshot {packshot.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option(DEBUG, help="Show the traceback of an error.")] = False,
+) -> None:
+    """Hold the options of no sub-command: a callback prints the version, `main` reads --debug."""
+    del version, debug
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit: 0, 1 (ours), 2 (the call), 3 (the model), 4 (a file), 130."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = DEBUG in given
+    try:
+        code = app([a for a in given if a != DEBUG], prog_name="packshot", standalone_mode=False)
+    except (PackshotError, typer.TyperException) as error:
+        if debug:
+            raise
+        terminal.error(
+            error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        )
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = CANCELLED
+    if code == CANCELLED:
+        terminal.error("cancelled; no half-written file was left")
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,72 @@
+"""What moves on the terminal while a render runs: a spinner, then a bar with speed and ETA."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from packshot.cli import terminal
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    from packshot.engine.results import OnStep, Progress
+
+__all__ = ["bar", "spinner"]
+
+
+@contextmanager
+def spinner(text: str) -> Generator[None]:
+    """Show that something without steps is going on; nothing where stderr is no terminal."""
+    console = terminal.stderr()
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text, spinner="dots"):
+        yield
+
+
+@contextmanager
+def bar(pictures: int, steps: int) -> Generator[OnStep]:
+    """Show a bar over all pictures, ``steps`` each, and yield what an engine tells each step to."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = terminal.stderr()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=30),
+        MofNCompleteColumn(),
+        _speed_column(),
+        TextColumn("ETA"),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+    )
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+        task = shown.add_task("denoise", total=pictures * steps)
+
+        def tell(_: Progress) -> None:
+            shown.advance(task)
+            done = int(shown.tasks[task].completed)
+            if done == pictures * steps:
+                shown.update(task, description="decode ")
+            elif pictures > 1:
+                shown.update(task, description=f"denoise {done // steps + 1}/{pictures}")
+
+        yield tell
+
+
+def _speed_column() -> ProgressColumn:
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class SpeedColumn(ProgressColumn):
+        """Steps per second."""
+
+        def render(self, task: Task) -> Text:
+            """Return the speed so far, blank before the second step."""
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:5.1f} it/s" if speed else " " * 10, style="progress.data.speed")
+
+    return SpeedColumn()

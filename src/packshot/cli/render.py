@@ -1,0 +1,144 @@
+"""``packshot render``: a brief in, a picture out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import typer
+
+from packshot.cli import options as o
+from packshot.cli import terminal
+from packshot.core.errors import InvalidRequest
+from packshot.studio import defaults
+
+if TYPE_CHECKING:
+    from packshot.engine.results import OnStep, Progress
+    from packshot.studio.plan import Plan
+    from packshot.studio.render import Delivery
+
+__all__ = ["render"]
+
+BESIDE_LIKE = frozenset(("like", "model", "out", "preview", "show_caption", "as_json"))
+"""What may be chosen along with ``--like``: nothing that changes the bits."""
+
+
+def render(
+    ctx: typer.Context,
+    brief: o.Brief = "",
+    *,
+    count: o.Count = 1,
+    out: o.Out = None,
+    preview: o.Preview = False,
+    show_caption: o.ShowCaption = False,
+    like: o.Like = None,
+    as_json: o.AsJson = False,
+    size: o.Size = None,
+    seed: o.Seed = None,
+    negative: o.Negative = "",
+    raw: o.Raw = False,
+    strict: o.Strict = False,
+    sharpen: o.Sharpen = True,
+    steps: o.Steps = defaults.STEPS,
+    guidance: o.Guidance = defaults.GUIDANCE,
+    sampler: o.Sampler = defaults.SAMPLER,
+    schedule: o.Schedule = defaults.SCHEDULE,
+    spacing: o.Spacing = None,
+    model: o.Model = defaults.MODEL,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    vae_precision: o.VaePrecision = "auto",
+) -> None:
+    """Render a product photograph from a BRIEF."""
+    from packshot.studio.finish import DEFAULT_SHARPEN
+    from packshot.studio.plan import Options, plan
+
+    if like is not None:
+        planned = _plan_again(ctx, like, out)
+    else:
+        options = Options(
+            brief=brief,
+            count=count,
+            seed=seed,
+            size=size,
+            steps=steps,
+            guidance=guidance,
+            negative=negative,
+            sampler=sampler,
+            schedule=schedule,
+            spacing=spacing,
+            model=model,
+            precision=precision,
+            vae_precision=vae_precision,
+            device=device,
+            out=out,
+            raw=raw,
+            strict=strict,
+            sharpen=DEFAULT_SHARPEN if sharpen else None,
+        )
+        planned = plan(options)
+    _deliver(planned, preview=preview, show_caption=show_caption, as_json=as_json)
+
+
+def _plan_again(ctx: typer.Context, like: Path, out: str | None) -> Plan:
+    """Return the plan of the picture ``like``; refuse a choice that would make another picture."""
+    from packshot.studio.plan import plan_like
+    from packshot.studio.record import read_record
+
+    given = {name for name in ctx.params if _was_given(ctx, name)}
+    spare = sorted(given - BESIDE_LIKE)
+    if spare:
+        named = ", ".join(name.replace("_", "-") for name in spare)
+        raise InvalidRequest(
+            f"--like takes every choice from the picture; leave out {named}, or leave out --like"
+        )
+    model = str(ctx.params["model"]) if "model" in given else None
+    return plan_like(read_record(like), model=model, out=out)
+
+
+def _was_given(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _deliver(plan: Plan, *, preview: bool, show_caption: bool, as_json: bool) -> None:
+    """Load the model, render, and say what came of it."""
+    from packshot.cli import report
+
+    if show_caption and not as_json:
+        report.show_caption(plan.caption)
+    for warning in plan.warnings:
+        terminal.warn(warning)
+    if plan.caption.ignored:
+        terminal.note(f"left out of the caption: {', '.join(plan.caption.ignored)}")
+    delivery, load_seconds = _render(plan, preview=preview)
+    for warning in delivery.warnings[len(plan.warnings) :]:
+        terminal.warn(warning)
+    if as_json:
+        report.print_json(report.render_facts(plan, delivery, load_seconds))
+    else:
+        report.show_render(plan, delivery, load_seconds)
+
+
+def _render(plan: Plan, *, preview: bool) -> tuple[Delivery, float]:
+    """Return what was delivered, and the seconds that loading took, torch's import included."""
+    from packshot.cli.progress import bar, spinner
+    from packshot.studio.preview import watch_into
+    from packshot.studio.render import load_engine, render
+
+    watchers: list[OnStep] = []
+    if preview:
+        watchers.append(watch_into(plan.targets[0].path.with_name(defaults.PREVIEW_NAME)))
+    start = perf_counter()
+    with spinner(f"loading {plan.folder.name}"):
+        engine = load_engine(plan)
+    load_seconds = perf_counter() - start
+    with bar(len(plan.request.seeds), plan.request.steps) as tell:
+        watchers.append(tell)
+
+        def on_step(progress: Progress) -> None:
+            for watcher in watchers:
+                watcher(progress)
+
+        return render(plan, engine, on_step), load_seconds

@@ -1,0 +1,93 @@
+"""``packshot sheet``: a contact sheet of many briefs."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from packshot.cli import options as o
+from packshot.cli import terminal
+from packshot.studio import defaults
+
+if TYPE_CHECKING:
+    from packshot.studio.plan import Plan
+    from packshot.studio.sheet import Sheet
+
+__all__ = ["sheet"]
+
+
+def sheet(
+    briefs: o.BriefsFile,
+    *,
+    out: o.SheetOut = "sheet.png",
+    columns: o.Columns = 4,
+    as_json: o.AsJson = False,
+    size: o.Size = None,
+    seed: o.Seed = None,
+    negative: o.Negative = "",
+    raw: o.Raw = False,
+    strict: o.Strict = False,
+    sharpen: o.Sharpen = True,
+    steps: o.Steps = defaults.STEPS,
+    guidance: o.Guidance = defaults.GUIDANCE,
+    sampler: o.Sampler = defaults.SAMPLER,
+    schedule: o.Schedule = defaults.SCHEDULE,
+    spacing: o.Spacing = None,
+    model: o.Model = defaults.MODEL,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    vae_precision: o.VaePrecision = "auto",
+) -> None:
+    """Render a contact sheet of many briefs."""
+    from packshot.studio.finish import DEFAULT_SHARPEN
+    from packshot.studio.plan import Options
+    from packshot.studio.sheet import plan_sheet, read_briefs
+
+    options = Options(
+        brief="",
+        seed=seed,
+        size=size,
+        steps=steps,
+        guidance=guidance,
+        negative=negative,
+        sampler=sampler,
+        schedule=schedule,
+        spacing=spacing,
+        model=model,
+        precision=precision,
+        vae_precision=vae_precision,
+        device=device,
+        out=out,
+        raw=raw,
+        strict=strict,
+        sharpen=DEFAULT_SHARPEN if sharpen else None,
+    )
+    plans = plan_sheet(briefs, read_briefs(briefs), options, columns)
+    _deliver(plans, columns, as_json=as_json)
+
+
+def _deliver(plans: tuple[Plan, ...], columns: int, *, as_json: bool) -> None:
+    """Load the model once, render every plan, and say what came of it."""
+    from packshot.cli import report
+
+    made, load_seconds = _render(plans, columns)
+    for warning in made.warnings:
+        terminal.warn(warning)
+    if as_json:
+        report.print_json(report.sheet_facts(plans, made, load_seconds))
+    else:
+        report.show_sheet(plans, made, load_seconds)
+
+
+def _render(plans: tuple[Plan, ...], columns: int) -> tuple[Sheet, float]:
+    """Return the sheet, and the seconds that loading took, torch's import included."""
+    from packshot.cli.progress import bar, spinner
+    from packshot.studio.render import load_engine
+    from packshot.studio.sheet import render_sheet
+
+    start = perf_counter()
+    with spinner(f"loading {plans[0].folder.name}"):
+        engine = load_engine(plans[0])
+    load_seconds = perf_counter() - start
+    with bar(len(plans), plans[0].request.steps) as tell:
+        return render_sheet(plans, engine, columns, tell), load_seconds

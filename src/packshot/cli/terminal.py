@@ -1,0 +1,50 @@
+"""How the terminal speaks: results on stdout, everything else on stderr, one line for an error."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["error", "note", "out", "stderr", "warn"]
+
+
+def out() -> Console:
+    """Return the console for results."""
+    from rich.console import Console
+
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """Return the console for progress, warnings and errors."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
+
+
+def error(message: str) -> None:
+    """Say on one line, whatever the width, why the command failed."""
+    _label("error", "bold red", message)
+
+
+def warn(message: str) -> None:
+    """Say what the user should know, though the command goes on."""
+    _label("warning", "yellow", message)
+
+
+def note(message: str) -> None:
+    """Say what the user may want to know."""
+    _label("note", "dim", message)
+
+
+def _label(label: str, style: str, message: str) -> None:
+    one_line = " ".join(message.split())
+    if not sys.stderr.isatty():
+        print(f"{label}: {one_line}", file=sys.stderr)  # noqa: T201 - the terminal is its place
+        return
+    from rich.text import Text
+
+    stderr().print(Text.assemble((f"{label}: ", style), one_line), soft_wrap=True)

@@ -1,0 +1,16 @@
+"""What is taken where nobody chooses. Imports nothing, so that ``--help`` can show it."""
+
+from __future__ import annotations
+
+__all__ = ["GUIDANCE", "MODEL", "OUT", "PREVIEW_NAME", "SAMPLER", "SCHEDULE", "STEPS"]
+
+MODEL = "packshot-mini"
+STEPS = 20
+GUIDANCE = 5.0
+SAMPLER = "dpmpp-2m"
+SCHEDULE = "default"
+OUT = "out"
+"""The folder that pictures go to."""
+
+PREVIEW_NAME = "preview.png"
+"""The thumbnail that ``--preview`` keeps beside the picture."""

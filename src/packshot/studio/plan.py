@@ -1,0 +1,251 @@
+"""From what a caller chose to a plan: what can be refused is refused here, before torch loads."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TypeVar
+
+from packshot.core.errors import InvalidRequest, ModelError, unknown_name
+from packshot.core.types import (
+    PRECISIONS,
+    SAMPLERS,
+    SCHEDULES,
+    SPACINGS,
+    Precision,
+    RenderRequest,
+    Spacing,
+    Usage,
+)
+from packshot.engine.folder import ModelFolder
+from packshot.engine.limits import MAX_PICTURES, MAX_SEED, default_size, validate
+from packshot.studio import defaults
+from packshot.studio.caption import Caption, caption_brief, check_brief
+from packshot.studio.finish import DEFAULT_SHARPEN, Sharpen, parse_size
+from packshot.studio.lexicon import load_lexicon
+from packshot.studio.models import open_model
+from packshot.studio.record import Record, code_mark, library_versions
+from packshot.studio.store import Target, probe, targets
+
+__all__ = ["Options", "Plan", "draw_seed", "plan", "plan_like"]
+
+RANDOM_SEEDS = 2**32
+"""Seeds that we draw are below it: short enough to read out, and what most tools accept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may choose; names and sizes as typed, checked by `plan`.
+
+    ``seed`` None draws one. ``size`` None keeps the model's own. ``out`` is a file, a folder, or
+    None for ``out/``. ``sharpen`` None leaves the unsharp mask away.
+    """
+
+    brief: str
+    count: int = 1
+    seed: int | None = None
+    size: str | None = None
+    steps: int = defaults.STEPS
+    guidance: float = defaults.GUIDANCE
+    negative: str = ""
+    sampler: str = defaults.SAMPLER
+    schedule: str = defaults.SCHEDULE
+    spacing: str | None = None
+    model: str = defaults.MODEL
+    precision: str = "auto"
+    vae_precision: str = "auto"
+    device: str = "auto"
+    out: str | None = None
+    raw: bool = False
+    strict: bool = False
+    sharpen: Sharpen | None = DEFAULT_SHARPEN
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A render that nothing speaks against. ``usage`` is what the caption took to make."""
+
+    brief: str
+    raw: bool
+    caption: Caption
+    request: RenderRequest
+    size: tuple[int, int]
+    sharpen: Sharpen | None
+    targets: tuple[Target, ...]
+    folder: ModelFolder = field(repr=False)
+    precision: Precision
+    vae_precision: Precision
+    device: str
+    usage: Usage
+    warnings: tuple[str, ...] = ()
+
+
+def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
+    """Check ``options`` and work out everything that follows from them.
+
+    ``folder`` is the model where the caller has opened it already; ``options.model`` is not read.
+
+    Raises:
+        InvalidRequest: a choice is out of range or names something that does not exist.
+        UnknownConcept: ``strict``, and the model was not shown the brief's product.
+        ModelError: the model is missing, broken, or holds a pickle.
+        OutputError: the picture could not be written where it should go.
+    """
+    brief = check_brief(options.brief)
+    seeds = _seeds(options.seed, options.count)
+    files = targets(options.out, brief, seeds)
+    precision: Precision = one_of("precision", options.precision, PRECISIONS)
+    vae_precision: Precision = one_of("VAE precision", options.vae_precision, PRECISIONS)
+    asked = _request(options, brief, seeds)
+    folder = folder or open_model(options.model)
+    native = default_size(folder)
+    size = parse_size(options.size, native) if options.size else native
+    caption, usage = _captioned(brief, folder, raw=options.raw, strict=options.strict)
+    request = replace(asked, prompt=caption.text, width=native[0], height=native[1])
+    validate(request)
+    for target in files:
+        probe(target.path)
+    return Plan(
+        brief=brief,
+        raw=options.raw,
+        caption=caption,
+        request=request,
+        size=size,
+        sharpen=options.sharpen,
+        targets=files,
+        folder=folder,
+        precision=precision,
+        vae_precision=vae_precision,
+        device=options.device,
+        usage=usage,
+        warnings=(*caption.warnings, *_shape_warning(native, size)),
+    )
+
+
+def plan_like(record: Record, *, model: str | None, out: str | None) -> Plan:
+    """Return the plan that makes the picture of ``record`` again, with the same bits.
+
+    ``model`` None takes the packaged model of the record's name. What else decides the bits and has
+    changed since (our source, a library) is a warning.
+
+    Raises:
+        ModelError: the model is missing, or is not the one that made the picture.
+        InvalidRequest: the record asks for what cannot be done; it was tampered with.
+        OutputError: as for `plan`.
+    """
+    folder = open_model(model or record.model.name)
+    if folder.fingerprint != record.model.fingerprint:
+        raise ModelError(
+            f"the picture was made by {record.model.name} {record.model.version} "
+            f"({record.model.fingerprint[:12]}); {folder.path} is {folder.name} {folder.version} "
+            f"({folder.fingerprint[:12]}). Give --model the folder that made it"
+        )
+    request = RenderRequest(
+        prompt=record.caption,
+        seeds=(record.seed,),
+        width=record.width,
+        height=record.height,
+        steps=record.steps,
+        guidance=record.guidance,
+        negative_prompt=record.negative,
+        sampler=record.sampler,
+        schedule=record.schedule,
+        spacing=record.spacing,
+    )
+    validate(request)
+    files = targets(out, record.brief, request.seeds)
+    probe(files[0].path)
+    return Plan(
+        brief=record.brief,
+        raw=record.raw,
+        caption=Caption(record.caption, None),
+        request=request,
+        size=parse_size(f"{record.size[0]}x{record.size[1]}", default_size(folder)),
+        sharpen=record.sharpen,
+        targets=files,
+        folder=folder,
+        precision=record.precision,
+        vae_precision=record.vae_precision,
+        device=record.device,
+        usage=Usage("caption", 0.0, "cpu"),
+        warnings=tuple(_drift(record)),
+    )
+
+
+N = TypeVar("N", bound=str)
+
+
+def one_of(what: str, got: str, valid: tuple[N, ...]) -> N:
+    """Return ``got`` as one of the ``valid`` names; `InvalidRequest` names the nearest if not."""
+    for name in valid:
+        if name == got:
+            return name
+    raise unknown_name(what, got, valid)
+
+
+def _request(options: Options, brief: str, seeds: tuple[int, ...]) -> RenderRequest:
+    """Return the request but for the caption and the model's size, which are not known yet."""
+    request = RenderRequest(
+        prompt=brief,
+        seeds=seeds,
+        width=512,
+        height=512,
+        steps=options.steps,
+        guidance=options.guidance,
+        negative_prompt=options.negative,
+        sampler=one_of("sampler", options.sampler, SAMPLERS),
+        schedule=one_of("schedule", options.schedule, SCHEDULES),
+        spacing=_spacing(options.spacing),
+    )
+    validate(request)
+    return request
+
+
+def _spacing(name: str | None) -> Spacing | None:
+    if name is None:
+        return None
+    known: Spacing = one_of("spacing", name, SPACINGS)
+    return known
+
+
+def draw_seed() -> int:
+    """Return a seed that nobody chose."""
+    return secrets.randbelow(RANDOM_SEEDS)
+
+
+def _seeds(seed: int | None, count: int) -> tuple[int, ...]:
+    if not 1 <= count <= MAX_PICTURES:
+        raise InvalidRequest(f"{count} pictures were asked for, expected 1 to {MAX_PICTURES}")
+    first = draw_seed() if seed is None else seed
+    if not 0 <= first <= MAX_SEED - count + 1:
+        raise InvalidRequest(f"seed is {first}, expected 0 to {MAX_SEED - count + 1}")
+    return tuple(range(first, first + count))
+
+
+def _captioned(
+    brief: str, folder: ModelFolder, *, raw: bool, strict: bool
+) -> tuple[Caption, Usage]:
+    start = perf_counter()
+    caption = caption_brief(brief, load_lexicon(folder.lexicon_path), raw=raw, strict=strict)
+    return caption, Usage("caption", perf_counter() - start, "cpu")
+
+
+def _shape_warning(native: tuple[int, int], size: tuple[int, int]) -> tuple[str, ...]:
+    if native[0] * size[1] == native[1] * size[0]:
+        return ()
+    made, wanted = "x".join(map(str, native)), "x".join(map(str, size))
+    return (f"the model renders {made}; its margins are cut off for {wanted}",)
+
+
+def _drift(record: Record) -> list[str]:
+    """Name what the bits depend on and has changed since ``record`` was written."""
+    changed: list[str] = []
+    code = code_mark()
+    if code.fingerprint != record.code.fingerprint:
+        changed.append(f"packshot {record.code.version} ({record.code.fingerprint})")
+    here = library_versions()
+    changed += [f"{name} {v}" for name, v in record.libraries.items() if here.get(name) != v]
+    if not changed:
+        return []
+    return [f"the picture was made with {', '.join(changed)}; the bits may differ here"]

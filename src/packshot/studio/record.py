@@ -1,0 +1,169 @@
+"""The recipe record: a picture file that says how to make it again, bit for bit.
+
+It is one JSON object. A PNG holds it as the iTXt chunk ``packshot``, a JPEG or WebP as the EXIF
+user comment; the brief and the maker are in the usual fields beside it, for other programs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+import packshot
+from packshot.core.errors import InvalidRequest, OutputError
+from packshot.core.types import Precision, Sampler, Schedule, Spacing
+from packshot.studio.finish import Sharpen
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["Maker", "Record", "code_mark", "library_versions", "metadata", "read_record"]
+
+KEY = "packshot"
+EXIF_IFD, USER_COMMENT, DESCRIPTION, SOFTWARE = 0x8769, 0x9286, 0x010E, 0x0131  # EXIF 2.32
+ASCII = b"ASCII\0\0\0"  # the character code that opens an EXIF user comment
+LIBRARIES = ("torch", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """A model or the program: name, version, and a fingerprint of what it consists of."""
+
+    name: str
+    version: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """Every resolved parameter of one picture. ``width`` and ``height`` are the engine's pixels,
+    ``size`` the finished picture's; ``device`` is its kind, ``libraries`` those whose arithmetic
+    the bits depend on.
+    """
+
+    brief: str
+    caption: str
+    raw: bool
+    negative: str
+    seed: int
+    width: int
+    height: int
+    steps: int
+    guidance: float
+    sampler: Sampler
+    schedule: Schedule
+    spacing: Spacing
+    precision: Precision
+    vae_precision: Precision
+    device: str
+    size: tuple[int, int]
+    sharpen: Sharpen | None
+    model: Maker
+    code: Maker
+    libraries: dict[str, str]
+    format: int = 1
+
+
+@lru_cache(maxsize=1)
+def code_mark() -> Maker:
+    """Return the version of packshot and a fingerprint of the source that decides a picture's bits.
+
+    That is the engine and the studio: 16 hex digits of SHA-256 over names and contents.
+    """
+    root = Path(packshot.__file__).parent
+    digest = hashlib.sha256()
+    for part in ("core", "engine", "studio"):
+        for file in sorted((root / part).rglob("*.py")):
+            digest.update(file.relative_to(root).as_posix().encode() + b"\0")
+            digest.update(file.read_bytes() + b"\0")
+    return Maker("packshot", packshot.__version__, digest.hexdigest()[:16])
+
+
+def library_versions() -> dict[str, str]:
+    """Return the installed version of each library that the bits of a picture depend on."""
+    found: dict[str, str] = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def metadata(image_format: str, record: Record | None, description: str) -> Mapping[str, Any]:
+    """Return Pillow's ``save`` arguments that put ``record`` into a PNG, JPEG or WEBP file.
+
+    A file that is more than one render (a contact sheet) has None, and its ``description`` alone.
+    """
+    from PIL.Image import Exif
+    from PIL.PngImagePlugin import PngInfo
+
+    content = json.dumps(msgspec.to_builtins(record), separators=(",", ":")) if record else ""
+    software = f"packshot {packshot.__version__}"
+    if image_format == "PNG":
+        info = PngInfo()
+        info.add_itxt("Description", description)
+        info.add_itxt("Software", software)
+        if content:
+            info.add_itxt(KEY, content)
+        return {"pnginfo": info}
+    exif = Exif()
+    exif[DESCRIPTION] = description.encode("ascii", "replace").decode()
+    exif[SOFTWARE] = software
+    if content:
+        exif.get_ifd(EXIF_IFD)[USER_COMMENT] = ASCII + content.encode("ascii")
+    return {"exif": exif}
+
+
+def read_record(path: Path) -> Record:
+    """Return the record that a picture of ours carries.
+
+    Raises:
+        OutputError: the file cannot be read, or is not a picture.
+        InvalidRequest: it carries no record, or one of another kind or format.
+    """
+    content = _content(path)
+    if content is None:
+        raise InvalidRequest(
+            f"{path} carries no packshot record; it was not made by `packshot render`, "
+            "or a program that rewrote it dropped its metadata"
+        )
+    try:
+        return msgspec.json.decode(content, type=Record)
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(
+            f"the record in {path} is not one of a single render: {error}"
+        ) from error
+
+
+def _content(path: Path) -> bytes | None:
+    """Return the raw JSON in a file's metadata, or None."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
+            return _png_text(image) if image.format == "PNG" else _exif_comment(image)
+    except UnidentifiedImageError as error:
+        raise OutputError(f"{path} is not a PNG, JPEG or WebP picture") from error
+    except OSError as error:
+        raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _png_text(image: Image) -> bytes | None:
+    text = image.info.get(KEY)
+    return text.encode() if isinstance(text, str) else None
+
+
+def _exif_comment(image: Image) -> bytes | None:
+    comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
+    if not isinstance(comment, bytes) or not comment.startswith(ASCII):
+        return None
+    return comment[len(ASCII) :] if comment[len(ASCII) :].startswith(b"{") else None

@@ -1,0 +1,146 @@
+"""The main path: a plan and an engine in, finished pictures on disk out, every stage metered."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Protocol
+
+from packshot.core.types import STAGES, Precision, RenderRequest, Stage, Usage
+from packshot.studio.finish import finish
+from packshot.studio.plan import Plan
+from packshot.studio.record import Maker, Record, code_mark, library_versions, metadata
+from packshot.studio.store import format_of, write_picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from packshot.engine.results import OnStep, Picture, RenderResult
+
+__all__ = ["Delivery", "Renderer", "Stored", "load_engine", "render", "total"]
+
+
+class Renderer(Protocol):
+    """What the studio asks of an engine; `packshot.engine.engine.Engine` is one."""
+
+    def render(self, request: RenderRequest, *, on_step: OnStep | None = None) -> RenderResult:
+        """Return one picture per seed, telling ``on_step`` of each step."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One finished picture on disk."""
+
+    path: Path
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The pictures of a plan, what each stage consumed (once per stage), and what to tell the user.
+
+    ``device`` and ``precision`` are those that were used, where the plan said "auto".
+    """
+
+    pictures: tuple[Stored, ...]
+    usage: tuple[Usage, ...]
+    warnings: tuple[str, ...]
+    device: str
+    precision: Precision
+
+
+def load_engine(plan: Plan) -> Renderer:
+    """Return the engine for a plan's model, whose folder is not checked a second time.
+
+    This is where torch is imported, and not before.
+    """
+    from packshot.engine.devices import pick_device
+    from packshot.engine.engine import Engine
+    from packshot.engine.model import Model
+
+    device = pick_device(plan.device)
+    return Engine(Model(plan.folder, device, plan.precision, plan.vae_precision))
+
+
+def render(plan: Plan, engine: Renderer, on_step: OnStep | None = None) -> Delivery:
+    """Make the pictures of ``plan`` and put them where it says.
+
+    Raises:
+        RenderFailed: the network produced no picture.
+        OutputError: a file could not be written; those before it are there, whole.
+    """
+    result = engine.render(plan.request, on_step=on_step)
+    meter = [plan.usage, *result.usage]
+    stored: list[Stored] = []
+    for pixels, seed, target in zip(result.images, plan.request.seeds, plan.targets, strict=True):
+        picture = finished(plan, pixels, meter)
+        with metered(meter, "store"):
+            extra = metadata(format_of(target.path), record_of(plan, result, seed), plan.brief)
+            stored.append(Stored(write_picture(picture, target, extra), seed))
+    warnings = (*plan.warnings, *result.warnings)
+    return Delivery(tuple(stored), total(meter), warnings, result.device, result.precision)
+
+
+def finished(plan: Plan, pixels: Picture, meter: list[Usage]) -> Image:
+    """Return the engine's pixels at the size and sharpness of the plan."""
+    from PIL.Image import fromarray
+
+    with metered(meter, "finish", plan.size[0] * plan.size[1]):
+        return finish(fromarray(pixels), plan.size, plan.sharpen)
+
+
+def record_of(plan: Plan, result: RenderResult, seed: int) -> Record:
+    """Return the recipe record of one picture, with what the engine filled in."""
+    done = result.request
+    return Record(
+        brief=plan.brief,
+        caption=done.prompt,
+        raw=plan.raw,
+        negative=done.negative_prompt,
+        seed=seed,
+        width=done.width,
+        height=done.height,
+        steps=done.steps,
+        guidance=done.guidance,
+        sampler=done.sampler,
+        schedule=done.schedule,
+        spacing=done.spacing or "leading",
+        precision=result.precision,
+        vae_precision=plan.vae_precision,
+        device=result.device.partition(":")[0],
+        size=plan.size,
+        sharpen=plan.sharpen,
+        model=Maker(plan.folder.name, plan.folder.version, plan.folder.fingerprint),
+        code=code_mark(),
+        libraries=library_versions(),
+    )
+
+
+@contextmanager
+def metered(meter: list[Usage], stage: Stage, pixels: int = 0) -> Generator[None]:
+    """Add to ``meter`` the time that the block takes on this machine's CPU."""
+    start = perf_counter()
+    yield
+    meter.append(Usage(stage, perf_counter() - start, "cpu", pixels=pixels))
+
+
+def total(meter: Iterable[Usage]) -> tuple[Usage, ...]:
+    """Return one `Usage` per stage, in the order of a render, with sums over the pictures."""
+    sums: dict[Stage, Usage] = {}
+    for part in meter:
+        before = sums.get(part.stage)
+        sums[part.stage] = (
+            part
+            if before is None
+            else replace(
+                before,
+                seconds=before.seconds + part.seconds,
+                steps=before.steps + part.steps,
+                pixels=before.pixels + part.pixels,
+            )
+        )
+    return tuple(sums[stage] for stage in STAGES if stage in sums)
