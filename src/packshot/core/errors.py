@@ -89,7 +89,7 @@ class Cancelled(PackshotError):
 
 
 def unknown_name(what: str, got: str, valid: Iterable[str]) -> InvalidRequest:
-    """Return the error for a name that is not in a fixed set: the nearest one, and all valid ones."""
+    """Return the error for a name that is not in a fixed set: the nearest, and all valid ones."""
     names = sorted(valid)
     near = get_close_matches(got, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
