@@ -10,13 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import typer
 from rich.console import Console
 from typer.testing import CliRunner
 
 from packshot.cli import doctor as module
 from packshot.cli.doctor import Finding, diagnose, healthy, show
 from packshot.cli.machine import driver_version, look, memory_limit
+from packshot.cli.main import app
 from packshot.engine.folder import make_manifest
 from packshot.engine.outlook import Outlook
 
@@ -153,9 +153,7 @@ def test_a_model_without_a_manifest_says_so(tiny_sdxl: Path, machine: Callable[.
 
 
 def run(*arguments: str) -> tuple[int, str]:
-    app = typer.Typer()
-    app.command()(module.doctor)
-    result = CliRunner().invoke(app, list(arguments))
+    result = CliRunner().invoke(app, ["doctor", *arguments])
     return result.exit_code, result.output
 
 

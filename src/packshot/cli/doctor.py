@@ -10,11 +10,10 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import typer
 
-from packshot.cli import options as o
 from packshot.cli import terminal
 from packshot.cli.machine import GIB, Machine, installed, look
 from packshot.core.errors import ModelCorrupt, PackshotError
@@ -50,8 +49,8 @@ class Finding:
     cure: str = ""
 
 
-def doctor(model: o.Model = defaults.MODEL, as_json: o.AsJson = False) -> None:
-    """Say what this machine has, what a render will use, what is missing and how to mend it."""
+def doctor(model: str, *, as_json: bool) -> NoReturn:
+    """Print the report and exit: 0, or 1 where a render would fail."""
     from packshot.cli.report import print_json
 
     findings = diagnose(model)
