@@ -19,7 +19,16 @@ def test_the_version(packshot: Packshot) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["-h"], ["render", "-h"], ["sheet", "--help"], ["model", "show", "-h"]]
+    "words",
+    [
+        [],
+        ["--help"],
+        ["-h"],
+        ["render", "-h"],
+        ["sheet", "--help"],
+        ["model"],
+        ["model", "show", "-h"],
+    ],
 )
 def test_help_fits_the_terminal(packshot: Packshot, words: list[str]) -> None:
     done = packshot(*words)

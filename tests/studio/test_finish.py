@@ -39,6 +39,7 @@ def test_sizes_that_can_be_had(text, native, expected) -> None:
         ("4104", "4104 is out of range, expected 64 to 4096"),
         ("56", "56 is out of range"),
         ("0", "0 is out of range"),
+        ("3", "3 is out of range"),
         ("big", "'big' is not a size"),
         ("512x", "is not a size"),
         ("512x512x512", "is not a size"),

@@ -76,6 +76,8 @@ def test_raw_is_passed_on_and_another_shape_is_said(options: Options) -> None:
         ({"spacing": "middle"}, InvalidRequest, "leading, linspace, trailing"),
         ({"precision": "fp8"}, InvalidRequest, "unknown precision 'fp8'"),
         ({"vae_precision": "fp8"}, InvalidRequest, "unknown VAE precision 'fp8'"),
+        ({"device": "gpu"}, InvalidRequest, "unknown device 'gpu'.*Valid: auto, cpu, cuda"),
+        ({"device": "cuda:x"}, InvalidRequest, "unknown device"),
         ({"count": 0}, InvalidRequest, "0 pictures were asked for"),
         ({"count": 65}, InvalidRequest, "expected 1 to 64"),
         ({"seed": -1}, InvalidRequest, "seed is -1, expected 0 to"),
@@ -153,6 +155,12 @@ def test_what_else_has_changed_is_a_warning(options: Options) -> None:
 def test_a_tampered_record_is_refused(options: Options) -> None:
     first = plan(options)
     record = record_of(first, StubEngine().render(first.request), 7)
-    for change in ({"steps": 10**6}, {"width": 10**6}, {"size": (7, 7)}, {"guidance": -1.0}):
+    for change in (
+        {"steps": 10**6},
+        {"device": "npu"},
+        {"width": 10**6},
+        {"size": (7, 7)},
+        {"guidance": -1.0},
+    ):
         with pytest.raises(InvalidRequest):
             plan_like(replace(record, **change), model=options.model, out=options.out)

@@ -25,7 +25,6 @@ CANCELLED = 130
 app = typer.Typer(
     name="packshot",
     help="A brief goes in, a product photograph comes out.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -50,8 +49,9 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
+    ctx: typer.Context,
     *,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
@@ -60,6 +60,7 @@ def _root(
 ) -> None:
     """Hold the options of no sub-command: a callback prints the version, `main` reads --debug."""
     del version, debug
+    terminal.help_if_alone(ctx)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

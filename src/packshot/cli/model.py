@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(
-    help="Show, verify or export a model.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="Show, verify or export a model.", rich_markup_mode=None)
+app.callback(invoke_without_command=True)(terminal.help_if_alone)
 
 
 @app.command()

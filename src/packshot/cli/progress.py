@@ -41,18 +41,19 @@ def bar(pictures: int, steps: int) -> Generator[OnStep]:
         MofNCompleteColumn(),
         _speed_column(),
         TextColumn("ETA"),
-        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+        TimeRemainingColumn(compact=True),
     )
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-        task = shown.add_task("denoise", total=pictures * steps)
+    quiet = not console.is_terminal
+    with Bar(
+        *columns, console=console, transient=True, disable=quiet, refresh_per_second=5
+    ) as shown:
+        task = shown.add_task("encode ", total=pictures * steps)
 
         def tell(_: Progress) -> None:
             shown.advance(task)
             done = int(shown.tasks[task].completed)
-            if done == pictures * steps:
-                shown.update(task, description="decode ")
-            elif pictures > 1:
-                shown.update(task, description=f"denoise {done // steps + 1}/{pictures}")
+            now = f"denoise {done // steps + 1}/{pictures}" if pictures > 1 else "denoise"
+            shown.update(task, description=now if done < pictures * steps else "decode ")
 
         yield tell
 

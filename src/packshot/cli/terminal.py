@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+import typer
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["error", "note", "out", "stderr", "warn"]
+__all__ = ["error", "help_if_alone", "note", "out", "stderr", "warn"]
 
 
 def out() -> Console:
@@ -38,6 +40,12 @@ def warn(message: str) -> None:
 def note(message: str) -> None:
     """Say what the user may want to know."""
     _label("note", "dim", message)
+
+
+def help_if_alone(ctx: typer.Context) -> None:
+    """Show the help of a command group that was called without a command."""
+    if ctx.invoked_subcommand is None:
+        typer.echo(ctx.get_help())
 
 
 def _label(label: str, style: str, message: str) -> None:

@@ -42,15 +42,15 @@ def parse_size(text: str, native: tuple[int, int]) -> tuple[int, int]:
         raise InvalidRequest(f"size {text!r} is not a size; say e.g. 512 or 768x512")
     width, height = int(sides[1]), int(sides[2] or sides[1])
     for pixels in (width, height):
+        if not MIN_SIDE <= pixels <= MAX_SIDE:
+            raise InvalidRequest(
+                f"size {text!r}: {pixels} is out of range, expected {MIN_SIDE} to {MAX_SIDE} pixels"
+            )
         if pixels % SIDE_MULTIPLE:
             below = pixels - pixels % SIDE_MULTIPLE
             raise InvalidRequest(
                 f"size {text!r}: {pixels} is not a multiple of {SIDE_MULTIPLE}; "
                 f"the nearest are {below} and {below + SIDE_MULTIPLE}"
-            )
-        if not MIN_SIDE <= pixels <= MAX_SIDE:
-            raise InvalidRequest(
-                f"size {text!r}: {pixels} is out of range, expected {MIN_SIDE} to {MAX_SIDE} pixels"
             )
     if sides[2] is None and native[0] != native[1]:
         longer = max(native)

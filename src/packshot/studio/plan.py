@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -97,6 +98,7 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
     files = targets(options.out, brief, seeds)
     precision: Precision = one_of("precision", options.precision, PRECISIONS)
     vae_precision: Precision = one_of("VAE precision", options.vae_precision, PRECISIONS)
+    check_device(options.device)
     asked = _request(options, brief, seeds)
     folder = folder or open_model(options.model)
     native = default_size(folder)
@@ -154,6 +156,7 @@ def plan_like(record: Record, *, model: str | None, out: str | None) -> Plan:
         spacing=record.spacing,
     )
     validate(request)
+    check_device(record.device)
     files = targets(out, record.brief, request.seeds)
     probe(files[0].path)
     return Plan(
@@ -200,6 +203,12 @@ def _request(options: Options, brief: str, seeds: tuple[int, ...]) -> RenderRequ
     )
     validate(request)
     return request
+
+
+def check_device(name: str) -> None:
+    """Raise `InvalidRequest` for what is no device; whether it is there, only torch can tell."""
+    if re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", name, re.ASCII) is None:
+        raise unknown_name("device", name, ("auto", "cpu", "cuda", "cuda:0"))
 
 
 def _spacing(name: str | None) -> Spacing | None:
