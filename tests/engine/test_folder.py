@@ -119,11 +119,19 @@ def test_missing_weights_say_which_names_would_do(model: Path) -> None:
         ModelFolder.open(model)
 
 
-@pytest.mark.parametrize("text", ['{"a": ', "[]", "\udcff".encode("utf-8", "surrogateescape")])
-def test_bad_json(model: Path, text: str | bytes) -> None:
-    data = text if isinstance(text, bytes) else text.encode()
+@pytest.mark.parametrize("data", [b'{"a": ', b"[]", b"\xff", b"[" * 100_000])
+def test_bad_json(model: Path, data: bytes) -> None:
     (model / "vae" / "config.json").write_bytes(data)
     with pytest.raises(ModelCorrupt, match=r"vae/config\.json is (not valid JSON|a list)"):
+        ModelFolder.open(model)
+
+
+def test_what_may_not_be_read_is_said(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(ModelNotFound, match=r"cannot be read: .*Permission denied"):
         ModelFolder.open(model)
 
 

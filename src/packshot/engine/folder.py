@@ -83,6 +83,13 @@ class ModelFolder:
         in all or ``verify`` is set, else by size. Raises ``ModelNotFound`` (the folder or a file is
         missing), ``ModelCorrupt`` (JSON, size or sum is wrong) or ``UnsafeModel`` (a pickle).
         """
+        try:
+            return cls._open(path, verify=verify)
+        except OSError as error:
+            raise ModelNotFound(f"{path} cannot be read: {error}.") from error
+
+    @classmethod
+    def _open(cls, path: Path, *, verify: bool) -> ModelFolder:
         _refuse_missing(path)
         _refuse_pickles(path)
         components = _find_components(path)
@@ -143,7 +150,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """Return the object that a JSON file holds; ``ModelCorrupt`` if it is not one."""
     try:
         data: object = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelCorrupt(f"{file} is not valid JSON: {error}.") from error
     return _as_object(data, str(file))
 
