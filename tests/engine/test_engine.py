@@ -200,31 +200,33 @@ def test_a_missing_folder_is_refused_by_name(tmp_path):
 # ---------------------------------------------------------------- faults
 
 
-def broken(value: float, times: int):
-    """A decode that fills the picture with ``value`` so many times, then works."""
+def broken(value: float, times: int, contrast: float = 1e-5):
+    """Return a decode that is lost in ``value`` so many times, then works."""
     decode, left = VAE.decode, [times]
 
     def decoding(self, latents):
         pixels = decode(self, latents)
         left[0] -= 1
-        return pixels if left[0] < 0 else torch.full_like(pixels, value)
+        return pixels if left[0] < 0 else value + contrast * pixels
 
     return decoding
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "contrast", "said"),
     [
-        (torch.nan, "not-a-number"),
-        (torch.inf, "not-a-number"),
-        (0.2, "one flat colour"),
-        (7.0, "one flat colour"),
+        (torch.nan, 1.0, "not-a-number"),
+        (torch.inf, 1.0, "not-a-number"),
+        (0.2, 1e-3, "one flat colour"),
+        (7.0, 1.0, "one flat colour"),  # varied, but all of it beyond white
     ],
 )
-def test_a_broken_picture_is_decoded_once_more_in_fp32(tiny_sdxl, monkeypatch, value, said):
+def test_a_broken_picture_is_decoded_once_more_in_fp32(
+    tiny_sdxl, monkeypatch, value, contrast, said
+):
     engine = Engine.load(tiny_sdxl, device="cpu", vae_precision="bf16")
     full = Engine.load(tiny_sdxl, device="cpu").render(REQUEST).images[0]
-    monkeypatch.setattr(VAE, "decode", broken(value, times=1))
+    monkeypatch.setattr(VAE, "decode", broken(value, times=1, contrast=contrast))
     result = engine.render(REQUEST)
     assert np.array_equal(result.images[0], full)
     assert len(result.warnings) == 1

@@ -244,6 +244,15 @@ def test_fp32_latents_lose_nothing_from_the_top_sigma_down():
     assert (end(torch.float32) - end(torch.float64)).abs().max().item() < 2e-6
 
 
+@pytest.mark.parametrize(("name", "draws"), [("euler", 1), ("euler-ancestral", 5), ("dpmpp-2m", 1)])
+def test_only_an_ancestral_sampler_draws_noise_on_the_way(name, draws):
+    settings = {"schedule": "default", "spacing": "trailing", "steps": 4, "device": CPU}
+    drawn = [noise.float() for noise, _ in zip(noises(), range(9), strict=False)]
+    rest = iter(drawn)
+    denoise(Network(), plan(NoiseConfig(), sampler=name, **settings), rest)
+    assert len(list(rest)) == 9 - draws
+
+
 def test_steps_of_no_length_do_nothing():
     """As many steps as training timesteps leave no room for the intervals of a multistep grid."""
     row = dpmpp_2m(np.array([2.0, 1.0, 1.0, 1.0, 0.5, 0.0]))
