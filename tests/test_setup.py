@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -25,6 +26,7 @@ case $* in
   *"pip "*"torch=="*) [[ ! -e $here/pip-fails ]] || { cat "$here/pip-fails"; exit 1; }
     touch "$here/has-torch" ;;
   *"pip "*) sleep "${PIP_SLEEPS:-0}"; echo "WARNING: pip is noisy" >&2 ;;
+  "-P -m pytest"*) echo "tests: ${*:4}, threads: ${OMP_NUM_THREADS:-free}" ;;
   "-P -m packshot "*) echo "ran: ${*:4}" ;;
 esac
 """
@@ -209,6 +211,12 @@ def test_two_first_runs_at_once_set_up_once(world: World) -> None:
     assert [run.returncode for run in runs] == [0, 0]
     assert len([line for line in world.installs() if "--editable" in line]) == 1
     assert sorted("waiting for another" in text for text in errors) == [False, True]
+
+
+def test_all_tests_run_side_by_side_and_named_ones_as_asked(world: World) -> None:
+    assert re.fullmatch(r"tests: -n [1-4], threads: 1\n", world.run("test").stdout)
+    named = world.run("test", "tests/engine", "-k", "a b")
+    assert named.stdout == "tests: tests/engine -k a b, threads: free\n"
 
 
 def test_an_exit_code_passes_through(world: World) -> None:
