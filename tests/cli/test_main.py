@@ -9,6 +9,7 @@ import time
 import pytest
 
 import packshot as package
+from packshot.cli.terminal import pace
 from packshot.core.errors import PackshotError, RenderFailed
 from tests.cli.conftest import Packshot
 
@@ -76,6 +77,20 @@ def test_an_error_of_ours_is_one_line_and_its_code(
     done = packshot("render", "x")
     assert done.code == error.exit_code
     assert done.err == f"error: {' '.join(str(error).split())}\n"
+
+
+@pytest.mark.parametrize(
+    ("steps", "seconds", "said"),
+    [
+        (20, 2.0, "10.0 it/s"),
+        (1, 1.0, "1.0 it/s"),
+        (1, 2.5, "2.5 s/it"),
+        (0, 1.0, ""),
+        (1, 0.0, ""),
+    ],
+)
+def test_slow_steps_are_told_in_seconds_each(steps: int, seconds: float, said: str) -> None:
+    assert pace(steps, seconds) == said
 
 
 def test_debug_shows_the_traceback(packshot: Packshot) -> None:

@@ -32,8 +32,9 @@ def test_a_brief_becomes_a_file_and_a_table(packshot: Packshot, model: str, engi
     assert f"{files()[0]}  64x64, seed 7" in done.out
     for stage in (*STAGES, "total"):
         assert f" {stage} " in done.out
-    assert "20 steps, 28.6 it/s" in done.out
+    assert "20 steps, 35.0 s/it" in done.out
     assert "100.0 %" in done.out
+    assert [line.split()[2] for line in done.out.splitlines() if " encode " in line] == ["10.0"]
     assert max(map(len, done.out.splitlines())) <= 80
 
 
@@ -160,7 +161,7 @@ main(sys.argv[1:])
 
 
 def test_ctrl_c_leaves_no_half_file(tiny_sdxl: Path, tmp_path: Path) -> None:
-    words = ["render", "a red shoe", "--model", str(tiny_sdxl), "--out", "d/x.png"]
+    words = ["render", "a red shoe", "--model", str(tiny_sdxl), "--steps", "4", "--out", "d/x.png"]
     done = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, *words],
         capture_output=True,

@@ -45,13 +45,13 @@ class StubEngine:
                             lambda seed=seed: picture_of(request, seed),
                         )
                     )
-        pictures = len(request.seeds)
+        pictures = len(request.seeds)  # their seconds are long, so that ours change no share
         return RenderResult(
             images=tuple(picture_of(request, seed) for seed in request.seeds),
             usage=(
-                Usage("encode", 0.1, "cpu"),
-                Usage("denoise", 0.7, "cpu", steps=request.steps * pictures),
-                Usage("decode", 0.2, "cpu", pixels=NATIVE * NATIVE * pictures),
+                Usage("encode", 100.0, "cpu"),
+                Usage("denoise", 700.0, "cpu", steps=request.steps * pictures),
+                Usage("decode", 200.0, "cpu", pixels=NATIVE * NATIVE * pictures),
             ),
             warnings=("the prompt is long",) if len(request.prompt) > 300 else (),
             request=replace(request, spacing=request.spacing or "trailing"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packshot.core.errors import InvalidRequest, UnknownConcept
-from packshot.studio.caption import BRIEF_LIMIT, caption_brief, caption_text
+from packshot.studio.caption import TEXT_LIMIT, caption_brief, caption_text
 from packshot.studio.lexicon import Defaults
 from packshot.studio.slots import Slots
 from tests.studio.lexicons import SMALL, SUFFIX
@@ -175,9 +175,9 @@ def test_an_empty_brief_is_refused(brief: str) -> None:
 
 
 def test_a_brief_may_not_be_endless() -> None:
-    caption_brief("w " * (BRIEF_LIMIT // 2), SMALL)
+    caption_brief("w " * (TEXT_LIMIT // 2), SMALL)
     with pytest.raises(InvalidRequest, match="at most"):
-        caption_brief("w" * (BRIEF_LIMIT + 1), SMALL)
+        caption_brief("w" * (TEXT_LIMIT + 1), SMALL)
 
 
 ATOMS = sorted(

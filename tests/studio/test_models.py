@@ -61,6 +61,21 @@ def test_an_export_overwrites_nothing(mini: Path, tmp_path: Path) -> None:
     assert export_model("packshot-mini", tmp_path / "empty") > 10
 
 
+def test_an_export_that_fails_leaves_nothing(
+    mini: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def tear(_: Path, to: Path, **__) -> None:
+        to.mkdir()
+        (to / "half").write_text("")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copytree", tear)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(OutputError, match="No space left"):
+        export_model("packshot-mini", tmp_path / "copy")
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_an_export_that_cannot_be_written_is_said(mini: Path) -> None:
     with pytest.raises(OutputError, match="cannot write /proc/copy"):
         export_model("packshot-mini", Path("/proc/copy"))

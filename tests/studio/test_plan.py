@@ -82,7 +82,11 @@ def test_raw_is_passed_on_and_another_shape_is_said(options: Options) -> None:
         ({"count": 65}, InvalidRequest, "expected 1 to 64"),
         ({"seed": -1}, InvalidRequest, "seed is -1, expected 0 to"),
         ({"seed": 2**63 - 1, "count": 2}, InvalidRequest, "seed is 9223372036854775807"),
-        ({"negative": "x" * 20_000}, InvalidRequest, "negative prompt has 20000"),
+        (
+            {"negative": "x" * 1001},
+            InvalidRequest,
+            "negative prompt has 1001 characters; at most 1000",
+        ),
         ({"out": "x.gif"}, InvalidRequest, "got .gif, expected .png"),
         ({"out": "/proc/no/x.png"}, OutputError, "cannot write /proc/no/x.png"),
         ({"brief": "a kayak", "strict": True}, UnknownConcept, "not shown 'kayak'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 import packshot
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.core.types import PRECISIONS, SAMPLERS, SCHEDULES, SPACINGS
+from packshot.studio.caption import TEXT_LIMIT
 from packshot.studio.finish import Sharpen
 from packshot.studio.record import (
     Maker,
@@ -49,6 +51,28 @@ RECORDS = st.builds(
     libraries=st.dictionaries(TEXT, TEXT, max_size=3),
     format=st.just(1),
 )
+EXAMPLE = Record(
+    brief="a shoe",
+    caption="shoe",
+    raw=False,
+    negative="",
+    seed=1,
+    width=64,
+    height=64,
+    steps=2,
+    guidance=1.0,
+    sampler="euler",
+    schedule="default",
+    spacing="trailing",
+    precision="fp32",
+    vae_precision="auto",
+    device="cpu",
+    size=(64, 64),
+    sharpen=None,
+    model=Maker("m", "1", "f" * 64),
+    code=Maker("packshot", "1", "f" * 16),
+    libraries={},
+)
 PICTURE = Image.new("RGB", (16, 16), "teal")
 
 
@@ -62,6 +86,13 @@ def write(path: Path, record: Record | None, description: str = "a brief") -> Pa
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_what_is_written_is_read(tmp_path: Path, extension: str, record: Record) -> None:
     assert read_record(write(tmp_path / f"x{extension}", record, record.brief)) == record
+
+
+@pytest.mark.parametrize("extension", FORMATS)
+def test_the_longest_texts_fit(tmp_path: Path, extension: str) -> None:
+    long = "\U0001f45f" * TEXT_LIMIT
+    record = replace(EXAMPLE, brief=long, caption=long + ", product photo" * 20, negative=long)
+    assert read_record(write(tmp_path / f"x{extension}", record, long)) == record
 
 
 @pytest.mark.parametrize("extension", FORMATS)

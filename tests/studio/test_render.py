@@ -47,8 +47,15 @@ def test_every_stage_is_metered_once_and_in_order(options: Options) -> None:
 
 
 def test_sums_are_per_stage() -> None:
-    parts = [Usage("store", 1.0, "cpu"), Usage("encode", 0.5, "cpu"), Usage("store", 2.0, "cpu")]
-    assert total(parts) == (Usage("encode", 0.5, "cpu"), Usage("store", 3.0, "cpu"))
+    parts = [
+        Usage("denoise", 1.0, "cpu", steps=3, pixels=8),
+        Usage("encode", 0.5, "cpu"),
+        Usage("denoise", 2.0, "cpu", steps=4, pixels=16),
+    ]
+    assert total(parts) == (
+        Usage("encode", 0.5, "cpu"),
+        Usage("denoise", 3.0, "cpu", steps=7, pixels=24),
+    )
 
 
 def test_what_the_engine_says_is_passed_on(options: Options) -> None:
@@ -65,6 +72,31 @@ def test_like_makes_the_same_file_again(options: Options, tmp_path: Path, extens
     again = tmp_path / f"again{extension}"
     render(plan_like(read_record(first), model=options.model, out=str(again)), StubEngine())
     assert again.read_bytes() == first.read_bytes()
+
+
+def test_the_record_has_every_choice(options: Options) -> None:
+    chosen = replace(
+        options,
+        brief="red sneakers",
+        size="96x64",
+        steps=4,
+        guidance=2.25,
+        negative="blur",
+        sampler="euler-ancestral",
+        schedule="karras",
+        spacing="linspace",
+        vae_precision="fp32",
+        sharpen=None,
+    )
+    planned = plan(chosen)
+    record = read_record(render(planned, StubEngine()).pictures[0].path)
+    for name in ("brief", "steps", "guidance", "negative", "sampler", "schedule", "spacing"):
+        assert getattr(record, name) == getattr(chosen, name), name
+    assert (record.vae_precision, record.sharpen, record.raw) == ("fp32", None, False)
+    assert (record.width, record.height, record.size) == (64, 64, (96, 64))
+    assert (record.precision, record.device, record.seed) == ("fp32", "cpu", 7)
+    assert record.caption == planned.caption.text
+    assert record.model.fingerprint == planned.folder.fingerprint
 
 
 def test_an_interrupt_leaves_no_file(options: Options, tmp_path: Path) -> None:

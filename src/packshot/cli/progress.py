@@ -68,6 +68,7 @@ def _speed_column() -> ProgressColumn:
         def render(self, task: Task) -> Text:
             """Return the speed so far, blank before the second step."""
             speed = task.finished_speed or task.speed
-            return Text(f"{speed:5.1f} it/s" if speed else " " * 10, style="progress.data.speed")
+            pace = terminal.pace(speed, 1.0) if speed else ""
+            return Text(f"{pace:>10}", style="progress.data.speed")
 
     return SpeedColumn()

@@ -82,9 +82,8 @@ def _stage_table(usage: Sequence[Usage]) -> Table:
 
 
 def _speed(part: Usage) -> str:
-    if not part.steps or not part.seconds:
-        return ""
-    return f"{part.steps} steps, {part.steps / part.seconds:.1f} it/s"
+    pace = terminal.pace(part.steps, part.seconds)
+    return f"{part.steps} steps, {pace}" if pace else ""
 
 
 def render_facts(plan: Plan, delivery: Delivery, load_seconds: float) -> dict[str, Any]:

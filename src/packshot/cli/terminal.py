@@ -10,7 +10,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["error", "help_if_alone", "note", "out", "stderr", "warn"]
+__all__ = ["error", "help_if_alone", "note", "out", "pace", "stderr", "warn"]
 
 
 def out() -> Console:
@@ -46,6 +46,14 @@ def help_if_alone(ctx: typer.Context) -> None:
     """Show the help of a command group that was called without a command."""
     if ctx.invoked_subcommand is None:
         typer.echo(ctx.get_help())
+
+
+def pace(steps: float, seconds: float) -> str:
+    """Return how fast steps go: "8.3 it/s", or "2.4 s/it" where they are slow."""
+    if not steps or not seconds:
+        return ""
+    rate = steps / seconds
+    return f"{rate:.1f} it/s" if rate >= 1 else f"{1 / rate:.1f} s/it"
 
 
 def _label(label: str, style: str, message: str) -> None:

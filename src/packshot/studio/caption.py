@@ -18,10 +18,10 @@ from packshot.studio.phrases import BREAK, words
 from packshot.studio.reading import Subject, find_subject, read
 from packshot.studio.slots import Slots, fill
 
-__all__ = ["BRIEF_LIMIT", "Caption", "Slots", "caption_brief", "caption_text", "check_brief"]
+__all__ = ["TEXT_LIMIT", "Caption", "caption_brief", "caption_text", "check_brief", "check_length"]
 
-BRIEF_LIMIT = 1000
-"""Most characters in a brief; CLIP reads 77 tokens, so more could not matter."""
+TEXT_LIMIT = 1000
+"""Most characters in a brief: CLIP reads 77 tokens, and EXIF holds 64 kB."""
 
 SHOW_HINT = "`packshot model show` lists what it knows."
 GUESS = "it will guess"
@@ -49,11 +49,16 @@ def check_brief(brief: str) -> str:
         raise InvalidRequest(
             'the brief is empty; say what to photograph, e.g. "white sneakers on a sandy beach"'
         )
-    if len(stripped) > BRIEF_LIMIT:
-        raise InvalidRequest(
-            f"the brief has {len(stripped)} characters; at most {BRIEF_LIMIT} are read"
-        )
+    check_length("brief", stripped)
     return stripped
+
+
+def check_length(what: str, text: str) -> None:
+    """Raise `InvalidRequest` for more text than a picture's record has room for."""
+    if len(text) > TEXT_LIMIT:
+        raise InvalidRequest(
+            f"the {what} has {len(text)} characters; at most {TEXT_LIMIT} are taken"
+        )
 
 
 def caption_brief(

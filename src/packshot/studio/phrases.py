@@ -168,11 +168,12 @@ def _term_phrases(term: Term) -> Iterator[str]:
 
 
 def _candidates(text: Sequence[str], book: Phrasebook) -> Iterator[Match]:
-    """Yield every run of words that the book knows; a compound may be written apart or joined."""
+    """Yield every run of words that the book knows; a compound may be written apart or joined.
+
+    None reaches across a `BREAK`, for no phrase holds one.
+    """
     for start in range(len(text)):
         for stop in range(start + 1, min(start + book.longest + 1, len(text)) + 1):
-            if text[stop - 1] == BREAK:
-                break
             found = key(text[start:stop])
             if found in book.meanings:
                 yield Match(start, stop, len(found), book.meanings[found])

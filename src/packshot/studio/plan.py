@@ -22,7 +22,7 @@ from packshot.core.types import (
 from packshot.engine.folder import ModelFolder
 from packshot.engine.limits import MAX_PICTURES, MAX_SEED, default_size, validate
 from packshot.studio import defaults
-from packshot.studio.caption import Caption, caption_brief, check_brief
+from packshot.studio.caption import Caption, caption_brief, check_brief, check_length
 from packshot.studio.finish import DEFAULT_SHARPEN, Sharpen, parse_size
 from packshot.studio.lexicon import load_lexicon
 from packshot.studio.models import open_model
@@ -99,6 +99,7 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
     precision: Precision = one_of("precision", options.precision, PRECISIONS)
     vae_precision: Precision = one_of("VAE precision", options.vae_precision, PRECISIONS)
     check_device(options.device)
+    check_length("negative prompt", options.negative)
     asked = _request(options, brief, seeds)
     folder = folder or open_model(options.model)
     native = default_size(folder)

@@ -164,6 +164,6 @@ def _png_text(image: Image) -> bytes | None:
 
 def _exif_comment(image: Image) -> bytes | None:
     comment = image.getexif().get_ifd(EXIF_IFD).get(USER_COMMENT)
-    if not isinstance(comment, bytes) or not comment.startswith(ASCII):
-        return None
-    return comment[len(ASCII) :] if comment[len(ASCII) :].startswith(b"{") else None
+    if isinstance(comment, bytes) and comment.startswith(ASCII + b"{"):
+        return comment[len(ASCII) :]
+    return None
