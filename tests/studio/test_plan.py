@@ -139,6 +139,8 @@ def test_a_record_leads_to_the_same_request(options: Options, tmp_path: Path) ->
 def test_another_model_cannot_make_it_again(options: Options, tmp_path: Path) -> None:
     first = plan(options)
     record = record_of(first, StubEngine().render(first.request), 7)
+    with pytest.raises(ModelNotFound, match=r"made by 'model'.*Give --model its folder"):
+        plan_like(record, model=None, out=None)
     other = make_folder(tmp_path / "other", salt="other")
     with pytest.raises(ModelError, match="Give --model the folder that made it"):
         plan_like(record, model=str(other), out=None)

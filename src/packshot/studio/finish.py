@@ -65,7 +65,8 @@ def _rounded(pixels: float) -> int:
 def fit(source: tuple[int, int], wanted: tuple[int, int]) -> tuple[float, float, float, float]:
     """Return the largest centred box (left, top, right, bottom) of ``source`` in another shape."""
     scale = min(source[0] / wanted[0], source[1] / wanted[1])
-    width, height = wanted[0] * scale, wanted[1] * scale
+    # The product of a rounded quotient may pass what it was divided from by one last bit.
+    width, height = min(source[0], wanted[0] * scale), min(source[1], wanted[1] * scale)
     left, top = (source[0] - width) / 2, (source[1] - height) / 2
     return left, top, left + width, top + height
 

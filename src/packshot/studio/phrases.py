@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -29,6 +29,9 @@ __all__ = [
 ]
 
 Slot = Literal["product", "colour", "material", "ground", "light", "side", "view", "suffix"]
+
+Meanings = tuple[tuple[Slot, str], ...]
+"""What a phrase can mean: the name that it gives to each slot."""
 
 BREAK = ","
 """The word that stands for any punctuation: no phrase reaches across it."""
@@ -61,7 +64,7 @@ class Match:
     start: int
     stop: int
     length: int
-    meanings: tuple[tuple[Slot, str], ...]
+    meanings: Meanings
 
     def name(self, slot: Slot) -> str | None:
         """Return the name that this match gives to ``slot``, if any."""
@@ -70,10 +73,18 @@ class Match:
 
 @dataclass(frozen=True, slots=True)
 class Phrasebook:
-    """Everything the lexicon can say, by `key`; ``longest`` is the most words in one phrase."""
+    """Everything the lexicon can say: as it is written, and by `key`.
 
-    meanings: dict[str, tuple[tuple[Slot, str], ...]]
+    ``longest`` is the most words in one phrase.
+    """
+
+    exact: Mapping[str, Meanings]
+    stemmed: Mapping[str, Meanings]
     longest: int
+
+    def meanings(self, run: Sequence[str]) -> Meanings:
+        """Return what a run of words can mean; as it stands ("woods") before its stem ("wood")."""
+        return self.exact.get("".join(run)) or self.stemmed.get(key(run), ())
 
 
 def words(text: str) -> list[str]:
@@ -125,16 +136,25 @@ def phrasebook(lexicon: Lexicon) -> Phrasebook:
     Where two share a phrase, the earlier slot of `Slot` wins, but a phrase may name a place and its
     light at once ("sunset").
     """
-    meanings: dict[str, dict[Slot, str]] = {}
+    exact: dict[str, dict[Slot, str]] = {}
+    stemmed: dict[str, dict[Slot, str]] = {}
     longest = 1
     for slot, name, phrase in _phrases(lexicon):
-        split = words(phrase)
-        known = meanings.setdefault(key(split), {})
-        if not known or (slot not in known and not _ALONE & {slot, *known}):
-            known[slot] = name
-        longest = max(longest, len(split))
-    meanings.pop("", None)
-    return Phrasebook({k: tuple(known.items()) for k, known in meanings.items()}, longest)
+        run = words(phrase)
+        _learn(exact.setdefault("".join(run), {}), slot, name)
+        _learn(stemmed.setdefault(key(run), {}), slot, name)
+        longest = max(longest, len(run))
+    return Phrasebook(_frozen(exact), _frozen(stemmed), longest)
+
+
+def _learn(known: dict[Slot, str], slot: Slot, name: str) -> None:
+    """Add a meaning to those ``known`` of a phrase, unless an earlier one excludes it."""
+    if not known or (slot not in known and not _ALONE & {slot, *known}):
+        known[slot] = name
+
+
+def _frozen(index: Mapping[str, Mapping[Slot, str]]) -> dict[str, Meanings]:
+    return {phrase: tuple(known.items()) for phrase, known in index.items() if phrase}
 
 
 def _phrases(lexicon: Lexicon) -> Iterator[tuple[Slot, str, str]]:
@@ -157,6 +177,8 @@ def _phrases(lexicon: Lexicon) -> Iterator[tuple[Slot, str, str]]:
         for entry in entries:
             for synonym in entry.synonyms:
                 yield slot, entry.name, synonym
+                if slot == "ground" and synonym in lexicon.materials:  # fabric; on fabric
+                    yield slot, entry.name, f"on {synonym}"
 
 
 def _term_phrases(term: Term) -> Iterator[str]:
@@ -174,9 +196,10 @@ def _candidates(text: Sequence[str], book: Phrasebook) -> Iterator[Match]:
     """
     for start in range(len(text)):
         for stop in range(start + 1, min(start + book.longest + 1, len(text)) + 1):
-            found = key(text[start:stop])
-            if found in book.meanings:
-                yield Match(start, stop, len(found), book.meanings[found])
+            run = text[start:stop]
+            meanings = book.meanings(run)
+            if meanings:
+                yield Match(start, stop, len(key(run)), meanings)
 
 
 def _goes_on(match: Match, text: Sequence[str]) -> bool:

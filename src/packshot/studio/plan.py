@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TypeVar
 
-from packshot.core.errors import InvalidRequest, ModelError, unknown_name
+from packshot.core.errors import InvalidRequest, ModelError, ModelNotFound, unknown_name
 from packshot.core.types import (
     PRECISIONS,
     SAMPLERS,
@@ -25,7 +25,7 @@ from packshot.studio import defaults
 from packshot.studio.caption import Caption, caption_brief, check_brief, check_length
 from packshot.studio.finish import DEFAULT_SHARPEN, Sharpen, parse_size
 from packshot.studio.lexicon import load_lexicon
-from packshot.studio.models import open_model
+from packshot.studio.models import PACKAGED, open_model
 from packshot.studio.record import Record, code_mark, library_versions
 from packshot.studio.store import Target, probe, targets
 
@@ -137,6 +137,11 @@ def plan_like(record: Record, *, model: str | None, out: str | None) -> Plan:
         InvalidRequest: the record asks for what cannot be done; it was tampered with.
         OutputError: as for `plan`.
     """
+    if model is None and record.model.name not in PACKAGED:
+        raise ModelNotFound(
+            f"the picture was made by {record.model.name!r}, which is not one of the packaged "
+            f"models ({', '.join(PACKAGED)}). Give --model its folder"
+        )
     folder = open_model(model or record.model.name)
     if folder.fingerprint != record.model.fingerprint:
         raise ModelError(
