@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -190,6 +192,23 @@ def test_a_bad_request_is_refused_before_any_work(engine, monkeypatch):
     monkeypatch.setattr(engine.model, "unet", None)
     with pytest.raises(InvalidRequest, match="steps is 0"):
         engine.render(replace(REQUEST, steps=0))
+
+
+def test_loading_and_rendering_import_neither_the_compiler_nor_the_reference(tiny_sdxl):
+    """Torch's compiler alone takes longer to import than a model to load."""
+    code = """if True:
+        import sys
+        from pathlib import Path
+        from packshot.core.types import RenderRequest
+        from packshot.engine.engine import Engine
+        engine = Engine.load(Path(sys.argv[1]), device="cpu")
+        engine.render(RenderRequest("a mug", (1,), 64, 64, 1, 4.0), lambda p: p.preview())
+        heavy = {"torch._dynamo", "torch._inductor", "diffusers", "transformers", "torchvision"}
+        sys.exit(", ".join(heavy & set(sys.modules)) or 0)
+    """
+    command = [sys.executable, "-W", "error", "-c", code, str(tiny_sdxl)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path):

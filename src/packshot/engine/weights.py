@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from packshot.core.errors import ModelCorrupt
 from packshot.engine.folder import ModelFolder
@@ -54,12 +55,31 @@ def load(
 def _build(network: type[N], folder: ModelFolder, component: str) -> N:
     directory = folder.directory(component)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _Unfilled():
             return network.from_config(folder.config(component))
     except ModelCorrupt as error:
         raise ModelCorrupt(f"{directory / 'config.json'}: {error}") from error
     except (ValueError, RuntimeError, ZeroDivisionError) as error:  # torch's own checks of sizes
         raise ModelCorrupt(f"{directory / 'config.json'} cannot be built: {error}.") from error
+
+
+class _Unfilled(TorchFunctionMode):
+    """Leaves the weights of a new network as they are, for those of the file are to replace them.
+
+    To draw normals on ``meta``, torch would import its compiler: two seconds for nothing.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _read(file: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
