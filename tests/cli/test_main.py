@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -109,6 +110,17 @@ def test_an_interrupt_is_said_and_is_code_130(
     done = packshot("render", "x")
     assert (done.code, done.out) == (130, "")
     assert "cancelled" in done.err
+
+
+@pytest.mark.parametrize(("given", "kept"), [(None, "PASSIVE"), ("ACTIVE", "ACTIVE")])
+def test_waiting_threads_sleep_unless_told_otherwise(
+    packshot: Packshot, monkeypatch: pytest.MonkeyPatch, given: str | None, kept: str
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", given or "")
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+    packshot("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == kept
 
 
 def test_the_module_runs_as_the_command_does() -> None:
