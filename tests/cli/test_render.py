@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from packshot.core.types import STAGES
@@ -137,7 +138,10 @@ def test_the_real_engine_from_brief_to_the_same_bits(packshot: Packshot, tiny_sd
     done = packshot("render", "a red shoe", *words, "--out", "x.png", "--preview", "--json")
     assert done.code == 0, done.err
     assert done.json["device"] in {"cpu", "cuda"}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
     packshot("render", "--like", "x.png", "--model", str(tiny_sdxl), "--out", "y.png")
+    assert torch.get_num_threads() == threads
     with Image.open("x.png") as x, Image.open("y.png") as y, Image.open("preview.png") as preview:
         assert (np.asarray(x) == np.asarray(y)).all()
         assert x.size == preview.size == (64, 64)

@@ -133,6 +133,7 @@ def test_a_record_leads_to_the_same_request(options: Options, tmp_path: Path) ->
     assert again.request == replace(first.request, spacing="trailing")
     assert (again.size, again.sharpen) == (first.size, first.sharpen)
     assert (again.precision, again.device) == ("fp32", "cpu")
+    assert again.threads == record.threads
     assert again.warnings == ()
 
 

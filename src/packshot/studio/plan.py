@@ -65,7 +65,10 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A render that nothing speaks against. ``usage`` is what the caption took to make."""
+    """A render that nothing speaks against.
+
+    ``usage`` is what the caption took to make; ``threads`` None leaves the CPU as torch sets it.
+    """
 
     brief: str
     raw: bool
@@ -80,6 +83,7 @@ class Plan:
     device: str
     usage: Usage
     warnings: tuple[str, ...] = ()
+    threads: int | None = None
 
 
 def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
@@ -179,6 +183,7 @@ def plan_like(record: Record, *, model: str | None, out: str | None) -> Plan:
         device=record.device,
         usage=Usage("caption", 0.0, "cpu"),
         warnings=tuple(_drift(record)),
+        threads=record.threads,
     )
 
 

@@ -45,8 +45,8 @@ class Maker:
 @dataclass(frozen=True, slots=True)
 class Record:
     """Every resolved parameter of one picture. ``width`` and ``height`` are the engine's pixels,
-    ``size`` the finished picture's; ``device`` is its kind, ``libraries`` those whose arithmetic
-    the bits depend on.
+    ``size`` the finished picture's; ``device`` is its kind, ``threads`` those of its CPU,
+    ``libraries`` those whose arithmetic the bits depend on.
     """
 
     brief: str
@@ -64,6 +64,7 @@ class Record:
     precision: Precision
     vae_precision: Precision
     device: str
+    threads: int
     size: tuple[int, int]
     sharpen: Sharpen | None
     model: Maker

@@ -61,7 +61,10 @@ def load_engine(plan: Plan) -> Renderer:
     from packshot.engine.devices import pick_device
     from packshot.engine.engine import Engine
     from packshot.engine.model import Model
+    from packshot.engine.threads import use_threads
 
+    if plan.threads is not None:
+        use_threads(plan.threads)
     device = pick_device(plan.device)
     return Engine(Model(plan.folder, device, plan.precision, plan.vae_precision))
 
@@ -95,6 +98,8 @@ def finished(plan: Plan, pixels: Picture, meter: list[Usage]) -> Image:
 
 def record_of(plan: Plan, result: RenderResult, seed: int) -> Record:
     """Return the recipe record of one picture, with what the engine filled in."""
+    from packshot.engine.threads import thread_count
+
     done = result.request
     return Record(
         brief=plan.brief,
@@ -112,6 +117,7 @@ def record_of(plan: Plan, result: RenderResult, seed: int) -> Record:
         precision=result.precision,
         vae_precision=plan.vae_precision,
         device=result.device.partition(":")[0],
+        threads=thread_count(),
         size=plan.size,
         sharpen=plan.sharpen,
         model=Maker(plan.folder.name, plan.folder.version, plan.folder.fingerprint),
