@@ -8,6 +8,7 @@ import torch
 
 from packshot.core.types import Precision
 from packshot.engine.devices import pick_device, pick_precision
+from packshot.engine.threads import thread_count
 
 __all__ = ["Outlook", "outlook"]
 
@@ -34,7 +35,7 @@ def outlook() -> Outlook:
     return Outlook(
         device=str(device),
         precision=pick_precision("auto", device),
-        threads=torch.get_num_threads(),
+        threads=thread_count(),
         cuda=torch.version.cuda,
         gpus=tuple(torch.cuda.get_device_name(index) for index in range(count)),
     )
