@@ -6,9 +6,8 @@ import json
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-
 from packshot.engine.conditioning import TextEncoder
+from packshot.engine.cpu import prepare
 from packshot.engine.devices import DTYPES, pick_precision, pick_vae_precision
 from packshot.engine.networks.clip_text import CLIPText
 from packshot.engine.networks.unet import UNet
@@ -19,6 +18,8 @@ from packshot.engine.weights import Network, load
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    import torch
 
     from packshot.core.types import Precision
     from packshot.engine.folder import ModelFolder
@@ -91,7 +92,7 @@ class Model:
         return self._load(CLIPVision, "image_encoder", self.precision)
 
     def _load(self, network: type[N], component: str, precision: Precision) -> N:
-        return load(
+        loaded = load(
             network,
             self.folder,
             component,
@@ -99,3 +100,6 @@ class Model:
             dtype=DTYPES[precision],
             channels_last=True,
         )
+        if self.device.type == "cpu":
+            prepare(loaded)
+        return loaded
