@@ -245,3 +245,10 @@ def test_every_caption_of_known_slots_reads_back(product, chosen, data) -> None:
     if name["material"] in product.name.split():
         expected = replace(slots, material=None)
     assert read.slots == expected
+
+
+def test_a_product_that_was_never_shown_without_a_colour_gets_its_own() -> None:
+    plain = replace(SMALL.product("armchair"), colour="blue")
+    lexicon = replace(SMALL, products=(plain,))
+    assert caption_brief("armchair", lexicon).text.startswith("blue armchair ")
+    assert caption_brief("red armchair", lexicon).text.startswith("red armchair ")

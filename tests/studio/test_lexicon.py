@@ -35,6 +35,7 @@ def test_a_name_that_is_no_product_is_a_key_error() -> None:
     [
         ({"version": 2}, "got version 2, expected 1"),
         ({"products": [{"name": "x", "colours": ["mauve"]}]}, "'mauve'"),
+        ({"products": [{"name": "x", "colour": "mauve"}]}, "'mauve'"),
         ({"default": {"light": "moonlight"}}, "default light 'moonlight'"),
         ({"products": "none"}, "not a lexicon"),
         ({"colours": [{"name": "red"}]}, "not a lexicon"),

@@ -23,7 +23,9 @@ class Product:
     """A thing that the model can draw.
 
     ``colours`` None means that every colour of the lexicon works, an empty tuple that the product
-    comes in its own colours only. ``materials`` are the words that were true of it in training.
+    comes in its own colours only. ``colour`` is the one meant by a brief that names none, as the
+    model was never shown such a product without. ``materials`` are the words that were true of it
+    in training.
     """
 
     name: str
@@ -32,6 +34,7 @@ class Product:
     synonyms: tuple[str, ...] = ()
     materials: tuple[str, ...] = ()
     colours: tuple[str, ...] | None = None
+    colour: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ def _check(lexicon: Lexicon, path: Path) -> None:
         raise ModelCorrupt(f"{path}: got version {lexicon.version}, expected {VERSION}")
     colours = {colour.name for colour in lexicon.colours}
     for product in lexicon.products:
-        for name in set(product.colours or ()) - colours:
+        for name in {*(product.colours or ()), *filter(None, [product.colour])} - colours:
             raise ModelCorrupt(f"{path}: product {product.name!r} names no known colour: {name!r}")
     default = lexicon.default
     for what, name, terms in (

@@ -51,7 +51,7 @@ def fill(
     place = None if terms["ground"] else _unknown_place(reading, subject, used)
     slots = Slots(
         product=product,
-        colour=_accepted("colour", colour, known),
+        colour=_accepted("colour", colour, known) or (known.colour if known else "") or None,
         material=_unless_named(_accepted("material", material, known), product),
         ground=_term_name("ground", terms, lexicon.default),
         light=_term_name("light", terms, lexicon.default),
