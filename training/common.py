@@ -1,4 +1,4 @@
-"""What the three trainings share: a clock that ends them, an average of the weights, files, grids."""
+"""What all trainings share: a clock that ends them, an average of the weights, files, grids."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from torch import Tensor, nn
 
 
 class Clock:
-    """Training ends by time, so the learning rate follows time too: warm-up, then cosine to zero."""
+    """Training ends by time, so the learning rate follows time: warm-up, then cosine to zero."""
 
-    def __init__(self, seconds: float, start: float = 0.0, end: float = 1.0, warm: float = 0.03) -> None:
+    def __init__(
+        self, seconds: float, start: float = 0.0, end: float = 1.0, warm: float = 0.03
+    ) -> None:
         self.seconds, self.first, self.last, self.warm = seconds, start, end, warm
         self.started = time.monotonic()
 
@@ -56,6 +58,11 @@ class Average:
         self.decay, self.steps = decay, 0
         self.weights = {k: v.detach().float().clone() for k, v in network.state_dict().items()}
 
+    def reset(self, network: nn.Module) -> None:
+        """Start anew from the network's present weights."""
+        self.steps = 0
+        self.weights = {k: v.detach().float().clone() for k, v in network.state_dict().items()}
+
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """Move towards the network's weights."""
@@ -83,11 +90,16 @@ def save_weights(weights: dict[str, Tensor], path: Path, limit: float = 15e6) ->
     if len(shards) == 1:
         save_file(shards[0], path)
         return
-    names = [f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
+    names = [
+        f"{path.stem}-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))
+    ]
     for name, shard in zip(names, shards, strict=True):
         save_file(shard, path.parent / name)
     weight_map = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
-    index = {"metadata": {"total_size": sum(v.nbytes for v in half.values())}, "weight_map": weight_map}
+    index = {
+        "metadata": {"total_size": sum(v.nbytes for v in half.values())},
+        "weight_map": weight_map,
+    }
     path.with_suffix(".safetensors.index.json").write_text(json.dumps(index, indent=1))
 
 
@@ -96,7 +108,10 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     index = path.with_suffix(".safetensors.index.json")
     files = [path]
     if index.exists():
-        files = [path.parent / n for n in sorted(set(json.loads(index.read_text())["weight_map"].values()))]
+        files = [
+            path.parent / n
+            for n in sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        ]
     return {k: v.float() for file in files for k, v in load_file(file).items()}
 
 
@@ -123,4 +138,7 @@ def save_grid(pictures: Tensor, columns: int, path: Path) -> None:
 
 def report(**values: Any) -> None:
     """Print one line of figures."""
-    print(" ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()), flush=True)
+    print(
+        " ".join(f"{k}={v:.4g}" if isinstance(v, float) else f"{k}={v}" for k, v in values.items()),
+        flush=True,
+    )

@@ -72,7 +72,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "norm_num_groups": 32,
         "sample_size": 256,
         "act_fn": "silu",
-        "scaling_factor": 1.0,  # replaced by 1 / (standard deviation of the latents) once trained
+        "scaling_factor": 1.0,  # the latents are whitened in the 1x1 convolutions around them
         "force_upcast": False,
     },
     "tiny_vae": {

@@ -1,6 +1,6 @@
 """Build the model's lexicon from ``products.yaml`` and ``scenes.yaml``, and write captions from it.
 
-    python training/lexicon.py packages/packshot-mini/src/packshot_mini/model/lexicon.json
+python training/lexicon.py packages/packshot-mini/src/packshot_mini/model/lexicon.json
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def build() -> dict[str, Any]:
                 "synonyms": row["synonyms"],
                 "materials": [row["material"]],
                 "colours": row.get("colours"),
+                "colour": row.get("colour", ""),
             }
             for row in products
         ],

@@ -1,6 +1,6 @@
 """Train the byte-pair vocabulary of both text encoders on captions, in CLIP's file format.
 
-    python training/tokenizer.py packages/packshot-mini/src/packshot_mini/model
+python training/tokenizer.py packages/packshot-mini/src/packshot_mini/model
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ import json
 import sys
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
-
 from configs import VOCABULARY
 from lexicon import read_tables
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 

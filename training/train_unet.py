@@ -1,20 +1,21 @@
-"""Train the UNet and the first text encoder on the latents of composed pictures.
+r"""Train the UNet and the first text encoder on the latents of composed pictures.
 
-    torchrun --nproc_per_node N training/train_unet.py --data .data/pack --run .data/run \\
+    torchrun --nproc_per_node N training/train_unet.py --data .data/pack --run .data/run \
         --model packages/packshot-mini/src/packshot_mini/model --seconds 420 --part 0 0.5
 
 Velocity prediction (Salimans & Ho 2022) on SDXL's noise schedule rescaled to zero terminal SNR (Lin
 et al. 2023), captions dropped for one picture in ten, weights averaged. ``--part a b`` is the share
-of the whole training that this call does: a later call resumes from ``state.pt`` and goes on with
-the learning rate where the first stopped. Every process composes its own pictures.
+of the whole training that this call does: a later call goes on from the saved weights (from
+``state.pt``, optimizer and all, where the machine kept it) with the learning rate where the first
+stopped. Every process composes its own pictures.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,8 @@ from packshot.engine.networks.vae import VAE
 from packshot.engine.tokenizer import Tokenizer
 
 VARIANTS_OF_CAPTION = 3
+UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+TEXT_FILE = "text_encoder/model.safetensors"
 GRID = (
     "white sneakers on a sandy beach, bright daylight",
     "red sneakers on a dark wooden table, warm evening light",
@@ -65,7 +68,9 @@ class Condition(nn.Module):
         self.unet = UNet.from_config(CONFIGS["unet"])
         self.text = CLIPText.from_config(CONFIGS["text_encoder"])
 
-    def forward(self, latents: Tensor, steps: Tensor, ids: Tensor, hidden: Tensor, pooled: Tensor) -> Tensor:
+    def forward(
+        self, latents: Tensor, steps: Tensor, ids: Tensor, hidden: Tensor, pooled: Tensor
+    ) -> Tensor:
         """Predict velocity for pictures at their own timesteps each [B]."""
         states = torch.cat([self.text.hidden(ids), hidden], -1)
         unet = self.unet
@@ -80,20 +85,29 @@ class Condition(nn.Module):
 
 def signal_rates(device: torch.device) -> Tensor:
     """Cumulative signal rates [1000] of SDXL's schedule rescaled to zero terminal SNR."""
-    betas = torch.linspace(SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000, dtype=torch.float64) ** 2
+    betas = (
+        torch.linspace(
+            SCHEDULER["beta_start"] ** 0.5, SCHEDULER["beta_end"] ** 0.5, 1000, dtype=torch.float64
+        )
+        ** 2
+    )
     root = (1 - betas).cumprod(0).sqrt()
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     return (root**2).float().to(device)
 
 
-def dataset(source: Pictures, vae: VAE, scale: float, tokenizer: Tokenizer, count: int) -> tuple[Tensor, Tensor]:
-    """Latents fp16 [N, 4, 32, 32] and token ids int16 [N, V, 77] of N composed pictures."""
-    latents, rows = [], []
+def dataset(
+    source: Pictures, vae: VAE, tokenizer: Tokenizer, count: int, seconds: float
+) -> tuple[Tensor, Tensor]:
+    """Latents fp16 [N, 4, 32, 32] and token ids int16 [N, V, 77] of N pictures."""
+    latents, rows, clock = [], [], Clock(seconds)
     for _ in range(count // 64):
+        if clock.over:
+            break
         pictures, attributes = source.batch(64)
         with torch.no_grad(), torch.autocast(source.device.type, torch.bfloat16):
             code = vae.encode(to_unit(pictures).contiguous(memory_format=torch.channels_last))
-        latents.append((code.float() * scale).half())
+        latents.append(code.half())
         rows.append(attributes.rows())
     ids = caption_ids(source, np.concatenate(rows), tokenizer)
     return torch.cat(latents), ids.to(source.device)
@@ -103,7 +117,9 @@ def caption_ids(source: Pictures, rows: np.ndarray, tokenizer: Tokenizer) -> Ten
     """Write and tokenise ``VARIANTS_OF_CAPTION`` captions a picture, on all cores."""
     from multiprocessing import get_context
 
-    workers = max(1, min(12, (os.cpu_count() or 2) // max(1, int(os.environ.get("WORLD_SIZE", "1"))) - 2))
+    workers = max(
+        1, min(12, (os.cpu_count() or 2) // max(1, int(os.environ.get("WORLD_SIZE", "1"))) - 2)
+    )
     chunks = np.array_split(rows, workers)
     _SHARED.update(source=source, tokenizer=tokenizer)
     with get_context("fork").Pool(workers) as pool:
@@ -128,15 +144,25 @@ def _caption_chunk(numbered: tuple[int, np.ndarray]) -> np.ndarray:
 
 
 @torch.no_grad()
-def sample(model: Condition, text_2: CLIPText, tokenizer: Tokenizer, captions: list[str], guidance: float, steps: int, device: torch.device) -> Tensor:
-    """DDIM on trailing steps: latents [N, 4, 32, 32]. For looking while training; the engine has better."""
+def sample(
+    model: Condition,
+    text_2: CLIPText,
+    tokenizer: Tokenizer,
+    captions: list[str],
+    guidance: float,
+    steps: int,
+    device: torch.device,
+) -> Tensor:
+    """DDIM on trailing steps: latents [N, 4, 32, 32]; only for looking while it trains."""
     rates = signal_rates(device)
-    ids = torch.tensor([tokenizer.encode(c).ids for c in [*captions, *[""] * len(captions)]], device=device)
+    ids = torch.tensor(
+        [tokenizer.encode(c).ids for c in [*captions, *[""] * len(captions)]], device=device
+    )
     states = text_2(ids)
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(len(captions), 4, 32, 32, generator=generator).to(device)
     ladder = torch.linspace(1000, 0, steps + 1).round().long() - 1
-    for now, after in zip(ladder[:-1], ladder[1:], strict=True):
+    for now, after in pairwise(ladder):
         t = torch.full((2 * len(captions),), int(now), device=device)
         with torch.autocast(device.type, torch.bfloat16):
             v = model(torch.cat([x, x]), t, ids, states.hidden, states.pooled).float()
@@ -149,19 +175,32 @@ def sample(model: Condition, text_2: CLIPText, tokenizer: Tokenizer, captions: l
     return x
 
 
-def train(model: Condition, text_2: CLIPText, latents: Tensor, ids: Tensor, empty: Tensor, arguments: argparse.Namespace, clock: Clock, rank: int) -> Average:
+def train(
+    model: Condition,
+    text_2: CLIPText,
+    latents: Tensor,
+    ids: Tensor,
+    empty: Tensor,
+    arguments: argparse.Namespace,
+    clock: Clock,
+    rank: int,
+) -> Average:
     """Train until the clock says stop; rank 0 keeps the average."""
     device, world = latents.device, dist.get_world_size() if dist.is_initialized() else 1
     rates = signal_rates(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.99), weight_decay=0.01, fused=device.type == "cuda")
-    average, step = Average(model, 0.9992), 0
-    state = arguments.run / "state.pt"
-    if clock.first > 0 and state.exists():
-        saved = torch.load(state, map_location=device, weights_only=True)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        average.weights, average.steps, step = saved["average"], saved["average_steps"], saved["step"]
-    forward = torch.compile(model) if arguments.compile else model
+    optimizer = torch.optim.AdamW(
+        model.parameters(),
+        lr=1.0,
+        betas=(0.9, 0.99),
+        weight_decay=0.01,
+        fused=device.type == "cuda",
+    )
+    average = Average(model, 0.9992)
+    optimizer_state = _resume(model, average, arguments, clock)
+    if optimizer_state is not None:
+        optimizer.load_state_dict(optimizer_state)
+    forward, compiled = model, arguments.folder / "compiled"
+    step = started = average.steps
     total = torch.zeros((), device=device)
     while not _over(clock, device, world, step):
         pick = torch.randint(len(latents), (arguments.batch,), device=device)
@@ -171,13 +210,15 @@ def train(model: Condition, text_2: CLIPText, latents: Tensor, ids: Tensor, empt
         t = torch.randint(1000, (arguments.batch,), device=device)
         a = rates[t].view(-1, 1, 1, 1)
         noise = torch.randn_like(clean)
-        noisy, velocity = a.sqrt() * clean + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * clean
+        noisy, velocity = (
+            a.sqrt() * clean + (1 - a).sqrt() * noise,
+            a.sqrt() * noise - (1 - a).sqrt() * clean,
+        )
         for group in optimizer.param_groups:
-            group["lr"] = arguments.rate * clock.rate()
-        with torch.autocast(device.type, torch.bfloat16):
-            with torch.no_grad():
-                states = text_2(text)
-            guess = forward(noisy.contiguous(memory_format=torch.channels_last), t, text, states.hidden, states.pooled)
+            group["lr"] = arguments.rate * clock.rate() * min(1.0, (step - started + 1) / 100)
+        if forward is model and step % 20 == 0 and compiled.exists():
+            forward = torch.compile(model)
+        guess = predict(forward, text_2, noisy, t, text)
         loss = F.mse_loss(guess.float(), velocity)
         loss.backward()
         _share_gradients(model, world)
@@ -190,12 +231,54 @@ def train(model: Condition, text_2: CLIPText, latents: Tensor, ids: Tensor, empt
         if step in (1, 10):
             report(rank=rank, step=step, seconds=clock.elapsed)
         if step % 250 == 0 and rank == 0:
-            report(step=step, loss=total.item() / 250, seconds=clock.elapsed, progress=clock.progress)
+            report(
+                step=step, loss=total.item() / 250, seconds=clock.elapsed, progress=clock.progress
+            )
             total.zero_()
     if rank == 0:
-        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average.weights, "average_steps": average.steps, "step": step}, state)
         report(unet_steps=step)
     return average
+
+
+def _resume(
+    model: Condition, average: Average, arguments: argparse.Namespace, clock: Clock
+) -> dict[str, Any] | None:
+    """Go on from an earlier part: from its whole state, or from its saved (averaged) weights."""
+    if clock.first == 0:
+        return None
+    state = arguments.folder / "state.pt"
+    if state.exists():
+        device = next(model.parameters()).device
+        saved = torch.load(state, map_location=device, weights_only=True)
+        model.load_state_dict(saved["model"])
+        average.weights, average.steps = saved["average"], saved["step"]
+        return saved["optimizer"]
+    model.unet.load_state_dict(load_weights(arguments.folder / UNET_FILE))
+    model.text.load_state_dict(load_weights(arguments.folder / TEXT_FILE))
+    average.reset(model)
+    return None
+
+
+def warm_compile(text_2: CLIPText, arguments: argparse.Namespace, device: torch.device) -> None:
+    """Compile one training step in a process of its own, into the cache that the trainers read."""
+    model = Condition().to(device).to(memory_format=torch.channels_last)
+    latents = torch.randn(arguments.batch, 4, 32, 32, device=device)
+    ids = torch.zeros(arguments.batch, 77, dtype=torch.long, device=device)
+    steps = torch.randint(1000, (arguments.batch,), device=device)
+    guess = predict(torch.compile(model), text_2, latents, steps, ids)
+    F.mse_loss(guess.float(), latents).backward()
+    (arguments.folder / "compiled").touch()
+
+
+def predict(
+    forward: nn.Module, text_2: CLIPText, noisy: Tensor, steps: Tensor, ids: Tensor
+) -> Tensor:
+    """Run a training step's networks in bf16, the second text encoder without gradients."""
+    with torch.autocast(noisy.device.type, torch.bfloat16):
+        with torch.no_grad():
+            states = text_2(ids)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
+        return forward(noisy, steps, ids, states.hidden, states.pooled)
 
 
 def _over(clock: Clock, device: torch.device, world: int, step: int) -> bool:
@@ -221,33 +304,60 @@ def _share_gradients(model: nn.Module, world: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--run", type=Path, required=True, help="folder with vae/, text_encoder_2/; results go here")
-    parser.add_argument("--model", type=Path, required=True, help="folder that holds the tokenizers")
+    parser.add_argument(
+        "--folder",
+        type=Path,
+        required=True,
+        help="folder with vae/, text_encoder_2/; results go here",
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder that holds the tokenizers"
+    )
     parser.add_argument("--seconds", type=float, default=420, help="of training in this call")
     parser.add_argument("--part", type=float, nargs=2, default=(0.0, 1.0))
     parser.add_argument("--pictures", type=int, default=163840, help="composed, per process")
+    parser.add_argument("--dataset-seconds", type=float, default=110, help="stop composing then")
     parser.add_argument("--batch", type=int, default=512, help="per process")
     parser.add_argument("--rate", type=float, default=7e-4)
     parser.add_argument("--variants", type=int, default=6)
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--warm", action="store_true", help="only compile; trainers pick it up")
     arguments = parser.parse_args()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    device = torch.device(f"cuda:{rank}" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    if world > 1:  # one device name for all, so that they share what was compiled
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["LOCAL_RANK"]
+    device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    run: Path = arguments.run
+    run: Path = arguments.folder
     clock = Clock(1)
-    scale = json.loads((run / "vae/facts.json").read_text())["scaling_factor"]
-    vae = _ready(VAE.from_config(CONFIGS["vae"]), run / "vae/diffusion_pytorch_model.safetensors", device)
-    text_2 = _ready(CLIPText.from_config(CONFIGS["text_encoder_2"]), run / "text_encoder_2/model.safetensors", device)
+    text_2 = _ready(
+        CLIPText.from_config(CONFIGS["text_encoder_2"]),
+        run / "text_encoder_2/model.safetensors",
+        device,
+    )
+    if arguments.warm:
+        warm_compile(text_2, arguments, device)
+        return
+    vae = _ready(
+        VAE.from_config(CONFIGS["vae"]), run / "vae/diffusion_pytorch_model.safetensors", device
+    )
     tokenizer = Tokenizer.open(arguments.model / "tokenizer")
-    source = Pictures(arguments.data, device, 100 + rank + int(1000 * arguments.part[0]), variants=arguments.variants)
-    latents, ids = dataset(source, vae, scale, tokenizer, arguments.pictures)
-    report(rank=rank, pictures=len(latents), seconds=clock.elapsed, std=latents.float().std().item())
+    cache = run / f"latents-{rank}.pt"
+    if cache.exists():
+        latents, ids = (v.to(device) for v in torch.load(cache, weights_only=True))
+    else:
+        source = Pictures(arguments.data, device, 100 + rank, variants=arguments.variants)
+        latents, ids = dataset(
+            source, vae, tokenizer, arguments.pictures, arguments.dataset_seconds
+        )
+        torch.save((latents, ids), cache)
+    report(
+        rank=rank, pictures=len(latents), seconds=clock.elapsed, std=latents.float().std().item()
+    )
     if world > 1:
         dist.init_process_group("nccl")
     torch.manual_seed(0)
@@ -259,12 +369,17 @@ def main() -> None:
     average = train(model, text_2, latents, ids, empty, arguments, clock, rank)
     if rank == 0:
         model.load_state_dict(average.weights)
-        save_weights(model.unet.state_dict(), run / "unet/diffusion_pytorch_model.safetensors")
-        save_weights(model.text.state_dict(), run / "text_encoder/model.safetensors")
+        save_weights(model.unet.state_dict(), run / UNET_FILE)
+        save_weights(model.text.state_dict(), run / TEXT_FILE)
+        print("weights saved", flush=True)
         for guidance in (3.0, 6.0):
             codes = sample(model, text_2, tokenizer, list(GRID), guidance, 30, device)
             with torch.no_grad():
-                save_grid(to_bytes(vae.decode(codes / scale)), 4, run / f"samples-{arguments.part[1]:.2f}-g{guidance:.0f}.jpg")
+                save_grid(
+                    to_bytes(vae.decode(codes)),
+                    4,
+                    run / f"samples-{arguments.part[1]:.2f}-g{guidance:.0f}.jpg",
+                )
     if world > 1:
         dist.destroy_process_group()
 

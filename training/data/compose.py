@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-
 from camera import FOV_DEGREES
 from textures import EXTENT, linear, sheets
+from torch import Tensor
+from torch.nn import functional as F
 
 SIZE = 256
 LIGHT, DARK = 0.80, 0.03  # as in render_cutouts.py
@@ -25,7 +24,7 @@ ENCODE_RANGE = 4.0  # as in render_cutouts.py
 
 @dataclass(frozen=True)
 class Cutouts:
-    """Decoded cut-outs on the device, uint8: light and dark [N, 3, S, S], alpha, shadow [N, 1, ...].
+    """Decoded cut-outs on the device, uint8: light, dark [N, 3, S, S], alpha, shadow [N, 1, ...].
 
     ``origin`` and ``target`` are the cameras [N, 3].
     """
@@ -42,7 +41,11 @@ class Composer:
     """Holds the textures and panoramas; ``compose`` makes pictures."""
 
     def __init__(
-        self, scenes: dict[str, Any], panoramas: dict[str, Tensor], device: torch.device, variants: int = 6
+        self,
+        scenes: dict[str, Any],
+        panoramas: dict[str, Tensor],
+        device: torch.device,
+        variants: int = 6,
     ) -> None:
         self.scenes, self.device, self.variants = scenes, device, variants
         self.panoramas = {name: _soften(p.to(device)) for name, p in panoramas.items()}
@@ -57,13 +60,19 @@ class Composer:
         )
 
     def compose(
-        self, cut: Cutouts, rows: Tensor, flip: Tensor, ground: dict[str, Any], colour: Tensor, moods: dict[str, Tensor]
+        self,
+        cut: Cutouts,
+        rows: Tensor,
+        flip: Tensor,
+        ground: dict[str, Any],
+        colour: Tensor,
+        moods: dict[str, Tensor],
     ) -> Tensor:
         """Return pictures [B, 3, S, S] in 0..1 (sRGB).
 
         ``rows`` [B] picks cut-outs, ``flip`` [B] mirrors them, ``colour`` [B, 3] is the linear
         reflectance of the tint; ``moods`` holds exposure [B], balance [B, 3], contrast [B],
-        shadow [B] and side [B] (-1 the light comes from the left, +1 from the right, after flipping).
+        shadow [B] and side [B] (-1 light from the left, +1 from the right, after flipping).
         """
         count = len(rows)
         light, dark = _decode(cut.light[rows]), _decode(cut.dark[rows])
@@ -72,7 +81,9 @@ class Composer:
         alpha = cut.alpha[rows].float() / 255
         kept = F.interpolate(cut.shadow[rows].float() / 255 * 1.25, size=SIZE, mode="bilinear")
         mirrored = flip.view(count, 1, 1, 1)
-        product, alpha, kept = (torch.where(mirrored, v.flip(-1), v) for v in (product, alpha, kept))
+        product, alpha, kept = (
+            torch.where(mirrored, v.flip(-1), v) for v in (product, alpha, kept)
+        )
         kept = 1 + (kept - 1) * _below_horizon(cut.origin[rows], cut.target[rows])
         product, alpha, kept = self._move(product, alpha, kept)
 
@@ -92,16 +103,23 @@ class Composer:
         whole = (rim.amax((1, 2)) < 0.5).float().view(-1, 1, 1, 1)
         size = 1 + whole * self.uniform(count, -0.18, 0.08)
         stretch = 1 + whole * self.uniform(count, -0.06, 0.06)
-        right, down = whole * self.uniform(count, -0.09, 0.09), whole * self.uniform(count, -0.06, 0.06)
+        right, down = (
+            whole * self.uniform(count, -0.09, 0.09),
+            whole * self.uniform(count, -0.06, 0.06),
+        )
         zero = torch.zeros_like(size)
         across = torch.cat([1 / (size * stretch), zero, right], 3)
         matrix = torch.cat([across, torch.cat([zero, 1 / size, down], 3)], 2)[:, 0]
         grid = F.affine_grid(matrix, [count, 1, SIZE, SIZE], align_corners=False)
-        stack = F.grid_sample(torch.cat([product, alpha], 1), grid, mode="bicubic", align_corners=False)
+        stack = F.grid_sample(
+            torch.cat([product, alpha], 1), grid, mode="bicubic", align_corners=False
+        )
         kept = F.grid_sample(kept, grid, padding_mode="border", align_corners=False)
         return stack[:, :3].clamp(min=0), stack[:, 3:].clamp(0, 1), kept
 
-    def _plate(self, origin: Tensor, target: Tensor, ground: dict[str, Any], side: Tensor) -> tuple[Tensor, Tensor]:
+    def _plate(
+        self, origin: Tensor, target: Tensor, ground: dict[str, Any], side: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return ground and backdrop without product [B, 3, S, S], and where the ground is."""
         count = len(origin)
         ray, across, up = _rays(origin, target)
@@ -124,7 +142,9 @@ class Composer:
         surface = surface * falloff * lamp
         return surface * on_ground + backdrop * (1 - on_ground), on_ground
 
-    def _surface(self, origin: Tensor, ray: Tensor, distance: Tensor, ground: dict[str, Any]) -> Tensor:
+    def _surface(
+        self, origin: Tensor, ray: Tensor, distance: Tensor, ground: dict[str, Any]
+    ) -> Tensor:
         count = len(origin)
         far = distance.clamp(max=80)
         px = origin[:, 0].view(-1, 1, 1) + ray[:, 0] * far
@@ -138,7 +158,9 @@ class Composer:
         u = ((cos * px - sin * pz) / EXTENT + offset) * 2
         v = ((sin * px + cos * pz) / EXTENT + 2.7 * offset) * 2
         pyramid = self.sheets[ground["texture"]]
-        variant = torch.randint(self.variants, (count,), generator=self.generator, device=self.device)
+        variant = torch.randint(
+            self.variants, (count,), generator=self.generator, device=self.device
+        )
         grid = torch.stack([_wrap(u), _wrap(v)], -1)
         focus = 4.5
         texel = 0.5 * far / SIZE / (EXTENT / 1024)  # footprint of one pixel, in texels of level 0
@@ -150,13 +172,17 @@ class Composer:
             weight = (1 - (level - index).abs()).clamp(min=0)
             if index and not bool((weight > 0).any()):
                 continue
-            sample = F.grid_sample(sheet[variant], grid, mode="bilinear", padding_mode="border", align_corners=False)
+            sample = F.grid_sample(
+                sheet[variant], grid, mode="bilinear", padding_mode="border", align_corners=False
+            )
             out += sample * weight.unsqueeze(1)
         if "rgb" in ground and ground["texture"] == "paper":
             out = out * linear(*[c / 255 for c in ground["rgb"]]).to(self.device)
         return out * self.uniform(count, 0.9, 1.1)
 
-    def _backdrop(self, across: Tensor, slope: Tensor, ground: dict[str, Any], count: int) -> Tensor:
+    def _backdrop(
+        self, across: Tensor, slope: Tensor, ground: dict[str, Any], count: int
+    ) -> Tensor:
         kind = ground["backdrop"]
         if kind == "pano":
             return self._panorama(across, slope, ground["panoramas"], count)
@@ -168,31 +194,50 @@ class Composer:
             return self._wall(across, slope, count)
         base = linear(*[c / 255 for c in ground["rgb"]]).to(self.device)
         glow = 1.04 + 0.25 * slope.clamp(0, 1).unsqueeze(1) * self.uniform(count, -0.6, 1)
-        spot = 0.12 * torch.exp(-((across.unsqueeze(1) - self.uniform(count, -0.2, 0.2)) / 0.2) ** 2)
+        spot = 0.12 * torch.exp(
+            -(((across.unsqueeze(1) - self.uniform(count, -0.2, 0.2)) / 0.2) ** 2)
+        )
         return base * (glow + spot) * self.uniform(count, 0.92, 1.08)
 
     def _panorama(self, across: Tensor, slope: Tensor, names: list[str], count: int) -> Tensor:
-        name = names[int(torch.randint(len(names), (1,), generator=self.generator, device=self.device))]
+        name = names[
+            int(torch.randint(len(names), (1,), generator=self.generator, device=self.device))
+        ]
         picture = self.panoramas[name]
         turn = self.uniform(count, 0, 1)[:, 0]
         u = (torch.atan(across * 2.2) / (2 * math.pi) + turn) % 1 * 2 - 1
         v = (0.5 - torch.atan(slope * 2.2) / math.pi) * 2 - 1
         grid = torch.stack([u, v], -1)
-        sample = F.grid_sample(picture.expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False)
+        sample = F.grid_sample(
+            picture.expand(count, -1, -1, -1), grid, padding_mode="border", align_corners=False
+        )
         return sample * self.uniform(count, 0.7, 1.0)
 
     def _sea(self, across: Tensor, slope: Tensor, count: int, *, winter: bool) -> Tensor:
         if winter:
-            top, low, band = linear(0.62, 0.76, 0.92), linear(0.90, 0.93, 0.97), linear(0.55, 0.63, 0.68)
+            top, low, band = (
+                linear(0.62, 0.76, 0.92),
+                linear(0.90, 0.93, 0.97),
+                linear(0.55, 0.63, 0.68),
+            )
         else:
-            top, low, band = linear(0.38, 0.62, 0.90), linear(0.84, 0.91, 0.96), linear(0.12, 0.44, 0.58)
+            top, low, band = (
+                linear(0.38, 0.62, 0.90),
+                linear(0.84, 0.91, 0.96),
+                linear(0.12, 0.44, 0.58),
+            )
         top, low, band = (c.to(self.device) for c in (top, low, band))
         mix = (slope / 0.3).clamp(0, 1).unsqueeze(1)
         sky = low * (1 - mix) + top * mix
         for _ in range(5):
             cx, cy = self.uniform(count, -0.35, 0.35), self.uniform(count, 0.05, 0.3)
             wide, high = self.uniform(count, 0.05, 0.16), self.uniform(count, 0.012, 0.035)
-            cloud = torch.exp(-(((across.unsqueeze(1) - cx) / wide) ** 2 + ((slope.unsqueeze(1) - cy) / high) ** 2))
+            cloud = torch.exp(
+                -(
+                    ((across.unsqueeze(1) - cx) / wide) ** 2
+                    + ((slope.unsqueeze(1) - cy) / high) ** 2
+                )
+            )
             sky = sky + (1.0 - sky) * cloud * self.uniform(count, 0, 0.6)
         depth = (-slope / 0.06).clamp(0, 1).unsqueeze(1)
         water = band * (1.25 - 0.45 * depth) + 0.08 * low
@@ -217,7 +262,9 @@ class Composer:
         return picture
 
     def _wall(self, across: Tensor, slope: Tensor, count: int) -> Tensor:
-        wall = linear(0.93, 0.91, 0.87).to(self.device) * (0.8 + 0.25 * slope.clamp(0, 1)).unsqueeze(1)
+        wall = linear(0.93, 0.91, 0.87).to(self.device) * (
+            0.8 + 0.25 * slope.clamp(0, 1)
+        ).unsqueeze(1)
         centre, half = self.uniform(count, -0.25, 0.25), self.uniform(count, 0.05, 0.1)
         sill = self.uniform(count, 0.06, 0.12)
         inside = torch.sigmoid((half - (across.unsqueeze(1) - centre).abs()) / 0.008)
@@ -234,7 +281,9 @@ class Composer:
         contrast = moods["contrast"].view(-1, 1, 1, 1)
         x = x * (1 - (0.06 + 0.25 * contrast.clamp(min=0)) * radius)
         x = x * 0.92
-        x = (x * (2.51 * x + 0.03)) / (x * (2.43 * x + 0.59) + 0.14)  # filmic curve: Narkowicz 2015, ACES fit
+        x = (x * (2.51 * x + 0.03)) / (
+            x * (2.43 * x + 0.59) + 0.14
+        )  # filmic curve: Narkowicz 2015, ACES fit
         x = x.clamp(0, 1)
         x = torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp(min=1e-8) ** (1 / 2.4) - 0.055)
         x = x + contrast * (x - 0.45) * (1 - (2 * x - 1) ** 2)
@@ -275,7 +324,9 @@ def _below_horizon(origin: Tensor, target: Tensor) -> Tensor:
     tilt = sight[:, 1] / sight[:, [0, 2]].norm(dim=1)
     half = math.tan(math.radians(FOV_DEGREES / 2))
     up = -((torch.arange(SIZE, device=origin.device) + 0.5) / SIZE * 2 - 1) * half
-    return torch.sigmoid((-0.075 - (up.view(1, -1) + tilt.view(-1, 1))) / 0.008).view(-1, 1, SIZE, 1)
+    return torch.sigmoid((-0.075 - (up.view(1, -1) + tilt.view(-1, 1))) / 0.008).view(
+        -1, 1, SIZE, 1
+    )
 
 
 def _soften(panorama: Tensor) -> Tensor:

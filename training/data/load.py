@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
-from torch import Tensor
-
+from camera import camera_of
 from compose import Composer, Cutouts
 from lexicon import read_tables
-from camera import camera_of
+from PIL import Image
 from textures import linear
+from torch import Tensor
 
 HELD_OUT_VIEWS = 10
 """Every so many-th view of a product is never trained on: the test set for AE and CLIP."""
@@ -52,7 +51,13 @@ class Pictures:
     """An endless source of composed pictures with their attributes."""
 
     def __init__(
-        self, folder: Path, device: torch.device, seed: int, *, test: bool = False, variants: int = 6
+        self,
+        folder: Path,
+        device: torch.device,
+        seed: int,
+        *,
+        test: bool = False,
+        variants: int = 6,
     ) -> None:
         self.products, self.scenes = read_tables()
         self.device, self.rng = device, np.random.default_rng(seed)
@@ -72,7 +77,7 @@ class Pictures:
         self.tints = _table(self.scenes["colours"], device)
 
     def batch(self, count: int) -> tuple[Tensor, Attributes]:
-        """Compose ``count`` pictures on one random ground: uint8 [B, 3, 256, 256] and attributes."""
+        """Compose ``count`` pictures on a random ground: uint8 [B, 3, 256, 256], attributes."""
         ground = int(self.rng.integers(len(self.scenes["grounds"])))
         return self.batch_on(ground, count)
 
@@ -84,7 +89,9 @@ class Pictures:
             rows[i], colour[i] = self._draw(self.scenes["grounds"][ground]["name"])
         flip = self.rng.random(count) < 0.5
         light = np.array([self._light(row) for row in rows])
-        side = np.array([self._side(row, mirrored) for row, mirrored in zip(rows, flip, strict=True)])
+        side = np.array(
+            [self._side(row, mirrored) for row, mirrored in zip(rows, flip, strict=True)]
+        )
         view = np.array([self._view(row) for row in rows])
         attributes = Attributes(
             self.product_of[rows], colour, np.full(count, ground), light, side, view
@@ -116,7 +123,7 @@ class Pictures:
             self.rng.choice([i for i, k in enumerate(self.scenes["lights"]) if lamp in k["lamps"]])
         )
 
-    def _side(self, row: int, mirrored: bool) -> int:
+    def _side(self, row: int, mirrored: np.bool) -> int:
         side = self.facts[row]["side"]
         if mirrored:
             side = {"left": "right", "right": "left"}.get(side, side)
@@ -136,8 +143,12 @@ class Pictures:
 
     def _moods(self, light: np.ndarray, side: np.ndarray) -> dict[str, Tensor]:
         rows = [self.scenes["lights"][i] for i in light]
-        left_right = [{"left": -1.0, "right": 1.0}.get(self.scenes["sides"][i]["name"], 0.0) for i in side]
-        moods = {key: [row[key] for row in rows] for key in ("exposure", "balance", "contrast", "shadow")}
+        left_right = [
+            {"left": -1.0, "right": 1.0}.get(self.scenes["sides"][i]["name"], 0.0) for i in side
+        ]
+        moods = {
+            key: [row[key] for row in rows] for key in ("exposure", "balance", "contrast", "shadow")
+        }
         return {
             key: torch.tensor(values, dtype=torch.float32, device=self.device)
             for key, values in (moods | {"side": left_right}).items()
@@ -157,7 +168,9 @@ class Pictures:
 
 
 def _table(colours: list[dict[str, Any]], device: torch.device) -> Tensor:
-    return torch.stack([linear(*[c / 255 for c in row["rgb"]]).flatten() for row in colours]).to(device)
+    return torch.stack([linear(*[c / 255 for c in row["rgb"]]).flatten() for row in colours]).to(
+        device
+    )
 
 
 def _read(folder: Path, facts: list[dict[str, Any]], device: torch.device) -> Cutouts:
@@ -172,7 +185,8 @@ def _read(folder: Path, facts: list[dict[str, Any]], device: torch.device) -> Cu
 
     def one(fact: dict[str, Any]) -> tuple[np.ndarray, ...]:
         light, dark, shadow = (decode(fact["files"][key]) for key in ("a", "b", "s"))
-        assert light is not None and shadow is not None
+        if light is None or shadow is None:
+            raise SystemExit(f"a cut-out of {fact['product']} lacks a picture: pack the data anew")
         grey = shadow if shadow.ndim == 2 else shadow[..., 0]
         rgb = light[..., :3]
         alpha = light[..., 3:] if light.shape[-1] == 4 else np.full_like(light[..., :1], 255)
@@ -182,10 +196,14 @@ def _read(folder: Path, facts: list[dict[str, Any]], device: torch.device) -> Cu
         decoded = list(pool.map(one, facts))
 
     def stack(index: int) -> Tensor:
-        return torch.from_numpy(np.stack([d[index] for d in decoded])).permute(0, 3, 1, 2).to(device)
+        return (
+            torch.from_numpy(np.stack([d[index] for d in decoded])).permute(0, 3, 1, 2).to(device)
+        )
 
     cameras = [camera_of(fact) for fact in facts]
-    origin, target = (torch.from_numpy(np.stack(c)).float().to(device) for c in zip(*cameras, strict=True))
+    origin, target = (
+        torch.from_numpy(np.stack(c)).float().to(device) for c in zip(*cameras, strict=True)
+    )
     return Cutouts(stack(0), stack(1), stack(2), stack(3), origin, target)
 
 

@@ -1,7 +1,7 @@
 """Read the OBJ + MTL models of Sweet Home 3D furniture libraries (``.sh3f``, zip files).
 
 Format: Wavefront OBJ (vertices, texture coordinates, normals, polygons; ``usemtl`` groups) and MTL
-(``Kd`` diffuse and ``Ks`` specular colour 0..1, ``Ns`` exponent, ``d`` opacity, ``map_Kd`` texture).
+(``Kd`` diffuse, ``Ks`` specular colour 0..1, ``Ns`` exponent, ``d`` opacity, ``map_Kd`` texture).
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def _parse_obj(archive: zipfile.ZipFile, text: str, folder: str) -> list[Part]:
 
 
 def _triangles(polygon: list[tuple[int, int, int]], vertices: list[list[float]]):
-    """Cut a polygon into triangles; those of five corners and more may be concave (ear clipping)."""
+    """Cut a polygon into triangles; with five corners and more it may be concave (ear clipping)."""
     if len(polygon) <= 4:
         return [(polygon[0], polygon[i], polygon[i + 1]) for i in range(1, len(polygon) - 1)]
     points = np.array([vertices[v - 1 if v > 0 else v] for v, _, _ in polygon], np.float64)
@@ -155,7 +155,7 @@ def _triangles(polygon: list[tuple[int, int, int]], vertices: list[list[float]])
 
 
 def _corner(token: str) -> tuple[int, int, int]:
-    v, t, n = (token.split("/") + ["", ""])[:3]
+    v, t, n = [*token.split("/"), "", ""][:3]
     return int(v), int(t or 0), int(n or 0)
 
 
@@ -210,7 +210,9 @@ def _read_mtl(archive: zipfile.ZipFile, path: str) -> dict[str, Material]:
             entry.opacity = float(rest.split()[0])
         elif word == "map_Kd":
             entry.texture_name = re.split(r"[\\/]", rest.strip())[-1]
-            entry.texture = _read_texture(archive, f"{posixpath.dirname(path)}/{entry.texture_name}")
+            entry.texture = _read_texture(
+                archive, f"{posixpath.dirname(path)}/{entry.texture_name}"
+            )
     return materials
 
 

@@ -2,13 +2,13 @@
 
 Each cut-out is rendered twice, its re-tintable surfaces once light and once dark. A surface lights
 its picture in proportion to its reflectance, so any colour in between is a blend of the two:
-``picture(c) = dark + (light - dark) * (c - DARK) / (LIGHT - DARK)`` per channel. One pair of renders
-therefore serves every colour of the lexicon.
+``picture(c) = dark + (light - dark) * (c - DARK) / (LIGHT - DARK)`` per channel. One
+pair of renders therefore serves every colour of the lexicon.
 
     python training/data/render_cutouts.py --assets .work/assets --out .work/cutouts --worker 0/2
 
 Restartable: a cut-out whose files exist is skipped; rounds visit all products, so that whatever is
-there when the run is stopped is balanced. Written per cut-out: ``NNNNNN.a.webp`` (light tint, RGBA),
+there when the run is stopped is balanced. Per cut-out: ``NNNNNN.a.webp`` (light tint, RGBA),
 ``.b.webp`` (dark tint), ``.s.webp`` (how much of its light the ground keeps, grey) and ``.json``.
 """
 
@@ -25,7 +25,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import yaml
-
 from camera import FOV_DEGREES, place
 
 LIGHT, DARK = 0.80, 0.03
@@ -95,7 +94,9 @@ class Tracer:
         self.mi = mi
         self.environments = environments
         self.light = [self._mesh(i, part, tint, LIGHT) for i, part in enumerate(parts)]
-        self.dark = [self._mesh(i, part, tint, DARK) for i, part in enumerate(parts)] if tint else []
+        self.dark = (
+            [self._mesh(i, part, tint, DARK) for i, part in enumerate(parts)] if tint else []
+        )
 
     def _mesh(self, index: int, part, tint: list[str], reflectance: float):
         mi, count = self.mi, len(part.position)
@@ -124,14 +125,16 @@ class Tracer:
         shine = material.specular > 0.02
         surface = {
             "type": "principled",
-            "roughness": float(np.clip((2 / (material.exponent + 2)) ** 0.5, 0.16, 0.75)) if shine else 0.6,
+            "roughness": float(np.clip((2 / (material.exponent + 2)) ** 0.5, 0.16, 0.75))
+            if shine
+            else 0.6,
             "specular": float(np.clip(0.35 + material.specular * 0.5, 0.2, 0.75)),
         }
         texture = material.texture
         if texture is not None:
             rgb = _to_linear(texture[..., :3])
             if whole or saturated:
-                rgb = _tint_texture(texture[..., :3], rgb, reflectance, saturated)
+                rgb = _tint_texture(texture[..., :3], rgb, reflectance, saturated=saturated)
             bitmap = mi.Bitmap(np.ascontiguousarray(np.clip(rgb, 0.01, 0.88), dtype=np.float32))
             surface["base_color"] = {"type": "bitmap", "bitmap": bitmap, "raw": True}
         else:
@@ -142,16 +145,18 @@ class Tracer:
         bsdf = {"type": "twosided", "b": surface}
         if texture is not None and texture[..., 3].min() < 0.5:
             alpha = mi.Bitmap(np.ascontiguousarray(texture[..., 3:], dtype=np.float32))
-            return {"type": "mask", "opacity": {"type": "bitmap", "bitmap": alpha, "raw": True}, "b": bsdf}
+            return {
+                "type": "mask",
+                "opacity": {"type": "bitmap", "bitmap": alpha, "raw": True},
+                "b": bsdf,
+            }
         if material.opacity < 0.95:
             return {"type": "mask", "opacity": max(material.opacity, 0.25), "b": bsdf}
         return bsdf
 
     def render(self, shot: Shot, model_height: float, samples: int) -> dict[str, np.ndarray]:
         """Return light, dark, ground (float RGB [S, S, 3], linear) and alpha [S, S]."""
-        origin, target = place(
-            shot.azimuth, shot.elevation, shot.zoom, shot.height, model_height
-        )
+        origin, target = place(shot.azimuth, shot.elevation, shot.zoom, shot.height, model_height)
         lamps = self._lamps(shot, target)
         lit = {**lamps, "ground": self._ground(), "integrator": {"type": "path", "max_depth": 4}}
         frame = self._frame(origin, target, SIZE)
@@ -246,7 +251,7 @@ def _to_linear(srgb) -> np.ndarray:
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
-def _tint_texture(srgb: np.ndarray, linear: np.ndarray, reflectance: float, saturated: bool):
+def _tint_texture(srgb: np.ndarray, linear: np.ndarray, reflectance: float, *, saturated: bool):
     """Keep a texture's shading detail, give it the tint's reflectance."""
     value = srgb.max(-1, keepdims=True)
     detail = np.clip(value / max(float(np.percentile(value, 85)), 0.15), 0, 1.15)
@@ -259,7 +264,7 @@ def _tint_texture(srgb: np.ndarray, linear: np.ndarray, reflectance: float, satu
 
 
 def develop(passes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Turn raw passes into what is stored: exposed object colours, alpha, kept light of the ground."""
+    """Turn passes into what is stored: exposed object colours, alpha, kept light of the ground."""
     alpha = passes["alpha"]
     weights = np.array([0.2126, 0.7152, 0.0722], np.float32)
     ground = cv2.GaussianBlur(passes["ground"], (0, 0), 2)
@@ -267,9 +272,14 @@ def develop(passes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     exposure = 0.5 / max(float(np.median(lower @ weights)), 1e-4)
     ratio = (passes["light"] @ weights) / np.maximum(ground @ weights, 1e-4)
     free = (alpha < 0.02).astype(np.float32)
-    spread = cv2.GaussianBlur(ratio * free, (0, 0), 1.5) / np.maximum(cv2.GaussianBlur(free, (0, 0), 1.5), 1e-3)
+    spread = cv2.GaussianBlur(ratio * free, (0, 0), 1.5) / np.maximum(
+        cv2.GaussianBlur(free, (0, 0), 1.5), 1e-3
+    )
     ratio = np.clip(np.where(free > 0, ratio, spread), 0.0, 1.25) / 1.25
-    out = {"alpha": alpha, "shadow": cv2.resize(ratio.astype(np.float32), (128, 128), interpolation=cv2.INTER_AREA)}
+    out = {
+        "alpha": alpha,
+        "shadow": cv2.resize(ratio.astype(np.float32), (128, 128), interpolation=cv2.INTER_AREA),
+    }
     for name in ("light", "dark"):
         if name in passes:
             out[name] = _bleed(passes[name] * exposure, alpha)
@@ -293,14 +303,20 @@ def save(stem: Path, images: dict[str, np.ndarray], facts: dict) -> None:
     """Write one cut-out; the JSON last, as it marks the cut-out complete."""
 
     def encode(light: np.ndarray) -> np.ndarray:
-        return (np.sqrt(np.clip(light / ENCODE_RANGE, 0, 1)) * 255 + 0.5).astype(np.uint8)[..., ::-1]
+        return (np.sqrt(np.clip(light / ENCODE_RANGE, 0, 1)) * 255 + 0.5).astype(np.uint8)[
+            ..., ::-1
+        ]
 
     alpha = (images["alpha"] * 255 + 0.5).astype(np.uint8)
     quality = [cv2.IMWRITE_WEBP_QUALITY, 94]
     cv2.imwrite(f"{stem}.a.webp", np.dstack([encode(images["light"]), alpha]), quality)
     if "dark" in images:
         cv2.imwrite(f"{stem}.b.webp", encode(images["dark"]), [cv2.IMWRITE_WEBP_QUALITY, 90])
-    cv2.imwrite(f"{stem}.s.webp", (images["shadow"] * 255 + 0.5).astype(np.uint8), [cv2.IMWRITE_WEBP_QUALITY, 80])
+    cv2.imwrite(
+        f"{stem}.s.webp",
+        (images["shadow"] * 255 + 0.5).astype(np.uint8),
+        [cv2.IMWRITE_WEBP_QUALITY, 80],
+    )
     Path(f"{stem}.json").write_text(json.dumps(facts))
 
 
@@ -331,7 +347,9 @@ def unpack_environments(assets: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--assets", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--worker", default="0/1", help="this worker / number of workers")
@@ -369,16 +387,26 @@ def main() -> None:
                     row = product["models"][shot.model]
                     path = libraries / f"{row['lib']}.sh3f"
                     entry = next(e for e in catalog(path) if e["model"].endswith("/" + row["file"]))
-                    parts = load_model(path, entry["model"], row.get("rotation") or entry.get("modelRotation"))
+                    parts = load_model(
+                        path, entry["model"], row.get("rotation") or entry.get("modelRotation")
+                    )
                     parts = [part for part in parts if part.name not in row.get("drop", [])]
                     turn_about_y(parts, row.get("turn", 0.0))
                     tracer = Tracer(parts, row.get("tint", []), environments)
-                    tracers[shot.model] = (tracer, float(extent(parts)[1]), entry.get("creator", ""))
+                    tracers[shot.model] = (
+                        tracer,
+                        float(extent(parts)[1]),
+                        entry.get("creator", ""),
+                    )
                 tracer, height, creator = tracers[shot.model]
                 images = develop(tracer.render(shot, height, arguments.samples))
                 save(stem, images, {**asdict(shot), "model_height": height, "creator": creator})
                 done += 1
-            print(f"{done} cut-outs, {(time.time() - started) / max(done, 1):.2f} s each, {product['name']}", flush=True)
+            print(
+                f"{done} cut-outs, {(time.time() - started) / max(done, 1):.2f} s each, "
+                f"{product['name']}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class Noise:
 
 
 def linear(*srgb: float) -> Tensor:
-    """sRGB 0..1 to linear light, shaped [3, 1, 1]."""
+    """SRGB 0..1 to linear light, shaped [3, 1, 1]."""
     value = torch.tensor(srgb, dtype=torch.float32)
     light = torch.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
     return light.view(3, 1, 1)
@@ -121,13 +121,20 @@ def marble(noise: Noise) -> Tensor:
 def slate(noise: Noise) -> Tensor:
     """Cleft dark stone."""
     layers = noise.fractal(16, 7, 6)
-    return _paint(0.075 + 0.11 * (layers - 0.42) + 0.02 * noise.value(512, 512), linear(0.95, 0.98, 1.0))
+    return _paint(
+        0.075 + 0.11 * (layers - 0.42) + 0.02 * noise.value(512, 512), linear(0.95, 0.98, 1.0)
+    )
 
 
 def concrete(noise: Noise) -> Tensor:
     """Grey cast floor with stains and pores."""
     pores = (noise.value(300, 300) - 0.86).clamp(min=0) * 3
-    value = 0.42 + 0.26 * (noise.fractal(5, 5, 6) - 0.5) + 0.08 * (noise.value(512, 512) - 0.5) - 0.2 * pores
+    value = (
+        0.42
+        + 0.26 * (noise.fractal(5, 5, 6) - 0.5)
+        + 0.08 * (noise.value(512, 512) - 0.5)
+        - 0.2 * pores
+    )
     return _paint(value, linear(0.97, 0.965, 0.95))
 
 
@@ -147,7 +154,10 @@ def grass(noise: Noise) -> Tensor:
     """Mown lawn: blades and lighter patches."""
     blades = (noise.fractal(220, 60, 3) - 0.25).clamp(min=0)
     patch = noise.fractal(6, 6, 3)
-    green, light = linear(0.27, 0.46, 0.13).to(noise.device), linear(0.52, 0.66, 0.22).to(noise.device)
+    green, light = (
+        linear(0.27, 0.46, 0.13).to(noise.device),
+        linear(0.52, 0.66, 0.22).to(noise.device),
+    )
     return ((0.3 + 1.9 * blades**1.2) * (green * (1 - patch) + light * patch)).clamp(0.005, 1)
 
 
