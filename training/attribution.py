@@ -1,5 +1,7 @@
 """Write ATTRIBUTION.md: every 3-D model that packshot-mini was trained on, its maker, its licence.
 
+Give it the assets folder and the file to write:
+
     python training/attribution.py .work/assets MODEL/ATTRIBUTION.md
 """
 
