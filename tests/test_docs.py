@@ -132,7 +132,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
     """A span with a slash and a known ending is a file of ours, from the root or in the package."""
     spans = re.findall(r"`([\w./-]+/[\w.-]+\.(?:py|md|toml|json|txt|yaml)|[\w-]+\.py)`", read(page))
     for span in spans:
-        places = (ROOT, SOURCE, page.parent, *SOURCE.glob("**/"))
+        places = (ROOT, SOURCE, page.parent, *page.parent.glob("src/*/"), *SOURCE.glob("**/"))
         assert any((place / span).exists() for place in places), f"{name_of(page)}: {span}"
 
 

@@ -303,7 +303,7 @@ def _share_gradients(model: nn.Module, world: int) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def main() -> None:
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -325,7 +325,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=7e-4)
     parser.add_argument("--variants", type=int, default=6)
     parser.add_argument("--warm", action="store_true", help="only compile; trainers pick it up")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    arguments = _arguments()
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world > 1:  # one device name for all, so that they share what was compiled
         os.environ["CUDA_VISIBLE_DEVICES"] = os.environ["LOCAL_RANK"]
