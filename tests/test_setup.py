@@ -27,6 +27,7 @@ case $* in
     touch "$here/has-torch" ;;
   *"pip "*) sleep "${PIP_SLEEPS:-0}"; echo "WARNING: pip is noisy" >&2 ;;
   "-P -m pytest"*) echo "tests: ${*:4}, threads: ${OMP_NUM_THREADS:-free}" ;;
+  "-c wait") echo "$OMP_WAIT_POLICY" ;;
   "-P -m packshot "*) echo "ran: ${*:4}" ;;
 esac
 """
@@ -217,6 +218,11 @@ def test_all_tests_run_side_by_side_and_named_ones_as_asked(world: World) -> Non
     assert re.fullmatch(r"tests: -n [1-4], threads: 1\n", world.run("test").stdout)
     named = world.run("test", "tests/engine", "-k", "a b")
     assert named.stdout == "tests: tests/engine -k a b, threads: free\n"
+
+
+def test_scripts_wait_as_the_commands_do_unless_told_otherwise(world: World) -> None:
+    assert world.run("python", "-c", "wait").stdout == "PASSIVE\n"
+    assert world.run("python", "-c", "wait", OMP_WAIT_POLICY="ACTIVE").stdout == "ACTIVE\n"
 
 
 def test_an_exit_code_passes_through(world: World) -> None:
