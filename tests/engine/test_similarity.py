@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from packshot.core.errors import ModelNotFound
+from packshot.core.errors import InvalidRequest, ModelNotFound
 from packshot.engine.engine import Engine
 from packshot.engine.similarity import CLIP_MEAN, CLIP_STD, preprocess
 from tests.engine.test_engine import copy_without
@@ -72,6 +72,13 @@ def test_normalisation_is_read_from_the_folder(pictures):
     assert 0 <= plain.min() < plain.max() <= 1
     mean, std = (torch.tensor(v)[:, None, None] for v in (CLIP_MEAN, CLIP_STD))
     assert torch.allclose(preprocess(pictures[0], 32, {}), (plain - mean) / std, atol=1e-6)
+
+
+def test_nothing_to_compare_is_refused(tiny_sdxl, pictures):
+    engine = Engine.load(tiny_sdxl, device="cpu")
+    for images, texts in (([], TEXTS), (pictures, [])):
+        with pytest.raises(InvalidRequest, match="one picture and one text"):
+            engine.similarity(images, texts)
 
 
 def test_a_folder_without_an_image_encoder_says_so(tiny_sdxl, tmp_path, pictures):

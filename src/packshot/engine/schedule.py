@@ -134,6 +134,9 @@ def karras_levels(noise: NoiseConfig, grid: Grid) -> Levels:
     Equation 5 of arXiv:2206.00364. The range is the model's, so only ``grid.steps`` matters.
     Timesteps are fractional: read off the training table by linear interpolation in log sigma,
     and never rounded, for a rounded one would name another noise level than the picture has.
+
+    Under zero terminal SNR the range reaches to 4096, so that half of 20 steps lie above sigma 80,
+    where there is nothing to see yet: such a model is better served by the default schedule.
     """
     table = training_sigmas(noise)
     top, bottom = table[-1] ** (1 / KARRAS_RHO), table[0] ** (1 / KARRAS_RHO)

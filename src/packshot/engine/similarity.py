@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from packshot.core.errors import InvalidRequest
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -40,7 +42,10 @@ def cosines(
     """Return the cosines [images, texts] between the embeddings of pictures and of texts.
 
     ``processor`` is ``preprocessor_config.json``; ``reader`` the encoder that shares its space.
+    Raises InvalidRequest if there is no picture or no text.
     """
+    if not images or not texts:
+        raise InvalidRequest("similarity needs at least one picture and one text.")
     weights = next(vision.parameters())
     pixels = torch.stack(
         [preprocess(image, vision.config.image_size, processor) for image in images]
