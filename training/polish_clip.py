@@ -23,9 +23,9 @@ from torch.nn import functional as F
 sys.path.insert(0, str(Path(__file__).parent / "data"))
 
 from common import Average, Clock, load_weights, report, save_weights
-from configs import CONFIGS, IMAGE_MEAN, IMAGE_STD
+from configs import CONFIGS
 from load import Pictures
-from train_clip import augment, encode_ids, gather, top1
+from train_clip import augment, encode_ids, gather, normalise, top1
 
 from packshot.engine.networks.clip_text import CLIPText
 from packshot.engine.networks.clip_vision import CLIPVision
@@ -116,10 +116,9 @@ def main() -> None:
     average = Average(vision, 0.98)
     first = queue.get()
     clock, step = Clock(arguments.seconds, warm=0.05), 0
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (IMAGE_MEAN, IMAGE_STD))
     while not clock.over:
         pictures, rows = first if step == 0 else queue.get()
-        shown = augment((torch.from_numpy(pictures).float() / 255 - mean) / std)
+        shown = augment(normalise(torch.from_numpy(pictures)))
         for group in optimizer.param_groups:
             group["lr"] = arguments.rate * clock.rate()
         with torch.autocast("cpu", torch.bfloat16):

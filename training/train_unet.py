@@ -39,6 +39,7 @@ from packshot.engine.tokenizer import Tokenizer
 
 VARIANTS_OF_CAPTION = 3
 UNET_FILE = "unet/diffusion_pytorch_model.safetensors"
+STATE_FILE = "state.pt"
 TEXT_FILE = "text_encoder/model.safetensors"
 GRID = (
     "white sneakers on a sandy beach, bright daylight",
@@ -237,6 +238,9 @@ def train(
             total.zero_()
     if rank == 0:
         report(unet_steps=step)
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        state |= {"average": average.weights, "step": step}
+        torch.save(state, arguments.folder / STATE_FILE)
     return average
 
 
@@ -246,7 +250,7 @@ def _resume(
     """Go on from an earlier part: from its whole state, or from its saved (averaged) weights."""
     if clock.first == 0:
         return None
-    state = arguments.folder / "state.pt"
+    state = arguments.folder / STATE_FILE
     if state.exists():
         device = next(model.parameters()).device
         saved = torch.load(state, map_location=device, weights_only=True)

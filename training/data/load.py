@@ -83,28 +83,26 @@ class Pictures:
 
     def batch_on(self, ground: int, count: int) -> tuple[Tensor, Attributes]:
         """Compose ``count`` pictures on one ground."""
-        rows = np.empty(count, np.int64)
-        colour = np.empty(count, np.int64)
-        for i in range(count):
-            rows[i], colour[i] = self._draw(self.scenes["grounds"][ground]["name"])
-        flip = self.rng.random(count) < 0.5
-        light = np.array([self._light(row) for row in rows])
-        side = np.array(
-            [self._side(row, mirrored) for row, mirrored in zip(rows, flip, strict=True)]
-        )
-        view = np.array([self._view(row) for row in rows])
-        attributes = Attributes(
-            self.product_of[rows], colour, np.full(count, ground), light, side, view
-        )
+        rows, flip, attributes = self._scenes(np.full(count, ground))
         pictures = self.composer.compose(
             self.cutouts,
             torch.from_numpy(rows).to(self.device),
             torch.from_numpy(flip).to(self.device),
             self.scenes["grounds"][ground],
-            self._reflectance(colour),
-            self._moods(light, side),
+            self._reflectance(attributes.colour),
+            self._moods(attributes.light, attributes.side),
         )
         return (pictures * 255 + 0.5).to(torch.uint8), attributes
+
+    def _scenes(self, grounds: np.ndarray) -> tuple[np.ndarray, np.ndarray, Attributes]:
+        """Draw what stands on these grounds: rows of cut-outs, which to mirror, what is seen."""
+        drawn = [self._draw(self.scenes["grounds"][ground]["name"]) for ground in grounds]
+        rows, colour = (np.array(column) for column in zip(*drawn, strict=True))
+        flip = self.rng.random(len(rows)) < 0.5
+        light = np.array([self._light(row) for row in rows])
+        side = np.array([self._side(*pair) for pair in zip(rows, flip, strict=True)])
+        view = np.array([self._view(row) for row in rows])
+        return rows, flip, Attributes(self.product_of[rows], colour, grounds, light, side, view)
 
     def _draw(self, ground: str) -> tuple[int, int]:
         """A cut-out and a colour whose combination with the ground is not held out."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import compose
-import numpy as np
 import torch
 from compose import DARK, LIGHT
 from load import Attributes, Pictures
@@ -49,14 +48,9 @@ class QuickPictures(Pictures):
         """Compose ``count`` pictures, each on its own ground: floats [B, 3, 128, 128] in 0..1."""
         composer = self.composer
         ground = self.rng.integers(len(self.scenes["grounds"]), size=count)
-        drawn = [self._draw(self.scenes["grounds"][g]["name"]) for g in ground]
-        rows, colour = np.array([d[0] for d in drawn]), np.array([d[1] for d in drawn])
-        flip = self.rng.random(count) < 0.5
-        light = np.array([self._light(row) for row in rows])
-        side = np.array([self._side(row, f) for row, f in zip(rows, flip, strict=True)])
-        view = np.array([self._view(row) for row in rows])
+        rows, flip, attributes = self._scenes(ground)
         index, mirrored = torch.from_numpy(rows), torch.from_numpy(flip).view(-1, 1, 1, 1)
-        tint = (self._reflectance(colour).view(count, 3, 1, 1) - DARK) / (LIGHT - DARK)
+        tint = (self._reflectance(attributes.colour).view(count, 3, 1, 1) - DARK) / (LIGHT - DARK)
         product = self.dark[index] + (self.light[index] - self.dark[index]) * tint
         layers = (product.clamp(min=0), self.alpha[index], self.kept[index])
         layers = tuple(torch.where(mirrored, v.flip(-1), v) for v in layers)
@@ -64,8 +58,8 @@ class QuickPictures(Pictures):
         pick = self.rng.integers(PLATES, size=count)
         plate = torch.stack([self.plates[g][0][i] for g, i in zip(ground, pick, strict=True)])
         on_ground = torch.stack([self.plates[g][1][i] for g, i in zip(ground, pick, strict=True)])
-        moods = self._moods(light, side)
+        moods = self._moods(attributes.light, attributes.side)
         shadow = (1 - (1 - kept.clamp(max=1.1)) * moods["shadow"].view(-1, 1, 1, 1)).clamp(min=0.02)
         plate = plate * (1 + (shadow - 1) * on_ground)
         picture = composer._develop(plate * (1 - alpha) + product * alpha, moods)
-        return picture, Attributes(self.product_of[rows], colour, ground, light, side, view)
+        return picture, attributes
