@@ -10,12 +10,19 @@
     │   ├── ModelCorrupt
     │   └── UnsafeModel      the folder holds a pickle; packshot reads safetensors only
     ├── OutputError          a result could not be written, or an input file not read
+    ├── LedgerError          money: nothing was spent that is not in the journal
+    │   ├── BudgetExceeded   the hold would take a cap above its limit: no call was made
+    │   ├── Unpriced         no price is known and the operator said to refuse such calls
+    │   ├── Unbounded        the call has no upper bound, and a hard cap applies to it
+    │   ├── IdempotencyError the key came before with another body, or is still in flight
+    │   ├── LedgerUnavailable  journal or store cannot be written: no new paid work is taken
+    │   └── LedgerCorrupt    a sum, a hash, a sequence or a schema is not what it must be
     ├── RenderFailed         the network produced NaN or a constant picture, twice
     └── Cancelled            the caller asked to stop between two steps
 
 Messages say what was got, what was expected and how to fix it. ``exit_code`` is what the command
-line returns: 2 for a bad call (as argparse and click do), 3 for a bad model, 4 for a file, 1 for a
-failure of ours, 130 for Ctrl-C.
+line returns: 2 for a bad call (as argparse and click do), 3 for a bad model, 4 for a file, 5 for
+the ledger, 1 for a failure of ours, 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -24,15 +31,22 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "BudgetExceeded",
     "Cancelled",
+    "IdempotencyError",
     "InvalidRequest",
+    "LedgerCorrupt",
+    "LedgerError",
+    "LedgerUnavailable",
     "ModelCorrupt",
     "ModelError",
     "ModelNotFound",
     "OutputError",
     "PackshotError",
     "RenderFailed",
+    "Unbounded",
     "UnknownConcept",
+    "Unpriced",
     "UnsafeModel",
     "unknown_name",
 ]
@@ -76,6 +90,36 @@ class OutputError(PackshotError):
     """A file could not be written or read."""
 
     exit_code = 4
+
+
+class LedgerError(PackshotError):
+    """Base of everything that concerns money."""
+
+    exit_code = 5
+
+
+class BudgetExceeded(LedgerError):
+    """Spent plus held plus this hold would exceed a cap; the message names cap, period and rest."""
+
+
+class Unpriced(LedgerError):
+    """No price row covers the usage at its date, and a cap or the operator refuses such calls."""
+
+
+class Unbounded(LedgerError):
+    """What the call may cost has no upper bound, and a hard cap applies to it."""
+
+
+class IdempotencyError(LedgerError):
+    """An idempotency key was used before with another body, or its first call is not done."""
+
+
+class LedgerUnavailable(LedgerError):
+    """The journal or the store cannot be written or read; nothing was acknowledged."""
+
+
+class LedgerCorrupt(LedgerError):
+    """The ledger's files are damaged, or of a newer version than this packshot."""
 
 
 class RenderFailed(PackshotError):

@@ -64,13 +64,26 @@ class RenderRequest:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one stage consumed; never money (only the ledger knows prices).
+    """What one stage or one attempt consumed; never money (only the ledger knows prices).
 
-    ``seconds`` is time on ``device``; ``steps`` and ``pixels`` are totals over the pictures made.
+    ``seconds`` is time on ``device`` (its kind: "cpu", "h100"); ``steps`` and ``pixels`` are totals
+    over the pictures made. ``input_tokens`` counts every token that went in: ``cached_tokens`` and
+    ``written_tokens`` (read from, written to the provider's prompt cache) are parts of it, whatever
+    the provider's own counting. ``image_size`` is "1024x1024", ``image_quality`` the provider's
+    word. ``stored_bytes`` were written to the object store by ``requests`` requests.
     """
 
     stage: Stage
-    seconds: float
-    device: str
+    seconds: float = 0.0
+    device: str = ""
     steps: int = 0
     pixels: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    written_tokens: int = 0
+    output_tokens: int = 0
+    images: int = 0
+    image_size: str = ""
+    image_quality: str = ""
+    stored_bytes: int = 0
+    requests: int = 0

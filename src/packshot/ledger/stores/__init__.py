@@ -1,0 +1,1 @@
+"""Where settled attempts are kept for ever: SQLite, or PostgreSQL; one Protocol."""
