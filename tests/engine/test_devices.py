@@ -8,7 +8,13 @@ import pytest
 import torch
 
 from packshot.core.errors import InvalidRequest
-from packshot.engine.devices import Meter, pick_device, pick_precision, pick_vae_precision
+from packshot.engine.devices import (
+    Meter,
+    device_kind,
+    pick_device,
+    pick_precision,
+    pick_vae_precision,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -89,8 +95,30 @@ def test_a_stage_is_timed_and_a_failed_one_is_not_counted():
 
 def test_a_gpu_is_waited_for_once_at_the_end_of_each_stage(monkeypatch):
     waits: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(torch.cuda, "synchronize", waits.append)
     meter = Meter(CUDA)
     with meter.stage("encode"):
         assert waits == []
     assert waits == [CUDA]
+    assert meter.usage[0].device == "h100"
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H100 PCIe", "h100"),
+        ("NVIDIA H100 NVL", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100"),
+        ("NVIDIA A10G", "a10g"),
+        ("Tesla T4", "t4"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090"),
+        ("NVIDIA", "cuda"),
+    ],
+)
+def test_the_kind_of_a_device_is_what_its_price_is_filed_under(monkeypatch, name, kind):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert device_kind(torch.device("cuda:1")) == kind
+    assert device_kind(CPU) == "cpu"

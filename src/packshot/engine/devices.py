@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -14,13 +15,21 @@ from packshot.core.types import PRECISIONS, Precision, Stage, Usage
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["DTYPES", "Meter", "pick_device", "pick_precision", "pick_vae_precision"]
+__all__ = ["DTYPES", "Meter", "device_kind", "pick_device", "pick_precision", "pick_vae_precision"]
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
 }
+
+UNTOLD = frozenset(
+    "nvidia amd tesla geforce quadro instinct pcie nvl sxm sxm2 sxm3 sxm4 sxm5 sxm6 "
+    "hbm2 hbm2e hbm3 hbm3e".split()
+)
+"""Words in a GPU's name that say who made it, and how it is mounted."""
+
+MEMORY = re.compile(r"[0-9]+gb")
 
 
 def pick_device(name: str) -> torch.device:
@@ -63,11 +72,25 @@ def pick_vae_precision(name: Precision, model: Precision, *, force_upcast: bool)
     return "fp32" if model == "fp16" and force_upcast else model
 
 
+def device_kind(device: torch.device) -> str:
+    """Return the kind of a device, as prices name it: "cpu", "h100", "a10g", "rtx-4090".
+
+    It is the name that the driver gives, without maker, memory, form and index: what makes two
+    devices cost the same.
+    """
+    if device.type != "cuda":
+        return device.type
+    words = re.findall(r"[a-z0-9]+", torch.cuda.get_device_name(device).lower())
+    told = [word for word in words if word not in UNTOLD and not MEMORY.fullmatch(word)]
+    return "-".join(told) or device.type
+
+
 class Meter:
     """Collects one ``Usage`` per stage; waits for a GPU at the ends of stages, and nowhere else."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
+        self.kind = device_kind(device)
         self.usage: list[Usage] = []
 
     @contextmanager
@@ -78,4 +101,4 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - start
-        self.usage.append(Usage(stage, seconds, str(self.device), steps, pixels))
+        self.usage.append(Usage(stage, seconds, self.kind, steps, pixels))

@@ -1,0 +1,149 @@
+"""The configuration file: types, references, and errors that name their line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import pytest
+
+from packshot.core.config import MAX_BYTES, MAX_DEPTH, read
+from packshot.core.errors import InvalidRequest, OutputError
+
+
+class Row(msgspec.Struct, frozen=True):
+    name: str
+    share: Decimal = Decimal(1)
+
+
+@dataclass(frozen=True)
+class Section:
+    count: int = 0
+    ratio: float = 0.0
+    on: bool = False
+    colour: Literal["red", "blue"] = "red"
+    note: str | None = None
+    folder: Path | None = None
+    prices: dict[str, Decimal] = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.count < 0:
+            raise InvalidRequest(f"count must not be negative, got {self.count}")
+
+
+def load(tmp_path: Path, text: str, environment: dict[str, str] | None = None) -> Section | None:
+    path = tmp_path / "packshot.yaml"
+    path.write_text(text)
+    return read(path, frozenset(("part", "other")), environment or {}).section("part", Section)
+
+
+def test_every_type_and_money_is_exact(tmp_path: Path) -> None:
+    text = """
+    part:
+      count: 1_000
+      ratio: 0.5
+      on: true
+      colour: blue
+      note: null
+      folder: a/b
+      prices: {h100: 2.30, cpu: 1e-3}
+      rows: [{name: x, share: 0.1}, {name: "2.30"}]
+    """
+    assert load(tmp_path, text) == Section(
+        count=1000,
+        ratio=0.5,
+        on=True,
+        colour="blue",
+        folder=tmp_path / "a" / "b",
+        prices={"h100": Decimal("2.30"), "cpu": Decimal("0.001")},
+        rows=(Row("x", Decimal("0.1")), Row("2.30")),
+    )
+    assert str(load(tmp_path, text).prices["h100"]) == "2.30"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "other: {}", "part:", "part: null"])
+def test_what_is_absent_is_none(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, text) is None
+
+
+def test_values_from_outside(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s3cret\n")
+    environment = {"NAME": "n", "EMPTY": ""}
+    for value, expected in {
+        "env.NAME": "n",
+        "${NAME}": "n",
+        "a-${NAME}-${NO:-d}": "a-n-d",
+        "${EMPTY:-d}": "d",
+        "file:secret": "s3cret",
+        "environment.NAME": "environment.NAME",
+    }.items():
+        assert load(tmp_path, f"part: {{note: '{value}'}}", environment).note == expected
+    assert load(tmp_path, "part: {count: '${N:-7}'}").count == 7
+    with pytest.raises(InvalidRequest, match=r"line 1: part\.note: .* NO is not set"):
+        load(tmp_path, "part: {note: env.NO}")
+    with pytest.raises(OutputError, match="cannot read"):
+        load(tmp_path, "part: {note: 'file:none'}")
+
+
+def test_what_came_from_outside_is_in_no_error(tmp_path: Path) -> None:
+    for kind in ("count", "colour", "on", "ratio"):
+        with pytest.raises(InvalidRequest) as error:
+            load(tmp_path, f"part: {{{kind}: env.KEY}}", {"KEY": "s3cret"})
+        assert "env.KEY" in str(error.value)
+        assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("part:\n  cuont: 1", 2, "unknown key 'cuont'. Did you mean 'count'?"),
+        ("\nprat: {}", 2, "unknown section 'prat'. Did you mean 'part'?"),
+        ("part:\n  count: 1\n  count: 2", 3, "the key 'count' stands in line 2 already"),
+        ("part: {}\nother: {a: [{b: 1,\n b: 2}]}", 3, "the key 'b' stands in line 2 already"),
+        ("part:\n  count: 1.5", 2, "part.count: expected a whole number, got '1.5'"),
+        ("part:\n  ratio: .nan", 2, "part.ratio: expected a finite number, got '.nan'"),
+        ("part:\n  ratio: inf", 2, "part.ratio: expected a finite number, got 'inf'"),
+        ("part:\n  prices:\n    a: NaN", 3, "part.prices.a: expected a finite decimal number"),
+        ("part:\n  prices:\n    a: 1,5", 3, "expected a finite decimal number, got '1,5'"),
+        ("part:\n  on: yes", 2, "part.on: expected true or false, got 'yes'"),
+        ("part:\n  colour: rd", 2, "part.colour: unknown value 'rd'. Did you mean 'red'?"),
+        ("part:\n  rows:\n  - share: 1", 3, "part.rows[0]: name must be given"),
+        ("part:\n  rows: 3", 2, "part.rows: expected a list, got '3'"),
+        ("part: [1]", 1, "part: expected keys and values, got a list"),
+        ("part:\n  note: [1]", 2, "part.note: expected text, got a list"),
+        ("part:\n  count: -1", 2, "part: count must not be negative, got -1"),
+        ("part: 1\n- x", 2, "not valid YAML"),
+        ("part: {a: &x 1, b: *x}", 1, "anchors and aliases"),
+        ("part:\n  note: *x", 2, "anchors and aliases"),
+        ("part: !!python/object:os.system {}", 1, "the tag"),
+        ("part:\n  note: !!str 1", 2, "the tag"),
+        ("part: {}\n---\npart: {}", 2, "a second document"),
+        ("- part", 1, "expected sections"),
+        ("? [a]\n: 1", 1, "a key must be a word"),
+        ("part: " + "[" * (MAX_DEPTH + 1), 1, "nested deeper"),
+        ("part: \x07", 1, "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_named_with_its_line(tmp_path: Path, text: str, line: int, said: str) -> None:
+    with pytest.raises(InvalidRequest) as error:
+        load(tmp_path, text)
+    message = str(error.value)
+    assert said in message
+    if "\x07" not in text:
+        assert f"packshot.yaml, line {line}: " in message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot read"):
+        read(tmp_path / "none.yaml", frozenset())
+    path = tmp_path / "x.yaml"
+    path.write_bytes(b"#" * (MAX_BYTES + 1))
+    with pytest.raises(InvalidRequest, match="larger than"):
+        read(path, frozenset())
+    path.write_bytes(b"\xff")
+    with pytest.raises(InvalidRequest, match="not UTF-8"):
+        read(path, frozenset())
