@@ -1,0 +1,337 @@
+"""Makes the Grafana dashboards in ``deploy/grafana/``: run it after a change here, and commit both.
+
+The JSON is of Grafana 11's schema (39). What is shown is written down here once, as rows of panels;
+names of metrics come from `packshot.ledger.names`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from packshot.ledger import names
+
+FOLDER = Path(__file__).parent / "grafana"
+SCHEMA = 39
+WIDTH = 24
+HEIGHT = 8
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+OF_RENDERS = 'stage!~"|' + "|".join(names.GATEWAY_STAGES) + '"'
+TEAM = 'team=~"$team"'
+COST, WASTE = names.COST.name, names.WASTE.name
+SECONDS, RENDERS = names.STAGE_SECONDS.name, names.RENDERS.name
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """A panel: its title, its kind in Grafana, its unit there, and expressions by legend."""
+
+    title: str
+    kind: str
+    unit: str
+    queries: dict[str, str]
+    width: int = 12
+    help: str = ""
+
+
+def spent(by: str, where: str = TEAM, over: str = "$__range", metric: str = COST) -> str:
+    """Return the expression for EUR by a label over a time."""
+    return f"sum by ({by}) (increase({metric}{{{where}}}[{over}]))"
+
+
+def share(by: str, metric: str, where: str) -> str:
+    """Return the expression for the share of each value of a label, 0 to 1."""
+    one = f"increase({metric}{{{where}}}[$__range])"
+    return f"sum by ({by}) ({one}) / on () group_left () (sum({one}) > 0)"
+
+
+COST_PER_RENDER = [
+    Panel(
+        "Cost per render, last hour",
+        "stat",
+        "currencyEUR",
+        {"EUR": f'{names.COST_PER_RENDER.name}{{window="1h"}}'},
+        6,
+        "From the ledger itself: corrections and waste are in it.",
+    ),
+    Panel(
+        "Cost per render, last day",
+        "stat",
+        "currencyEUR",
+        {"EUR": f'{names.COST_PER_RENDER.name}{{window="24h"}}'},
+        6,
+    ),
+    Panel(
+        "Against a week ago",
+        "stat",
+        "percentunit",
+        {
+            "change": "packshot:cost_per_render_eur:1d"
+            " / (packshot:cost_per_render_eur:1d offset 1w) - 1"
+        },
+        6,
+    ),
+    Panel("Ledger is behind by", "stat", "s", {"lag": names.LAG.name}, 6),
+    Panel(
+        "Cost per render",
+        "timeseries",
+        "currencyEUR",
+        {
+            "ledger, last hour": f'{names.COST_PER_RENDER.name}{{window="1h"}}',
+            "rule, last hour": "packshot:cost_per_render_eur:1h",
+            "rule, last day": "packshot:cost_per_render_eur:1d",
+        },
+        24,
+    ),
+    Panel(
+        "Renders",
+        "timeseries",
+        "short",
+        {"{{outcome}}": f"sum by (outcome) (increase({RENDERS}[$__rate_interval]))"},
+    ),
+    Panel(
+        "Attempts",
+        "timeseries",
+        "short",
+        {"{{outcome}}": f"sum by (outcome) (increase({names.ATTEMPTS.name}[$__rate_interval]))"},
+    ),
+]
+STAGES = [
+    Panel(
+        "Share of cost",
+        "piechart",
+        "percentunit",
+        {"{{stage}}": share("stage", COST, f"{OF_RENDERS},{TEAM}")},
+    ),
+    Panel(
+        "Share of time",
+        "piechart",
+        "percentunit",
+        {"{{stage}}": share("stage", SECONDS, f"{OF_RENDERS},{TEAM}")},
+    ),
+    Panel(
+        "Share of cost, hour by hour",
+        "timeseries",
+        "percentunit",
+        {"{{stage}}": "packshot:stage_cost_ratio:1h"},
+    ),
+    Panel(
+        "Share of time, hour by hour",
+        "timeseries",
+        "percentunit",
+        {"{{stage}}": "packshot:stage_time_ratio:1h"},
+    ),
+    Panel(
+        "EUR by provider and model",
+        "table",
+        "currencyEUR",
+        {"{{provider}} {{model}}": spent("provider, model", f"{OF_RENDERS},{TEAM}")},
+    ),
+    Panel(
+        "EUR by device and account",
+        "table",
+        "currencyEUR",
+        {"{{device}} {{account}}": spent("device, account")},
+    ),
+]
+TEAMS = [
+    Panel("EUR by team", "bargauge", "currencyEUR", {"{{team}}": spent("team")}),
+    Panel(
+        "Budget used",
+        "bargauge",
+        "percentunit",
+        {"{{scope}} {{name}} per {{per}}": names.BUDGET_RATIO.name},
+    ),
+    Panel(
+        "EUR per day",
+        "timeseries",
+        "currencyEUR",
+        {"{{team}}": 'packshot:team_cost_eur:1d{team=~"$team"}'},
+        24,
+    ),
+    Panel("EUR by recipe", "table", "currencyEUR", {"{{recipe}}": spent("team, recipe")}),
+    Panel(
+        "EUR by virtual key",
+        "table",
+        "currencyEUR",
+        {"{{virtual_key}}": spent("team, virtual_key", metric=names.VIRTUAL_KEY_COST.name)},
+    ),
+    Panel(
+        "EUR by provider and model",
+        "table",
+        "currencyEUR",
+        {"{{provider}} {{model}}": spent("provider, model")},
+    ),
+    Panel(
+        "EUR spent, and limit",
+        "table",
+        "currencyEUR",
+        {
+            "spent {{scope}} {{name}}": names.BUDGET_USED.name,
+            "limit {{scope}} {{name}}": names.BUDGET_LIMIT.name,
+        },
+    ),
+]
+WASTED = [
+    Panel(
+        "Share of cost that is waste",
+        "stat",
+        "percentunit",
+        {"waste": "packshot:waste_ratio:1h"},
+        6,
+    ),
+    Panel(
+        "EUR wasted",
+        "stat",
+        "currencyEUR",
+        {"EUR": f"sum(increase({WASTE}{{{TEAM}}}[$__range]))"},
+        6,
+    ),
+    Panel(
+        "Renders given up",
+        "stat",
+        "short",
+        {"renders": f'sum(increase({RENDERS}{{outcome="given_up"}}[$__range]))'},
+        6,
+    ),
+    Panel(
+        "Attempts without a price",
+        "stat",
+        "short",
+        {"attempts": f"sum({names.UNPRICED_NOW.name}) or vector(0)"},
+        6,
+    ),
+    Panel(
+        "EUR by reason",
+        "timeseries",
+        "currencyEUR",
+        {"{{reason}}": spent("reason", over="$__rate_interval", metric=WASTE)},
+        24,
+    ),
+    Panel(
+        "Where",
+        "table",
+        "currencyEUR",
+        {"{{stage}} {{provider}}": spent("reason, stage, provider", metric=WASTE)},
+    ),
+    Panel(
+        "How often",
+        "table",
+        "short",
+        {"{{reason}}": spent("reason, provider", metric=names.WASTED_ATTEMPTS.name)},
+    ),
+    Panel(
+        "Corrections",
+        "timeseries",
+        "currencyEUR",
+        {
+            "{{sign}} {{provider}}": f"sum by (sign, provider)"
+            f" (increase({names.CORRECTIONS.name}[$__rate_interval]))"
+        },
+    ),
+    Panel(
+        "Booked without a price",
+        "timeseries",
+        "short",
+        {"{{provider}} {{model}}": f"increase({names.UNPRICED.name}[$__rate_interval])"},
+    ),
+    Panel("Attempts not yet in the store", "timeseries", "short", {"attempts": names.BACKLOG.name}),
+    Panel("Ledger can be read", "timeseries", "short", {"up": names.UP.name}),
+]
+DASHBOARDS = {
+    "cost-per-render": ("Cost per render", COST_PER_RENDER),
+    "stages": ("Stage shares", STAGES),
+    "teams": ("Teams and budgets", TEAMS),
+    "waste": ("Waste", WASTED),
+}
+
+
+def panel_json(number: int, panel: Panel, x: int, y: int) -> dict[str, Any]:
+    """Return a panel as Grafana reads it, at its place on the grid."""
+    instant = panel.kind in {"table", "piechart", "bargauge", "stat"}
+    targets = [
+        {
+            "datasource": SOURCE,
+            "expr": expr,
+            "legendFormat": legend,
+            "refId": chr(ord("A") + i),
+            "instant": instant,
+            "range": not instant,
+            "format": "table" if panel.kind == "table" else "time_series",
+        }
+        for i, (legend, expr) in enumerate(panel.queries.items())
+    ]
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.help,
+        "datasource": SOURCE,
+        "gridPos": {"x": x, "y": y, "w": panel.width, "h": HEIGHT},
+        "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
+        "options": {},
+        "targets": targets,
+    }
+
+
+def placed(panels: list[Panel]) -> list[dict[str, Any]]:
+    """Return the panels from left to right, a row begun where one would not fit."""
+    x = y = 0
+    made: list[dict[str, Any]] = []
+    for number, panel in enumerate(panels, 1):
+        if x + panel.width > WIDTH:
+            x, y = 0, y + HEIGHT
+        made.append(panel_json(number, panel, x, y))
+        x += panel.width
+    return made
+
+
+def variables() -> list[dict[str, Any]]:
+    """Return what the viewer picks: the Prometheus to ask, and teams."""
+    team = {
+        "name": "team",
+        "label": "Team",
+        "type": "query",
+        "datasource": SOURCE,
+        "query": {"query": f"label_values({COST}, team)", "refId": "team"},
+        "refresh": 2,
+        "includeAll": True,
+        "allValue": ".*",
+        "multi": True,
+        "current": {"text": "All", "value": "$__all"},
+    }
+    source = {
+        "name": "datasource",
+        "label": "Prometheus",
+        "type": "datasource",
+        "query": "prometheus",
+    }
+    return [source, team]
+
+
+def dashboard(key: str) -> str:
+    """Return the text of a dashboard's file."""
+    title, panels = DASHBOARDS[key]
+    made = {
+        "uid": f"packshot-{key}",
+        "title": f"packshot: {title}",
+        "tags": ["packshot"],
+        "schemaVersion": SCHEMA,
+        "version": 1,
+        "editable": True,
+        "timezone": "browser",
+        "time": {"from": "now-24h", "to": "now"},
+        "refresh": "1m",
+        "templating": {"list": variables()},
+        "panels": placed(panels),
+    }
+    return json.dumps(made, indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name in DASHBOARDS:
+        (FOLDER / f"{name}.json").write_text(dashboard(name), encoding="utf-8")

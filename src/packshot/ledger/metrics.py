@@ -1,0 +1,371 @@
+"""The ledger as Prometheus sees it: text made from the store's rollups, and a server for it.
+
+The store is the truth, so a scrape asks it; nothing is counted twice or lost with a process, and
+every replica shows the same. Counters run from the start of the calendar month (UTC) and begin
+again at the next, which `rate` and `increase` take for the restart that it is. Within a month they
+never fall: corrections are a family of their own, and a label value that has a series keeps it.
+
+Each label has at most `VALUES_PER_LABEL` values and each family `SERIES_PER_FAMILY` series: those
+that cost most in the month before, then newcomers in the order of their arrival. The rest is
+"other", so that sums stay exact.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import NamedTuple, TypeAlias
+from zoneinfo import ZoneInfo
+
+from packshot.core.clock import HOUR_US, SECOND_US
+from packshot.core.errors import LedgerError
+from packshot.core.money import NANO, eur
+from packshot.ledger import names
+from packshot.ledger.names import Metric
+from packshot.ledger.settings import CapRow
+from packshot.ledger.stores.base import Store
+
+__all__ = [
+    "CONTENT_TYPE",
+    "SERIES_PER_FAMILY",
+    "VALUES_PER_LABEL",
+    "Lag",
+    "Memory",
+    "render_metrics",
+    "text_of",
+]
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+VALUES_PER_LABEL = 30
+SERIES_PER_FAMILY = 1000
+LABEL_CHARACTERS = 100
+"""Longer values are cut: a reason may quote a provider's whole sentence."""
+
+OTHER = "other"
+QUIET_US = HOUR_US
+"""A render without a picture that has been silent for so long counts as given up."""
+
+WINDOWS = {"1h": HOUR_US, "24h": 24 * HOUR_US}
+LIMITED = frozenset(
+    "account stage provider model team recipe device virtual_key reason scope name".split()
+)
+COLUMNS: tuple[str, ...] = (
+    *("outcome", "account", "stage", "provider", "model"),
+    *("team", "recipe", "device", "virtual_key"),
+)
+
+Labels: TypeAlias = tuple[str, ...]
+Samples: TypeAlias = Mapping[Labels, int | Decimal]
+
+# The first parameter is the start of this month, the last the start of the month before: a series
+# of that month is shown with 0 at first, so that its first cost is seen as an increase.
+ROLLUPS = """
+SELECT outcome, account, stage, provider, model, team, recipe, device, virtual_key,
+       CASE WHEN bucket > 0 THEN 1 ELSE 0 END,
+       sum(CASE WHEN hour >= ? THEN amount ELSE 0 END),
+       sum(CASE WHEN hour >= ? THEN attempts ELSE 0 END),
+       sum(CASE WHEN hour >= ? THEN seconds_us ELSE 0 END),
+       sum(CASE WHEN hour >= ? THEN unpriced ELSE 0 END),
+       sum(CASE WHEN hour < ? THEN amount ELSE 0 END),
+       min(hour)
+FROM rollups WHERE hour >= ? GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+"""
+WASTE = """
+SELECT reason, stage, provider, team,
+       sum(CASE WHEN settled_at >= ? THEN amount ELSE 0 END),
+       sum(CASE WHEN settled_at >= ? THEN 1 ELSE 0 END),
+       sum(CASE WHEN settled_at < ? THEN amount ELSE 0 END),
+       min(settled_at)
+FROM entries
+WHERE account = 'waste' AND outcome <> 'correction' AND settled_at >= ? GROUP BY 1, 2, 3, 4
+"""
+DELIVERED = "SELECT count(*) FROM renders WHERE delivered = 1 AND last_at >= ?"
+GIVEN_UP = "SELECT count(*) FROM renders WHERE delivered = 0 AND last_at >= ? AND last_at < ?"
+PER_RENDER = "SELECT sum(amount), sum(delivered) FROM renders WHERE last_at >= ?"
+EVER_UNPRICED = "SELECT sum(unpriced) FROM rollups"
+# Whatever the column's type is called, this compares it in both databases.
+UNPRICED = """
+SELECT provider, model, count(*) FROM entries AS e
+WHERE CAST(priced AS INTEGER) = 0
+  AND NOT EXISTS (SELECT 1 FROM entries AS c
+                  WHERE c.corrects = e.attempt AND CAST(c.priced AS INTEGER) = 1)
+GROUP BY 1, 2
+"""
+SPENT = {
+    "total": "SELECT sum(amount) FROM rollups WHERE hour >= ? AND ? = ''",
+    "team": "SELECT sum(amount) FROM rollups WHERE hour >= ? AND team = ?",
+    "virtual_key": "SELECT sum(amount) FROM rollups WHERE hour >= ? AND virtual_key = ?",
+    "batch": "SELECT sum(amount) FROM rollups WHERE hour >= ? AND batch = ?",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """How far the store is behind the journals: seconds (0 if it is not), and attempts."""
+
+    seconds: Decimal
+    attempts: int
+
+
+@dataclass(slots=True)
+class Memory:
+    """Which label values and series were admitted this month: one that has a series keeps it.
+
+    Without it, a page is still right by itself; only where the limits are exceeded within the
+    hour of a name's arrival, or a render is delivered late, may a counter differ from the page
+    before.
+    """
+
+    month: int = 0
+    admitted: dict[str, set[str | Labels]] = field(default_factory=dict[str, set[str | Labels]])
+    given_up: int = 0
+
+    def of(self, month: int) -> Memory:
+        """Return itself, emptied if another month has begun."""
+        if month != self.month:
+            self.month, self.given_up = month, 0
+            self.admitted.clear()
+        return self
+
+
+class Group(NamedTuple):
+    """Values of a group of entries: of this month, and what decides who has a series."""
+
+    labels: dict[str, str]
+    amount: int
+    attempts: int
+    seconds_us: int
+    unpriced: int
+    before: int
+    first: int
+
+
+def render_metrics(
+    store: Store,
+    now: int,
+    *,
+    lag: Lag | None = None,
+    caps: Sequence[CapRow] = (),
+    timezone: str = "UTC",
+    memory: Memory | None = None,
+) -> str:
+    """Return the page for Prometheus (text format 0.0.4) at ``now`` (µs since 1970-01-01 UTC).
+
+    ``lag`` is what the reader of the journals found, None if nobody looked. ``timezone`` is the
+    one in which the periods of ``caps`` begin.
+
+    Raises:
+        LedgerError: the store cannot be read; `text_of` turns that into ``packshot_ledger_up 0``.
+    """
+    month = _month_start(now, ZoneInfo("UTC"))
+    memory = (memory or Memory()).of(month)
+    page = [_family(names.UP, {(): 1})]
+    page += _costs(store, month, memory)
+    page += _renders(store, now, month, memory)
+    page += _unpriced(store, memory)
+    page += _budgets(store, now, caps, ZoneInfo(timezone))
+    if lag is not None:
+        page.append(_family(names.LAG, {(): lag.seconds}))
+        page.append(_family(names.BACKLOG, {(): lag.attempts}))
+    return "".join(page)
+
+
+def text_of(make: Callable[[], str], tell: Callable[[str], None]) -> str:
+    """Return what ``make`` returns, or a page that says that the ledger is down; ``tell`` why."""
+    try:
+        return make()
+    except LedgerError as error:
+        tell(str(error))
+        return _family(names.UP, {(): 0})
+
+
+def _month_start(at: int, zone: ZoneInfo) -> int:
+    day = datetime.fromtimestamp(at // SECOND_US, zone)
+    return _us(day.replace(day=1, hour=0, minute=0, second=0, microsecond=0))
+
+
+def _us(moment: datetime) -> int:
+    return int(moment.timestamp()) * SECOND_US
+
+
+def _costs(store: Store, month: int, memory: Memory) -> list[str]:
+    """Return the families that come from the rollups, and the two of waste."""
+    before = _month_start(month - 1, ZoneInfo("UTC"))
+    ups: list[Group] = []
+    downs: list[Group] = []
+    for row in store.query(ROLLUPS, (month,) * 5 + (before,)):
+        labels = dict(zip(COLUMNS, map(str, row[:9]), strict=True))
+        labels["sign"] = "up" if row[9] else "down"
+        group = Group(labels, *map(int, row[10:]))
+        (ups if row[9] else downs).append(group)
+    _limit([*ups, *downs], memory)
+    booked = [g for g in ups if g.labels["outcome"] != "correction"]
+    # Bucket 0 holds what is nothing or less, so what it sums to is what was taken back.
+    moved = [g for g in ups if g.labels["outcome"] == "correction"]
+    moved += [g._replace(amount=-g.amount) for g in downs if g.amount or g.before]
+    calls = [g for g in (*ups, *downs) if g.labels["outcome"] not in {"correction", "accrual"}]
+    calls_unpriced = [g for g in (*ups, *downs) if g.unpriced]
+    keyed = [g for g in booked if g.labels["virtual_key"]]
+
+    def amount(group: Group) -> int:
+        return group.amount
+
+    wasted = _waste_groups(store, month, before, memory)
+    made: list[tuple[Metric, Iterable[Group], Callable[[Group], int], int]] = [
+        (names.COST, booked, amount, NANO),
+        (names.CORRECTIONS, moved, amount, NANO),
+        (names.VIRTUAL_KEY_COST, keyed, amount, NANO),
+        (names.ATTEMPTS, calls, lambda g: g.attempts, 1),
+        (names.STAGE_SECONDS, calls, lambda g: g.seconds_us, SECOND_US),
+        (names.UNPRICED, calls_unpriced, lambda g: g.unpriced, 1),
+        (names.WASTE, wasted, amount, NANO),
+        (names.WASTED_ATTEMPTS, wasted, lambda g: g.attempts, 1),
+    ]
+    return [_counter(metric, rows, value, unit, memory) for metric, rows, value, unit in made]
+
+
+def _waste_groups(store: Store, month: int, before: int, memory: Memory) -> list[Group]:
+    """Return the waste by reason, which only the entries know."""
+    groups: list[Group] = []
+    for reason, stage, provider, team, amount, attempts, earlier, first in store.query(
+        WASTE, (month, month, month, before)
+    ):
+        labels = {"reason": str(reason), "stage": stage, "provider": provider, "team": team}
+        groups.append(Group(labels, int(amount), int(attempts), 0, 0, int(earlier), int(first)))
+    _limit(groups, memory)
+    return groups
+
+
+def _limit(groups: list[Group], memory: Memory) -> None:
+    """Replace in place every label value that is beyond its label's limit by "other"."""
+    for label in LIMITED.intersection(*(group.labels for group in groups[:1])):
+        for group in groups:
+            group.labels[label] = group.labels[label][:LABEL_CHARACTERS]
+        rank = _ranked((group.labels[label], group) for group in groups)
+        rank.pop("", None)
+        kept = _admit(label, rank, VALUES_PER_LABEL, memory)
+        for group in groups:
+            if group.labels[label] and group.labels[label] not in kept:
+                group.labels[label] = OTHER
+
+
+Rank: TypeAlias = dict[str | Labels, tuple[int, int]]
+"""By name: what it cost in the month before, negated, and when it was first seen."""
+
+
+def _ranked(pairs: Iterable[tuple[str | Labels, Group]]) -> Rank:
+    rank: Rank = {}
+    for name, group in pairs:
+        cost, first = rank.get(name, (0, group.first))
+        rank[name] = (cost - group.before, min(first, group.first))
+    return rank
+
+
+def _admit(what: str, rank: Rank, limit: int, memory: Memory) -> set[str | Labels]:
+    """Return who has a series of ``what``, those of the page before among them."""
+    kept = memory.admitted.setdefault(what, set())
+    for name in sorted(rank, key=lambda n: (*rank[n], n)):
+        if len(kept) >= limit:
+            break
+        kept.add(name)
+    return kept
+
+
+def _counter(
+    metric: Metric,
+    groups: Iterable[Group],
+    value: Callable[[Group], int],
+    unit: int,
+    memory: Memory,
+) -> str:
+    """Return a family of sums of ``value``, which counts in parts of ``unit``."""
+    rows = [(tuple(g.labels[label] for label in metric.labels), g) for g in groups]
+    kept = _admit(metric.name, _ranked(rows), SERIES_PER_FAMILY, memory)
+    rest = (OTHER,) * len(metric.labels)
+    sums: defaultdict[Labels, int] = defaultdict(int)
+    for labels, group in rows:
+        sums[labels if labels in kept else rest] += value(group)
+    return _family(metric, {labels: Decimal(total) / unit for labels, total in sums.items()})
+
+
+def _renders(store: Store, now: int, month: int, memory: Memory) -> list[str]:
+    """Return renders by outcome, and what a delivered one cost lately."""
+    delivered = _number(store, DELIVERED, month)
+    given_up = _number(store, GIVEN_UP, month - QUIET_US, now - QUIET_US)
+    memory.given_up = max(memory.given_up, given_up)  # one delivered after all: it was counted
+    costs: dict[Labels, Decimal] = {}
+    for window, length in WINDOWS.items():
+        amount, pictures = store.query(PER_RENDER, (now - length,))[0]
+        if pictures:
+            costs[window,] = Decimal(int(amount)) / int(pictures) / NANO
+    outcomes = {("delivered",): delivered, ("given_up",): memory.given_up}
+    return [_family(names.RENDERS, outcomes), _family(names.COST_PER_RENDER, costs)]
+
+
+def _number(store: Store, sql: str, *parameters: int | str) -> int:
+    """Return the one number of a statement; the sum of no rows is 0."""
+    return int(store.query(sql, parameters)[0][0] or 0)
+
+
+def _unpriced(store: Store, memory: Memory) -> list[str]:
+    """Return what still waits for a price. The entries are searched only if there ever was one."""
+    groups: list[Group] = []
+    if _number(store, EVER_UNPRICED):
+        for provider, model, count in store.query(UNPRICED):
+            labels = {"provider": str(provider), "model": str(model)}
+            groups.append(Group(labels, 0, 0, 0, int(count), 0, 0))
+    _limit(groups, memory)
+    sums: defaultdict[Labels, int] = defaultdict(int)
+    for group in groups:
+        sums[group.labels["provider"], group.labels["model"]] += group.unpriced
+    return [_family(names.UNPRICED_NOW, sums)]
+
+
+def _budgets(store: Store, now: int, caps: Sequence[CapRow], zone: ZoneInfo) -> list[str]:
+    """Return limit, use and ratio of each cap; the first `SERIES_PER_FAMILY` of them."""
+    limits: dict[Labels, Decimal] = {}
+    used: dict[Labels, Decimal] = {}
+    ratios: dict[Labels, Decimal] = {}
+    for cap in caps[:SERIES_PER_FAMILY]:
+        key = (cap.scope, cap.name[:LABEL_CHARACTERS], cap.per)
+        spent = eur(_number(store, SPENT[cap.scope], _period_start(cap, now, zone), cap.name))
+        limits[key], used[key] = cap.eur, spent
+        ratios[key] = spent / cap.eur if cap.eur else Decimal(1)
+    return [
+        _family(names.BUDGET_LIMIT, limits),
+        _family(names.BUDGET_USED, used),
+        _family(names.BUDGET_RATIO, ratios),
+    ]
+
+
+def _period_start(cap: CapRow, now: int, zone: ZoneInfo) -> int:
+    """Return when the cap's period began, down to the full hour (UTC) that the rollups know."""
+    if cap.per == "ever":
+        return 0
+    if cap.per == "hour":
+        return now - now % HOUR_US
+    if cap.per == "month":
+        start = _month_start(now, zone)
+    else:
+        day = datetime.fromtimestamp(now // SECOND_US, zone)
+        start = _us(day.replace(hour=0, minute=0, second=0, microsecond=0))
+    return start - start % HOUR_US
+
+
+def _family(metric: Metric, samples: Samples) -> str:
+    """Return a family in the text format, its series sorted."""
+    lines = [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+    for labels, value in sorted(samples.items()):
+        pairs = zip(metric.labels, labels, strict=True)
+        named = ",".join(f'{name}="{_escape(text)}"' for name, text in pairs)
+        series = f"{metric.name}{{{named}}}" if named else metric.name
+        lines.append(f"{series} {Decimal(value):f}")
+    return "\n".join(lines) + "\n"
+
+
+def _escape(text: str) -> str:
+    """Escape a label value: backslash, quote and newline, as the format defines."""
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
