@@ -1,0 +1,128 @@
+"""What is derived from the entries: sums by hour and dimension, and one row per render.
+
+Both are gathered in memory over a batch and merged into the tables once per key. The same code
+makes them anew from all entries, so that the two can be compared.
+"""
+
+from __future__ import annotations
+
+from operator import itemgetter
+
+from packshot.core.clock import HOUR_US
+from packshot.ledger.stores.base import bucket_of
+from packshot.ledger.stores.database import Row, Table, Transaction
+from packshot.ledger.stores.schema import COLUMNS
+
+__all__ = ["RENDERS", "ROLLUPS", "ROLLUP_KEY", "Sums"]
+
+GROUPED = (
+    *("outcome", "account", "stage", "provider", "model", "route", "virtual_key", "team"),
+    *("recipe", "batch", "device"),
+)
+SUMMED = ("seconds_us", "input_tokens", "output_tokens", "images", "stored_bytes", "amount")
+
+ROLLUP_KEY = ("hour", *GROUPED, "bucket")
+MEASURES = ("attempts", *SUMMED, "unpriced")
+ROLLUPS = Table(
+    "rollups",
+    (*ROLLUP_KEY, *MEASURES),
+    frozenset(GROUPED),
+    on_conflict=f"ON CONFLICT ({', '.join(ROLLUP_KEY)}) DO UPDATE SET "
+    + ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in MEASURES),
+)
+
+NAMES = ("recipe", "team", "batch")
+RENDERS = Table(
+    "renders",
+    (
+        *("render", "recipe", "team", "batch", "first_at", "last_at"),
+        *("amount", "waste", "seconds_us", "delivered"),
+    ),
+    frozenset({"render", *NAMES}),
+    on_conflict="ON CONFLICT (render) DO UPDATE SET "
+    + ", ".join(
+        [
+            *(
+                f"{n} = CASE WHEN renders.{n} = '' THEN excluded.{n} ELSE renders.{n} END"
+                for n in NAMES
+            ),
+            *(f"{n} = renders.{n} + excluded.{n}" for n in ("amount", "waste", "seconds_us")),
+            "first_at = CASE WHEN excluded.first_at < renders.first_at"
+            " THEN excluded.first_at ELSE renders.first_at END",
+            "last_at = CASE WHEN excluded.last_at > renders.last_at"
+            " THEN excluded.last_at ELSE renders.last_at END",
+            "delivered = CASE WHEN excluded.delivered > renders.delivered"
+            " THEN excluded.delivered ELSE renders.delivered END",
+        ]
+    ),
+)
+
+group_of = itemgetter(*map(COLUMNS.index, GROUPED))
+measures_of = itemgetter(*map(COLUMNS.index, (*SUMMED, "priced", "settled_at")))
+render_of = itemgetter(
+    *map(COLUMNS.index, ("render", *NAMES, "held_at", "account", "stage", "outcome"))
+)
+
+
+class Sums:
+    """The derived rows of some entries, gathered by `add` and merged into the tables by `flush`."""
+
+    def __init__(self) -> None:
+        self.rollups: dict[Row, list[int]] = {}
+        self.renders: dict[str, list[str | int]] = {}
+
+    def add(self, row: Row) -> None:
+        """Count one row of ``entries``, with or without its hash."""
+        seconds, tokens_in, tokens_out, images, stored, amount, priced, settled = measures_of(row)
+        key = (settled - settled % HOUR_US, *group_of(row), bucket_of(amount))
+        sums = self.rollups.get(key)
+        if sums is None:
+            self.rollups[key] = [
+                *(1, seconds, tokens_in, tokens_out, images, stored, amount, 1 - priced)
+            ]
+        else:
+            sums[0] += 1
+            sums[1] += seconds
+            sums[2] += tokens_in
+            sums[3] += tokens_out
+            sums[4] += images
+            sums[5] += stored
+            sums[6] += amount
+            sums[7] += 1 - priced
+        if row[RENDER]:
+            self._add_render(row, amount, seconds, settled)
+
+    def _add_render(self, row: Row, amount: int, seconds: int, settled: int) -> None:
+        render, recipe, team, batch, held_at, account, stage, outcome = render_of(row)
+        waste = amount if account == "waste" else 0
+        delivered = int(stage == "store" and outcome == "succeeded")
+        first = held_at or settled  # what accrues or corrects was never held
+        old = self.renders.get(render)
+        if old is None:
+            self.renders[render] = [
+                *(recipe, team, batch, first, settled, amount, waste, seconds, delivered)
+            ]
+            return
+        self.renders[render] = [
+            old[0] or recipe,
+            old[1] or team,
+            old[2] or batch,
+            min(old[3], first),
+            max(old[4], settled),
+            old[5] + amount,
+            old[6] + waste,
+            old[7] + seconds,
+            max(old[8], delivered),
+        ]
+
+    def flush(self, into: Transaction) -> None:
+        """Merge into the tables what was gathered, and start anew."""
+        if self.rollups:
+            into.insert(ROLLUPS, [(*key, *sums) for key, sums in self.rollups.items()])
+        if self.renders:
+            into.insert(RENDERS, [(key, *values) for key, values in self.renders.items()])
+        self.rollups.clear()
+        self.renders.clear()
+
+
+RENDER = COLUMNS.index("render")
