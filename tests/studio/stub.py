@@ -28,6 +28,7 @@ class StubEngine:
 
     fail_at: int | None = None
     requests: list[RenderRequest] = field(default_factory=list)
+    device_kind: str = "cpu"
 
     def render(self, request: RenderRequest, *, on_step: OnStep | None = None) -> RenderResult:
         self.requests.append(request)
@@ -49,9 +50,9 @@ class StubEngine:
         return RenderResult(
             images=tuple(picture_of(request, seed) for seed in request.seeds),
             usage=(
-                Usage("encode", 100.0, "cpu"),
-                Usage("denoise", 700.0, "cpu", steps=request.steps * pictures),
-                Usage("decode", 200.0, "cpu", pixels=NATIVE * NATIVE * pictures),
+                Usage("encode", 100.0, self.device_kind),
+                Usage("denoise", 700.0, self.device_kind, steps=request.steps * pictures),
+                Usage("decode", 200.0, self.device_kind, pixels=NATIVE * NATIVE * pictures),
             ),
             warnings=("the prompt is long",) if len(request.prompt) > 300 else (),
             request=replace(request, spacing=request.spacing or "trailing"),

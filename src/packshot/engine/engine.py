@@ -12,7 +12,7 @@ from packshot.engine import limits
 from packshot.engine.conditioning import behind_zeros, condition, encode_texts
 from packshot.engine.decode import decode_checked, decode_preview
 from packshot.engine.denoise import denoise, guided, noise_of, predictor
-from packshot.engine.devices import Meter, pick_device
+from packshot.engine.devices import Meter, device_kind, pick_device
 from packshot.engine.folder import ModelFolder
 from packshot.engine.model import Model
 from packshot.engine.results import OnStep, Picture, Progress, RenderResult
@@ -66,6 +66,11 @@ class Engine:
     def default_size(self) -> tuple[int, int]:
         """Width and height in pixels of the pictures that the model was trained on."""
         return limits.default_size(self.model.folder)
+
+    @property
+    def device_kind(self) -> str:
+        """What the device is called where prices are: "cpu", "h100"."""
+        return device_kind(self.model.device)
 
     def render(self, request: RenderRequest, on_step: OnStep | None = None) -> RenderResult:
         """Make one picture for each seed of ``request``.

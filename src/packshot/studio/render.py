@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Sequence, Sized
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -20,14 +20,32 @@ if TYPE_CHECKING:
 
     from packshot.engine.results import OnStep, Picture, RenderResult
 
-__all__ = ["Delivery", "Renderer", "Stored", "load_engine", "render", "total"]
+__all__ = ["Booking", "Delivery", "Renderer", "Stored", "load_engine", "render", "total"]
 
 
 class Renderer(Protocol):
     """What the studio asks of an engine; `packshot.engine.engine.Engine` is one."""
 
+    @property
+    def device_kind(self) -> str:
+        """What its device is called where prices are: "cpu", "h100"."""
+        ...
+
     def render(self, request: RenderRequest, *, on_step: OnStep | None = None) -> RenderResult:
         """Return one picture per seed, telling ``on_step`` of each step."""
+        ...
+
+
+class Booking(Protocol):
+    """Who is told of what a render uses; `packshot.studio.booking.Bookkeeper` is one."""
+
+    def booked(
+        self, models: Sequence[str], meter: list[Usage], delivered: Sized
+    ) -> AbstractContextManager[None]:
+        """Book what happens inside: a picture for each of ``models``, what ``meter`` then holds.
+
+        What is raised inside comes out again; pictures beyond ``delivered`` then count as waste.
+        """
         ...
 
 
@@ -69,21 +87,28 @@ def load_engine(plan: Plan) -> Renderer:
     return Engine(Model(plan.folder, device, plan.precision, plan.vae_precision))
 
 
-def render(plan: Plan, engine: Renderer, on_step: OnStep | None = None) -> Delivery:
-    """Make the pictures of ``plan`` and put them where it says.
+def render(
+    plan: Plan, engine: Renderer, on_step: OnStep | None = None, booking: Booking | None = None
+) -> Delivery:
+    """Make the pictures of ``plan`` and put them where it says; ``booking`` None books nothing.
 
     Raises:
         RenderFailed: the network produced no picture.
         OutputError: a file could not be written; those before it are there, whole.
+        LedgerError: ``booking`` refused the render before it began.
     """
-    result = engine.render(plan.request, on_step=on_step)
-    meter = [plan.usage, *result.usage]
+    meter = [plan.usage]
     stored: list[Stored] = []
-    for pixels, seed, target in zip(result.images, plan.request.seeds, plan.targets, strict=True):
-        picture = finished(plan, pixels, meter)
-        with metered(meter, "store"):
-            extra = metadata(format_of(target.path), record_of(plan, result, seed), plan.brief)
-            stored.append(Stored(write_picture(picture, target, extra), seed))
+    models = [plan.folder.name] * len(plan.targets)
+    with booking.booked(models, meter, stored) if booking else nullcontext():
+        result = engine.render(plan.request, on_step=on_step)
+        meter += result.usage
+        made = zip(result.images, plan.request.seeds, plan.targets, strict=True)
+        for pixels, seed, target in made:
+            picture = finished(plan, pixels, meter)
+            with metered(meter, "store"):
+                extra = metadata(format_of(target.path), record_of(plan, result, seed), plan.brief)
+                stored.append(Stored(write_picture(picture, target, extra), seed))
     warnings = (*plan.warnings, *result.warnings)
     return Delivery(tuple(stored), total(meter), warnings, result.device, result.precision)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from packshot.core.errors import InvalidRequest, OutputError
 from packshot.core.types import Precision, Usage
 from packshot.studio.plan import Options, Plan, draw_seed, plan
 from packshot.studio.record import metadata
-from packshot.studio.render import Renderer, finished, metered, total
+from packshot.studio.render import Booking, Renderer, finished, metered, total
 from packshot.studio.store import format_of, write_picture
 
 if TYPE_CHECKING:
@@ -99,30 +100,35 @@ def render_sheet(
     engine: Renderer,
     columns: int,
     on_step: OnStep | None = None,
+    booking: Booking | None = None,
 ) -> Sheet:
     """Render every plan, one after the other, and write the sheet to the first one's target.
 
     Raises:
         RenderFailed: the network produced no picture.
         OutputError: the file could not be written.
+        LedgerError: ``booking`` refused the sheet before it began.
     """
     meter: list[Usage] = []
     results: list[RenderResult] = []
     warnings: dict[str, None] = {}
     tiles: list[tuple[Image, str]] = []
-    for planned in plans:
-        result = engine.render(planned.request, on_step=on_step)
-        results.append(result)
-        meter += [planned.usage, *result.usage]
-        tiles.append((finished(planned, result.images[0], meter), planned.brief))
-        said = (*planned.warnings, *result.warnings)
-        warnings.update(dict.fromkeys(f"{planned.brief!r}: {text}" for text in said))
-    target = plans[0].targets[0]
-    with metered(meter, "finish"):
-        page = compose(tiles, columns)
-    with metered(meter, "store"):
-        extra = metadata(format_of(target.path), None, _description(plans))
-        path = write_picture(page, target, extra)
+    models = [planned.folder.name for planned in plans]
+    with booking.booked(models, meter, ()) if booking else nullcontext():
+        for planned in plans:
+            meter.append(planned.usage)
+            result = engine.render(planned.request, on_step=on_step)
+            results.append(result)
+            meter += result.usage
+            tiles.append((finished(planned, result.images[0], meter), planned.brief))
+            said = (*planned.warnings, *result.warnings)
+            warnings.update(dict.fromkeys(f"{planned.brief!r}: {text}" for text in said))
+        target = plans[0].targets[0]
+        with metered(meter, "finish"):
+            page = compose(tiles, columns)
+        with metered(meter, "store"):
+            extra = metadata(format_of(target.path), None, _description(plans))
+            path = write_picture(page, target, extra)
     made = results[0]
     return Sheet(path, page.size, total(meter), tuple(warnings), made.device, made.precision)
 
