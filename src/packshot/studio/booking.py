@@ -1,0 +1,219 @@
+"""Renders book themselves: each stage of each picture is one attempt in the ledger.
+
+A picture's render id is made before the render, and money is held for every stage of it, so that a
+full disk or an exhausted cap refuses the render before it starts, and a crash leaves a note of what
+was going on. Afterwards each stage is posted with the time it took; a render that fails or is
+cancelled posts the time that was really used, as waste.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Literal
+
+from packshot.core.clock import Clock, wall_us
+from packshot.core.errors import Cancelled, LedgerError, OutputError
+from packshot.core.ids import new_id
+from packshot.core.money import Nanos
+from packshot.core.types import STAGES, Stage, Usage
+from packshot.ledger.records import Dimensions, Outcome, Settled
+from packshot.studio.render import total
+
+if TYPE_CHECKING:
+    from packshot.ledger.ledger import Hold, Ledger
+    from packshot.ledger.prices.book import PriceBook
+
+__all__ = ["LIMIT_S", "Bill", "Bookkeeper", "shares"]
+
+LIMIT_S: dict[Stage, float] = {
+    "caption": 10.0,
+    "encode": 60.0,
+    "denoise": 3600.0,
+    "decode": 600.0,
+    "finish": 60.0,
+    "store": 60.0,
+}
+"""Seconds of a CPU that are held for each stage of one picture: SDXL at 1024 pixels takes a sixth
+of it on two cores. A GPU, ten times as fast at the least, holds a tenth. Time beyond is booked all
+the same."""
+
+ON_DEVICE: frozenset[Stage] = frozenset(("encode", "denoise", "decode"))
+"""Stages that run where the networks are; the others run on this machine's CPU."""
+
+EXPIRES_S = 24 * 3600
+"""A hold outlives every render; what a crash leaves is settled by the drain, long before."""
+
+
+@dataclass(slots=True)
+class Bill:
+    """What the pictures cost: nano-EUR by stage, of what is priced, and what is not priced.
+
+    ``renders`` are the ids, one per picture. ``unpriced`` are the device kinds without a price;
+    ``rates`` nano-EUR per hour of those with one. ``problem`` says why a stage was not booked.
+    """
+
+    renders: tuple[str, ...] = ()
+    stages: dict[Stage, Nanos] = field(default_factory=dict[Stage, Nanos])
+    unpriced_stages: set[Stage] = field(default_factory=set[Stage])
+    unpriced: set[str] = field(default_factory=set[str])
+    rates: dict[str, Nanos] = field(default_factory=dict[str, Nanos])
+    problem: str = ""
+
+    @property
+    def amount(self) -> Nanos:
+        """The sum of what is priced, in nano-EUR."""
+        return sum(self.stages.values())
+
+    def add(self, stage: Stage, settled: Settled) -> None:
+        """Add what one stage of one picture cost."""
+        self.stages[stage] = self.stages.get(stage, 0) + settled.amount
+        if not settled.priced:
+            self.unpriced_stages.add(stage)
+            self.unpriced.add(settled.dimensions.device)
+
+
+class Bookkeeper:
+    """Books the renders of one command.
+
+    ``device`` is the kind that the networks run on ("cpu", "h100"). `bill` holds what has been
+    booked, of a render that failed too.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        book: PriceBook,
+        recipe: Literal["render", "sheet"],
+        device: str,
+        clock: Clock = wall_us,
+    ) -> None:
+        self.ledger = ledger
+        self.book = book
+        self.recipe = recipe
+        self.device = device
+        self.clock = clock
+        self.bill = Bill()
+
+    @contextmanager
+    def booked(
+        self, models: Sequence[str], meter: list[Usage], delivered: Sized
+    ) -> Generator[None]:
+        """Book what happens inside; ``models`` names the model of each picture.
+
+            ``meter`` is what the stages consumed, to which the block adds; ``delivered`` grows with
+            the pictures that are done.
+
+        Raises:
+                BudgetExceeded, Unpriced, LedgerUnavailable: before the block, which does not run.
+        """
+        start, before = perf_counter(), _seconds(meter)
+        work = self._hold(models)
+        try:
+            yield
+        except BaseException as error:
+            lost = perf_counter() - start - (_seconds(meter) - before)
+            used = total([*meter, self._unfinished(error, lost)])
+            try:
+                self._settle(work, used, len(delivered), _reason(error))
+            except LedgerError as second:
+                error.add_note(f"what this render used is not booked: {second}")
+            raise
+        try:
+            self._settle(work, total(meter), len(models), "")
+        except LedgerError as error:  # the pictures are there: that is what was asked for
+            self.bill.problem = str(error)
+
+    def _hold(self, models: Sequence[str]) -> list[dict[Stage, Hold]]:
+        """Hold money for every stage of every picture, or for none of them."""
+        self.bill.renders = tuple(new_id() for _ in models)
+        bounds = {stage: self._bound(stage) for stage in STAGES}
+        work: list[dict[Stage, Hold]] = []
+        try:
+            for render, model in zip(self.bill.renders, models, strict=True):
+                work.append({})
+                for stage in STAGES:
+                    dimensions = Dimensions(
+                        render=render,
+                        recipe=self.recipe,
+                        stage=stage,
+                        model=model,
+                        device=self._device_of(stage),
+                    )
+                    work[-1][stage] = self.ledger.hold(
+                        dimensions, bounds[stage], dispatched=True, expires_in_s=EXPIRES_S
+                    )
+        except LedgerError:
+            for holds in work:
+                for hold in holds.values():
+                    self.ledger.void(hold, "not started")
+            raise
+        return work
+
+    def _bound(self, stage: Stage) -> Nanos:
+        device = self._device_of(stage)
+        seconds = LIMIT_S[stage] if device == "cpu" else LIMIT_S[stage] / 10
+        hour = self.book.charge(Usage(stage, 3600.0, device), "", "", self.clock())
+        if hour.priced:
+            self.bill.rates[device] = hour.amount
+        return self.book.charge(Usage(stage, seconds, device), "", "", self.clock()).amount
+
+    def _device_of(self, stage: Stage) -> str:
+        return self.device if stage in ON_DEVICE else "cpu"
+
+    def _unfinished(self, error: BaseException, seconds: float) -> Usage:
+        """Return the time that the stage which failed has used; only storing has errors of files.
+
+        The engine does not say how far it came: what it used before counts as denoising, too.
+        """
+        stage: Stage = "store" if isinstance(error, OutputError) else "denoise"
+        return Usage(stage, max(0.0, seconds), self._device_of(stage))
+
+    def _settle(
+        self,
+        work: Sequence[dict[Stage, Hold]],
+        used: Sequence[Usage],
+        delivered: int,
+        reason: str,
+    ) -> None:
+        """Post every stage of every picture; those from ``delivered`` on are waste."""
+        parts = {part.stage: shares(part, len(work)) for part in used}
+        for number, holds in enumerate(work):
+            outcome: Outcome = "succeeded" if number < delivered else "failed_billed"
+            for stage, hold in holds.items():
+                if stage not in parts:
+                    self.ledger.void(hold, reason)
+                    continue
+                why = "" if outcome == "succeeded" else reason
+                self.bill.add(stage, self.ledger.post(hold, parts[stage][number], outcome, why))
+
+
+def shares(part: Usage, pictures: int) -> list[Usage]:
+    """Return the part of each picture of a batch: whole microseconds, whose sum is the batch's."""
+
+    def share(amount: int, number: int) -> int:
+        return amount * (number + 1) // pictures - amount * number // pictures
+
+    micros = round(part.seconds * 1_000_000)
+    return [
+        replace(
+            part,
+            seconds=share(micros, number) / 1_000_000,
+            steps=share(part.steps, number),
+            pixels=share(part.pixels, number),
+        )
+        for number in range(pictures)
+    ]
+
+
+def _seconds(meter: Sequence[Usage]) -> float:
+    return sum(part.seconds for part in meter)
+
+
+def _reason(error: BaseException) -> str:
+    """Return a reason out of few: what happened, without the text that differs each time."""
+    if isinstance(error, (KeyboardInterrupt, Cancelled)):
+        return "cancelled"
+    return type(error).__name__
