@@ -17,6 +17,12 @@ __all__ = ["SqliteDatabase"]
 BUSY_MS = 5000
 """Milliseconds to wait for another process that writes (RELIABILITY §5)."""
 
+CACHE_KIB = 64 << 10
+"""The writer's page cache: the ends of all indexes, and a batch, stay in memory."""
+
+CHECKPOINT_PAGES = 8000
+"""Pages of 4 KiB in the log before they are moved into the file."""
+
 CORRUPT = {
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB,
@@ -100,6 +106,8 @@ class SqliteDatabase:
         return connection
 
     def _set_up(self, writer: sqlite3.Connection) -> None:
+        writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+        writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         (mode,) = writer.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise LedgerUnavailable(
