@@ -116,8 +116,8 @@ class PostgresDatabase:
             if state.startswith(UNAVAILABLE):
                 raise self._unavailable(error) from error
             raise
-        except asyncpg.DataError as error:
-            raise LedgerCorrupt(f"{self.name}: {error}") from error
+        except OverflowError as error:
+            raise LedgerCorrupt(f"{self.name}: a number exceeds 64 bits: {error}") from error
         except (OSError, EOFError, TimeoutError, asyncpg.InterfaceError) as error:
             raise self._unavailable(error) from error
 

@@ -53,18 +53,23 @@ def row_of(seq: int, worker: str, epoch: int, event: Settled) -> Row:
     """Return the values of an attempt in the order of `COLUMNS`: places are those of `Settled`."""
     fields = astuple(event)
     dimensions = astuple(event.dimensions)
-    return (
+    tags = ",".join(dimensions[10])
+    row = (
         seq,
         worker,
         epoch,
         *fields[:7],
         *dimensions[:10],
-        ",".join(dimensions[10]),
+        tags,
         *fields[8:24],
         int(event.priced),
         *fields[25:30],
         ",".join(event.caps),
     )
+    # PostgreSQL's text has no NUL; a caller's model name or a provider's message may have one.
+    if "\0" in "".join((event.reason, tags, *dimensions[:10])):
+        return tuple(v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in row)
+    return row
 
 
 def hash_of(before: bytes, row: Row) -> bytes:

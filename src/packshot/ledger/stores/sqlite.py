@@ -85,6 +85,13 @@ class SqliteDatabase:
             # One file that is whole by itself, readable from a medium that cannot be written.
             target.execute("PRAGMA journal_mode = DELETE")
 
+    def seal(self) -> None:
+        """Make of a new file, which nobody else has open, one that is whole by itself."""
+        with self._writing, self._errors():
+            self._reader.close()
+            if self._writer is not None:
+                self._writer.execute("PRAGMA journal_mode = DELETE")
+
     def close(self) -> None:
         """Release the connections; the last to leave moves the log into the file."""
         with self._errors():

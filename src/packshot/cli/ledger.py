@@ -1,0 +1,143 @@
+"""``packshot ledger``: check the store, back it up, restore it, and bring the journals into it."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from packshot.cli import options as o
+from packshot.cli import terminal
+
+if TYPE_CHECKING:
+    from packshot.ledger.stores.table_store import TableStore
+
+__all__ = ["app"]
+
+FINDINGS = 5
+"""Exit code where something was found, that of every error of the ledger."""
+
+app = typer.Typer(help="Check, back up, restore or fill the ledger's store.", rich_markup_mode=None)
+app.callback(invoke_without_command=True)(terminal.help_if_alone)
+
+Store = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        metavar="FILE | URL",
+        help="A SQLite file or a postgresql:// address.",
+        show_default="that of packshot.yaml",
+    ),
+]
+BackupFile = Annotated[Path, typer.Argument(metavar="FILE", help="The backup: a SQLite file.")]
+
+
+@app.command()
+def verify(store: Store = "", *, as_json: o.AsJson = False) -> None:
+    """Check sums, the chain of hashes, gaps, orphans and derived tables; exit 5 on findings."""
+    with _opened(store, read_only=True) as opened:
+        found = opened.verify()
+        ((entries,),) = opened.query("SELECT count(*) FROM entries")
+    if as_json:
+        _json({"entries": entries, "findings": [dataclasses.asdict(each) for each in found]})
+    else:
+        for each in found:
+            typer.echo(f"{each.check}: {each.where}: {each.message}")
+        typer.echo(f"{'damaged' if found else 'ok'}: {entries} entries, {len(found)} findings")
+    if found:
+        raise typer.Exit(FINDINGS)
+
+
+@app.command()
+def backup(file: BackupFile, store: Store = "", *, as_json: o.AsJson = False) -> None:
+    """Write the store, as it is at this instant, to a new file; others may go on writing."""
+    from packshot.ledger.stores.backup import backup as write
+
+    with _opened(store, read_only=True) as opened:
+        entries = write(opened, file)
+    _say(as_json, f"{file}: {entries} entries", file=str(file), entries=entries)
+
+
+@app.command()
+def restore(
+    file: BackupFile,
+    store: Store = "",
+    *,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace the entries that the store has.")
+    ] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Verify a backup of either kind of store, and put it into either."""
+    from packshot.ledger.stores.backup import restore as read
+
+    entries = read(file, _url(store), force=force)
+    _say(as_json, f"restored {entries} entries of {file}", file=str(file), entries=entries)
+
+
+@app.command()
+def rebuild(store: Store = "") -> None:
+    """Make the sums by hour and by render anew from the entries."""
+    with _opened(store) as opened:
+        opened.rebuild()
+    typer.echo("rebuilt: rollups, renders")
+
+
+@app.command()
+def drain(
+    store: Store = "",
+    *,
+    once: Annotated[bool, typer.Option("--once", help="Bring in what is there, and end.")] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Bring settled attempts from the journals into the store, until Ctrl-C."""
+    from packshot.core.clock import wall_us
+    from packshot.ledger.drain import Drain
+    from packshot.ledger.settings import load_settings
+
+    settings = load_settings()
+    with _opened(store) as opened:
+        drain = Drain(settings.journal, opened, None, wall_us)
+        if not once:
+            terminal.note(f"draining {settings.journal}; Ctrl-C ends it")
+            drain.run(threading.Event())
+            return
+        moved = 0
+        while step := drain.step():
+            moved += step
+    _say(as_json, f"{moved} settled attempts moved into the store", moved=moved)
+
+
+def _url(store: str) -> str:
+    from packshot.ledger.settings import load_settings
+
+    return store or load_settings().store
+
+
+@contextmanager
+def _opened(store: str, *, read_only: bool = False) -> Iterator[TableStore]:
+    from packshot.ledger.stores import open_store
+
+    opened = open_store(_url(store), read_only=read_only)
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+def _say(as_json: bool, line: str, **facts: Any) -> None:
+    if as_json:
+        _json(facts)
+    else:
+        typer.echo(line)
+
+
+def _json(facts: dict[str, Any]) -> None:
+    from packshot.cli.report import print_json
+
+    print_json(facts)
