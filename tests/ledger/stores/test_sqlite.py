@@ -1,0 +1,118 @@
+"""SQLite as the ledger sets it up, and what its troubles are called."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from packshot.core.errors import LedgerCorrupt, LedgerUnavailable
+from packshot.ledger.stores import open_store
+from packshot.ledger.stores.migrations import STEPS
+from packshot.ledger.stores.sqlite import SqliteDatabase
+from tests.ledger.stores.worlds import attempts
+
+
+@pytest.mark.parametrize(
+    ("pragma", "value"),
+    [
+        ("journal_mode", "wal"),
+        ("synchronous", 2),
+        ("foreign_keys", 1),
+        ("busy_timeout", 5000),
+        ("mmap_size", 0),
+    ],
+)
+def test_settings_that_durability_rests_on(tmp_path: Path, pragma: str, value: object) -> None:
+    database = SqliteDatabase(tmp_path / "ledger.db")
+    assert database._writer is not None
+    for connection in (database._writer, database._reader):
+        assert connection.execute(f"PRAGMA {pragma}").fetchall() in ([(value,)], [])
+    database.close()
+
+
+def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    open_store(str(file)).close()
+    newer = len(STEPS["sqlite"]) + 1
+    with sqlite3.connect(file) as raw:
+        raw.execute(f"PRAGMA user_version = {newer}")
+    raw.close()
+    before = file.read_bytes()
+    for read_only in (False, True):
+        with pytest.raises(LedgerCorrupt, match="newer packshot.*update packshot"):
+            open_store(str(file), read_only=read_only)
+    assert file.read_bytes() == before
+
+
+def test_a_missing_folder_and_a_missing_file_are_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(LedgerUnavailable, match="folder must exist"):
+        open_store(str(tmp_path / "nowhere" / "ledger.db"))
+    with pytest.raises(LedgerUnavailable):
+        open_store(str(tmp_path / "ledger.db"), read_only=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_database_is_corrupt(tmp_path: Path) -> None:
+    file = tmp_path / "ledger.db"
+    file.write_bytes(b"this is no database, but long enough to be one\n" * 100)
+    with pytest.raises(LedgerCorrupt, match="not a database"):
+        open_store(str(file))
+
+
+def test_a_full_disk_acknowledges_nothing_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "ledger.db"))
+    store.append(attempts(10))
+    writer = store.database._writer  # type: ignore[attr-defined]
+    (pages,) = writer.execute("PRAGMA page_count").fetchone()
+    writer.execute(f"PRAGMA max_page_count = {pages}")
+    rows = attempts(2000, first=11)
+    with pytest.raises(LedgerUnavailable, match="nothing was acknowledged"):
+        store.append(rows)
+    assert store.marks() == {("a", 1): 20}
+    writer.execute("PRAGMA max_page_count = 1000000")
+    assert store.append(rows) == 2000
+    assert store.verify() == []
+    store.close()
+
+
+def test_a_store_opened_for_reading_cannot_be_written(tmp_path: Path) -> None:
+    file = str(tmp_path / "ledger.db")
+    open_store(file).close()
+    reader = open_store(file, read_only=True)
+    with pytest.raises(LedgerUnavailable, match="reading only"):
+        reader.append(attempts(1))
+    with pytest.raises(LedgerUnavailable, match="readonly"):
+        reader.query("DELETE FROM journals")
+    reader.close()
+
+
+def test_a_wrong_statement_is_the_callers_bug(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "ledger.db"))
+    with pytest.raises(sqlite3.OperationalError, match="no such column"):
+        store.query("SELECT colour FROM entries")
+    store.close()
+
+
+def _write(file: str, worker: str) -> None:
+    store = open_store(file)
+    for at in range(0, 200, 10):
+        store.append(attempts(10, first=1 + at, worker=worker))
+    store.close()
+
+
+def test_processes_that_write_at_once_keep_one_chain(tmp_path: Path) -> None:
+    file = str(tmp_path / "ledger.db")
+    spawn = multiprocessing.get_context("spawn")
+    writers = [spawn.Process(target=_write, args=(file, name)) for name in "ab"]
+    for writer in writers:
+        writer.start()
+    for writer in writers:
+        writer.join(60)
+        assert writer.exitcode == 0
+    store = open_store(file, read_only=True)
+    assert store.query("SELECT count(*) FROM entries") == [(400,)]
+    assert store.verify() == []
+    store.close()
