@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
+from traceback import format_exception
 from typing import Literal
 
 import msgspec
@@ -90,11 +91,13 @@ def test_values_from_outside(tmp_path: Path) -> None:
 
 
 def test_what_came_from_outside_is_in_no_error(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("s3cret")
     for kind in ("count", "colour", "on", "ratio"):
-        with pytest.raises(InvalidRequest) as error:
-            load(tmp_path, f"part: {{{kind}: env.KEY}}", {"KEY": "s3cret"})
-        assert "env.KEY" in str(error.value)
-        assert "s3cret" not in str(error.value)
+        for value in ("env.KEY", "${KEY}", "file:key"):
+            with pytest.raises(InvalidRequest) as error:
+                load(tmp_path, f"part: {{{kind}: '{value}'}}", {"KEY": "s3cret"})
+            assert value in str(error.value)
+            assert "s3cret" not in "".join(format_exception(error.value))
 
 
 @pytest.mark.parametrize(

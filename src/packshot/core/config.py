@@ -231,9 +231,9 @@ class _Decoder:
             return text
         try:
             value = READERS[kind](text)
-        except (ValueError, InvalidRequest) as error:
+        except (ValueError, InvalidRequest):
             said = f"expected {_name_of(kind)}, got {shown!r}"
-            raise self._wrong(node, where, said) from error
+            raise self._wrong(node, where, said) from None  # the cause would show the value
         return self.document.path.parent / value if isinstance(value, Path) else value
 
     def _resolve(self, node: ScalarNode, where: str) -> tuple[str, str]:
