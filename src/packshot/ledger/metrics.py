@@ -48,43 +48,45 @@ OTHER = "other"
 QUIET_US = HOUR_US
 """A render without a picture that has been silent for so long counts as given up."""
 
+FOR_EVER = 2**63 - 1
+"""Later than every entry; one that a clock ahead of ours has dated counts as of now."""
+
 WINDOWS = {"1h": HOUR_US, "24h": 24 * HOUR_US}
 LIMITED = frozenset(
     "account stage provider model team recipe device virtual_key reason scope name".split()
 )
-COLUMNS: tuple[str, ...] = (
-    *("outcome", "account", "stage", "provider", "model"),
-    *("team", "recipe", "device", "virtual_key"),
-)
-
 Labels: TypeAlias = tuple[str, ...]
+
+ROLLUP_LABELS: Labels = (
+    *("outcome", "account", "stage", "provider", "model"),
+    *("team", "recipe", "device", "virtual_key", "sign"),
+)
+WASTE_LABELS: Labels = ("reason", "stage", "provider", "team")
+
 Samples: TypeAlias = Mapping[Labels, int | Decimal]
 
-# The first parameter is the start of this month, the last the start of the month before: a series
-# of that month is shown with 0 at first, so that its first cost is seen as an increase.
+# Both take a span of time: this month's for the values, the month's before for who has a series.
 ROLLUPS = """
 SELECT outcome, account, stage, provider, model, team, recipe, device, virtual_key,
        CASE WHEN bucket > 0 THEN 1 ELSE 0 END,
-       sum(CASE WHEN hour >= ? THEN amount ELSE 0 END),
-       sum(CASE WHEN hour >= ? THEN attempts ELSE 0 END),
-       sum(CASE WHEN hour >= ? THEN seconds_us ELSE 0 END),
-       sum(CASE WHEN hour >= ? THEN unpriced ELSE 0 END),
-       sum(CASE WHEN hour < ? THEN amount ELSE 0 END),
-       min(hour)
-FROM rollups WHERE hour >= ? GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
+       sum(amount), sum(attempts), sum(seconds_us), sum(unpriced), min(hour)
+FROM rollups WHERE hour >= ? AND hour < ? GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9, 10
 """
 WASTE = """
-SELECT reason, stage, provider, team,
-       sum(CASE WHEN settled_at >= ? THEN amount ELSE 0 END),
-       sum(CASE WHEN settled_at >= ? THEN 1 ELSE 0 END),
-       sum(CASE WHEN settled_at < ? THEN amount ELSE 0 END),
-       min(settled_at)
+SELECT reason, stage, provider, team, sum(amount), count(*), 0, 0, min(settled_at)
 FROM entries
-WHERE account = 'waste' AND outcome <> 'correction' AND settled_at >= ? GROUP BY 1, 2, 3, 4
+WHERE account = 'waste' AND outcome <> 'correction' AND settled_at >= ? AND settled_at < ?
+GROUP BY 1, 2, 3, 4
 """
-DELIVERED = "SELECT count(*) FROM renders WHERE delivered = 1 AND last_at >= ?"
-GIVEN_UP = "SELECT count(*) FROM renders WHERE delivered = 0 AND last_at >= ? AND last_at < ?"
-PER_RENDER = "SELECT sum(amount), sum(delivered) FROM renders WHERE last_at >= ?"
+RENDERS = """
+SELECT sum(CASE WHEN delivered = 1 AND last_at >= ? THEN 1 ELSE 0 END),
+       sum(CASE WHEN delivered = 0 AND last_at >= ? AND last_at < ? THEN 1 ELSE 0 END),
+       sum(CASE WHEN last_at >= ? THEN amount ELSE 0 END),
+       sum(CASE WHEN last_at >= ? THEN delivered ELSE 0 END),
+       sum(CASE WHEN last_at >= ? THEN amount ELSE 0 END),
+       sum(CASE WHEN last_at >= ? THEN delivered ELSE 0 END)
+FROM renders WHERE last_at >= ?
+"""
 # Written so that both tables' partial indexes serve it.
 UNPRICED = """
 SELECT provider, model, count(*) FROM entries AS e
@@ -109,6 +111,22 @@ class Lag:
     attempts: int
 
 
+class Group(NamedTuple):
+    """What a group of entries sums to, and when it was first seen.
+
+    One of the month before has ``before``, its amount, and nothing else: its series is shown with
+    0 at first, so that its first cost of this month is seen as an increase.
+    """
+
+    labels: dict[str, str]
+    amount: int
+    attempts: int
+    seconds_us: int
+    unpriced: int
+    first: int
+    before: int = 0
+
+
 @dataclass(slots=True)
 class Memory:
     """Which label values and series were admitted this month: one that has a series keeps it.
@@ -121,25 +139,16 @@ class Memory:
     month: int = 0
     admitted: dict[str, set[str | Labels]] = field(default_factory=dict[str, set[str | Labels]])
     given_up: int = 0
+    earlier: dict[str, list[Group]] = field(default_factory=dict[str, "list[Group]"])
+    """What the month before cost, by statement: half the work, so asked for once a month."""
 
     def of(self, month: int) -> Memory:
         """Return itself, emptied if another month has begun."""
         if month != self.month:
             self.month, self.given_up = month, 0
             self.admitted.clear()
+            self.earlier.clear()
         return self
-
-
-class Group(NamedTuple):
-    """Values of a group of entries: of this month, and what decides who has a series."""
-
-    labels: dict[str, str]
-    amount: int
-    attempts: int
-    seconds_us: int
-    unpriced: int
-    before: int
-    first: int
 
 
 def render_metrics(
@@ -192,50 +201,54 @@ def _us(moment: datetime) -> int:
 
 def _costs(store: Store, month: int, memory: Memory) -> list[str]:
     """Return the families that come from the rollups, and the two of waste."""
-    before = _month_start(month - 1, ZoneInfo("UTC"))
-    ups: list[Group] = []
-    downs: list[Group] = []
-    for row in store.query(ROLLUPS, (month,) * 5 + (before,)):
-        labels = dict(zip(COLUMNS, map(str, row[:9]), strict=True))
-        labels["sign"] = "up" if row[9] else "down"
-        group = Group(labels, *map(int, row[10:]))
-        (ups if row[9] else downs).append(group)
-    _limit([*ups, *downs], memory)
-    booked = [g for g in ups if g.labels["outcome"] != "correction"]
+    groups = _groups(store, ROLLUPS, ROLLUP_LABELS, month, memory)
+    wasted = _groups(store, WASTE, WASTE_LABELS, month, memory)
+
     # Bucket 0 holds what is nothing or less, so what it sums to is what was taken back.
-    moved = [g for g in ups if g.labels["outcome"] == "correction"]
-    moved += [g._replace(amount=-g.amount) for g in downs if g.amount or g.before]
-    calls = [g for g in (*ups, *downs) if g.labels["outcome"] not in {"correction", "accrual"}]
-    calls_unpriced = [g for g in (*ups, *downs) if g.unpriced]
+    up = [g for g in groups if g.labels["sign"] == "up"]
+    down = [g._replace(amount=-g.amount) for g in groups if g.labels["sign"] == "down"]
+    booked = [g for g in up if g.labels["outcome"] != "correction"]
+    moved = [g for g in up if g.labels["outcome"] == "correction"]
+    moved += [g for g in down if g.amount or g.before]
+    calls = [g for g in groups if g.labels["outcome"] not in {"correction", "accrual"}]
     keyed = [g for g in booked if g.labels["virtual_key"]]
-
-    def amount(group: Group) -> int:
-        return group.amount
-
-    wasted = _waste_groups(store, month, before, memory)
     made: list[tuple[Metric, Iterable[Group], Callable[[Group], int], int]] = [
-        (names.COST, booked, amount, NANO),
-        (names.CORRECTIONS, moved, amount, NANO),
-        (names.VIRTUAL_KEY_COST, keyed, amount, NANO),
+        (names.COST, booked, lambda g: g.amount, NANO),
+        (names.CORRECTIONS, moved, lambda g: g.amount, NANO),
+        (names.VIRTUAL_KEY_COST, keyed, lambda g: g.amount, NANO),
         (names.ATTEMPTS, calls, lambda g: g.attempts, 1),
         (names.STAGE_SECONDS, calls, lambda g: g.seconds_us, SECOND_US),
-        (names.UNPRICED, calls_unpriced, lambda g: g.unpriced, 1),
-        (names.WASTE, wasted, amount, NANO),
+        (names.UNPRICED, [g for g in groups if g.unpriced], lambda g: g.unpriced, 1),
+        (names.WASTE, wasted, lambda g: g.amount, NANO),
         (names.WASTED_ATTEMPTS, wasted, lambda g: g.attempts, 1),
     ]
     return [_counter(metric, rows, value, unit, memory) for metric, rows, value, unit in made]
 
 
-def _waste_groups(store: Store, month: int, before: int, memory: Memory) -> list[Group]:
-    """Return the waste by reason, which only the entries know."""
-    groups: list[Group] = []
-    for reason, stage, provider, team, amount, attempts, earlier, first in store.query(
-        WASTE, (month, month, month, before)
-    ):
-        labels = {"reason": str(reason), "stage": stage, "provider": provider, "team": team}
-        groups.append(Group(labels, int(amount), int(attempts), 0, 0, int(earlier), int(first)))
+def _groups(
+    store: Store, statement: str, columns: Labels, month: int, memory: Memory
+) -> list[Group]:
+    """Return this month's groups and those of the month before, their label values limited."""
+    earlier = memory.earlier.get(statement)
+    if earlier is None:
+        start = _month_start(month - 1, ZoneInfo("UTC"))
+        rows = _read(store, statement, columns, start, month)
+        earlier = [Group(g.labels, 0, 0, 0, 0, g.first, g.amount) for g in rows]
+        memory.earlier[statement] = earlier
+    groups = _read(store, statement, columns, month, FOR_EVER)
+    groups += [g._replace(labels=dict(g.labels)) for g in earlier]
     _limit(groups, memory)
     return groups
+
+
+def _read(store: Store, statement: str, columns: Labels, start: int, end: int) -> list[Group]:
+    made: list[Group] = []
+    for row in store.query(statement, (start, end)):
+        labels = dict(zip(columns, row, strict=False))
+        if "sign" in labels:
+            labels["sign"] = "up" if labels["sign"] else "down"
+        made.append(Group(labels, *map(int, row[len(columns) :])))
+    return made
 
 
 def _limit(groups: list[Group], memory: Memory) -> None:
@@ -292,14 +305,16 @@ def _counter(
 
 def _renders(store: Store, now: int, month: int, memory: Memory) -> list[str]:
     """Return renders by outcome, and what a delivered one cost lately."""
-    delivered = _number(store, DELIVERED, month)
-    given_up = _number(store, GIVEN_UP, month - QUIET_US, now - QUIET_US)
+    quiet = (month - QUIET_US, now - QUIET_US)
+    starts = [now - length for length in WINDOWS.values() for _ in range(2)]
+    sql = (RENDERS, (month, *quiet, *starts, min(quiet[0], *starts)))
+    delivered, given_up, *sums = (int(value or 0) for value in store.query(*sql)[0])
     memory.given_up = max(memory.given_up, given_up)  # one delivered after all: it was counted
-    costs: dict[Labels, Decimal] = {}
-    for window, length in WINDOWS.items():
-        amount, pictures = store.query(PER_RENDER, (now - length,))[0]
-        if pictures:
-            costs[window,] = Decimal(int(amount)) / int(pictures) / NANO
+    costs = {
+        (window,): Decimal(amount) / pictures / NANO
+        for window, amount, pictures in zip(WINDOWS, sums[::2], sums[1::2], strict=True)
+        if pictures
+    }
     outcomes = {("delivered",): delivered, ("given_up",): memory.given_up}
     return [_family(names.RENDERS, outcomes), _family(names.COST_PER_RENDER, costs)]
 
@@ -312,7 +327,7 @@ def _number(store: Store, sql: str, *parameters: int | str) -> int:
 def _unpriced(store: Store, memory: Memory) -> list[str]:
     """Return what still waits for a price."""
     groups = [
-        Group({"provider": provider, "model": model}, 0, 0, 0, int(count), 0, 0)
+        Group({"provider": provider, "model": model}, 0, 0, 0, int(count), 0)
         for provider, model, count in store.query(UNPRICED)
     ]
     _limit(groups, memory)
