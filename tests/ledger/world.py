@@ -8,17 +8,18 @@ from typing import Any
 from packshot.core.clock import HOUR_US, SECOND_US
 from packshot.ledger.records import Dimensions, Settled, Stamped
 from packshot.ledger.stores import open_store
+from packshot.ledger.stores.base import Store
 
 NOW = 1_795_608_000 * SECOND_US
 """2026-11-25 12:00 UTC."""
 
 
 class World:
-    """A SQLite store to which `book` appends, at `now` unless told."""
+    """A store, SQLite unless told, to which `book` appends, at `now` unless told."""
 
-    def __init__(self, folder: Path, now: int = NOW) -> None:
+    def __init__(self, folder: Path, now: int = NOW, store: Store | None = None) -> None:
         self.path = folder / "ledger.db"
-        self.store = open_store(str(self.path))
+        self.store = store or open_store(str(self.path))
         self.now = now
         self.seq = 0
 
