@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from packshot.cli import options as o
 from packshot.cli import terminal
+from packshot.cli.metrics import metrics
 
 if TYPE_CHECKING:
     from packshot.ledger.stores.table_store import TableStore
@@ -24,6 +25,7 @@ FINDINGS = 5
 
 app = typer.Typer(help="Check, back up, restore or fill the ledger's store.", rich_markup_mode=None)
 app.callback(invoke_without_command=True)(terminal.help_if_alone)
+app.command()(metrics)
 
 Store = Annotated[
     str,
@@ -120,7 +122,7 @@ def _url(store: str) -> str:
 
 
 @contextmanager
-def _opened(store: str, *, read_only: bool = False) -> Iterator[TableStore]:
+def _opened(store: str, *, read_only: bool = False) -> Generator[TableStore]:
     from packshot.ledger.stores import open_store
 
     opened = open_store(_url(store), read_only=read_only)
@@ -130,14 +132,14 @@ def _opened(store: str, *, read_only: bool = False) -> Iterator[TableStore]:
         opened.close()
 
 
-def _say(as_json: bool, line: str, **facts: Any) -> None:
+def _say(as_json: bool, line: str, **facts: object) -> None:
     if as_json:
         _json(facts)
     else:
         typer.echo(line)
 
 
-def _json(facts: dict[str, Any]) -> None:
+def _json(facts: dict[str, object]) -> None:
     from packshot.cli.report import print_json
 
     print_json(facts)

@@ -42,7 +42,7 @@ def test_a_database_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path)
     raw.close()
     before = file.read_bytes()
     for read_only in (False, True):
-        with pytest.raises(LedgerCorrupt, match="newer packshot.*update packshot"):
+        with pytest.raises(LedgerCorrupt, match=r"newer packshot.*update packshot"):
             open_store(str(file), read_only=read_only)
     assert file.read_bytes() == before
 

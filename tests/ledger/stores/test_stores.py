@@ -30,7 +30,7 @@ def test_the_columns_are_the_fields_of_a_settled_attempt() -> None:
     fields: list[str] = []
     for name in Settled.__struct_fields__:
         fields += Dimensions.__struct_fields__ if name == "dimensions" else (name,)
-    assert COLUMNS == ("seq", "worker", "epoch", *fields)
+    assert ("seq", "worker", "epoch", *fields) == COLUMNS
     numbers = {f.name for f in msgspec.structs.fields(Settled) if f.type in {int, bool}}
     assert {*COLUMNS} - TEXT == numbers | {"seq", "epoch"}
 
@@ -38,7 +38,7 @@ def test_the_columns_are_the_fields_of_a_settled_attempt() -> None:
 def test_a_row_comes_back_as_it_went_in(store: TableStore) -> None:
     given = attempt(1, reason="caf\u00e9 \U0001f4f7 'quoted' ?", priced=False, currency="USD")
     assert store.append([given]) == 1
-    (row,) = store.query(f"SELECT {', '.join(COLUMNS)} FROM entries")
+    (row,) = store.query(f"SELECT {', '.join(COLUMNS)} FROM entries")  # noqa: S608
     found = dict(zip(COLUMNS, row, strict=True))
     settled = msgspec.structs.asdict(given.event)
     dimensions = msgspec.structs.asdict(settled.pop("dimensions"))
@@ -124,7 +124,7 @@ def test_a_row_that_does_not_balance_is_refused_by_the_database(store: TableStor
     for broken in (("amount", "amount + 1"), ("outcome", "'won'")):
         swapped = values.replace(*broken, 1)
         with pytest.raises(LedgerCorrupt), _write(store) as within:
-            within.execute(f"INSERT INTO entries ({columns}) SELECT {swapped} FROM entries")
+            within.execute(f"INSERT INTO entries ({columns}) SELECT {swapped} FROM entries")  # noqa: S608
     assert count(store) == 1
 
 
@@ -135,7 +135,7 @@ def test_derived_tables_are_the_sums_of_the_entries(store: TableStore) -> None:
     for at in range(0, len(rows), 7):
         store.append(rows[at : at + 7])
     events = [row.event for row in rows]
-    (sums,) = store.query(f"SELECT {', '.join(f'sum({m})' for m in MEASURES)} FROM rollups")
+    (sums,) = store.query(f"SELECT {', '.join(f'sum({m})' for m in MEASURES)} FROM rollups")  # noqa: S608
     assert all(type(value) is int for value in sums)
     assert sums[0] == 41
     assert dict(zip(MEASURES, sums, strict=True))["amount"] == sum(e.amount for e in events)
@@ -144,7 +144,7 @@ def test_derived_tables_are_the_sums_of_the_entries(store: TableStore) -> None:
     assert hours == {e.settled_at // HOUR_US * HOUR_US for e in events}
     buckets = {bucket for (bucket,) in store.query("SELECT bucket FROM rollups")}
     assert buckets == {bucket_of(e.amount) for e in events}
-    for row in store.query(f"SELECT {', '.join(RENDERS.columns)} FROM renders"):
+    for row in store.query(f"SELECT {', '.join(RENDERS.columns)} FROM renders"):  # noqa: S608
         mine = [e for e in events if e.dimensions.render == row[0]]
         assert row[4] == min(e.held_at for e in mine)
         assert row[5] == max(e.settled_at for e in mine)
@@ -157,13 +157,13 @@ def test_derived_tables_are_the_sums_of_the_entries(store: TableStore) -> None:
 def test_rebuilding_gives_the_same_tables(store: TableStore) -> None:
     for at in range(0, 60, 20):
         store.append(attempts(20, first=1 + at))
-    before = [sorted(store.query(f"SELECT * FROM {t.name}")) for t in (ROLLUPS, RENDERS)]
+    before = [sorted(store.query(f"SELECT * FROM {t.name}")) for t in (ROLLUPS, RENDERS)]  # noqa: S608
     with _write(store) as within:
         within.execute("DELETE FROM rollups WHERE images = 0")
         within.execute("UPDATE renders SET amount = amount + 1")
     assert {finding.check for finding in store.verify()} == {"rollups", "renders"}
     store.rebuild()
-    assert [sorted(store.query(f"SELECT * FROM {t.name}")) for t in (ROLLUPS, RENDERS)] == before
+    assert [sorted(store.query(f"SELECT * FROM {t.name}")) for t in (ROLLUPS, RENDERS)] == before  # noqa: S608
     assert store.verify() == []
 
 

@@ -14,9 +14,15 @@ from tests.ledger.stores.worlds import attempt, attempts
 
 LEGS = "amount = 7, payable = 7, depreciation = 0, storage = 0"
 
+INVENTED = """
+INSERT INTO rollups SELECT hour + 1, outcome, account, stage, provider, model, route, virtual_key,
+  team, recipe, batch, device, bucket, 0, 0, 0, 0, 0, 0, 0, 0
+FROM rollups LIMIT 1
+"""
+
 DAMAGE = {
     "an amount altered": (
-        f"UPDATE entries SET {LEGS} WHERE seq = 5",
+        f"UPDATE entries SET {LEGS} WHERE seq = 5",  # noqa: S608
         {"chain", "rollups", "renders"},
     ),
     "a reason altered": ("UPDATE entries SET reason = 'x' WHERE seq = 5", {"chain"}),
@@ -38,9 +44,7 @@ DAMAGE = {
     "a mark lost": ("DELETE FROM journals", {"gaps"}),
     "a rollup altered": ("UPDATE rollups SET attempts = attempts + 1", {"rollups"}),
     "a rollup invented": (
-        "INSERT INTO rollups SELECT hour + 1, outcome, account, stage, provider, model, route,"
-        " virtual_key, team, recipe, batch, device, bucket, 0, 0, 0, 0, 0, 0, 0, 0"
-        " FROM rollups LIMIT 1",
+        INVENTED,
         {"rollups"},
     ),
     "a render altered": ("UPDATE renders SET delivered = 1 - delivered", {"renders"}),

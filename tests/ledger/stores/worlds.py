@@ -18,7 +18,7 @@ STAGES = (
 
 
 def attempt(number: int, *, worker: str = "a", epoch: int = 1, **fields: Any) -> Stamped:
-    """Return settled attempt ``number`` of a journal; every second record of it is a settled one."""
+    """Return settled attempt ``number`` of a journal whose every second record is one."""
     draw = random.Random(f"{worker} {epoch} {number}")
     stage, provider, model, device = STAGES[number % len(STAGES)]
     amount = draw.choice((0, 1, draw.randrange(10**6), draw.randrange(10**9)))

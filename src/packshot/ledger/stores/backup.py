@@ -32,6 +32,7 @@ def backup(store: TableStore, file: Path) -> int:
     part = file.with_name(f".{file.name}.part")
     try:
         _forget(part)
+        part.touch()
         if isinstance(store.database, SqliteDatabase):
             store.database.copy_to(part)
         else:

@@ -65,27 +65,33 @@ WORDS = {
     },
 }
 
+REFUSAL = "entries are never changed: append a correction"
+
 AFTER = {
     "sqlite": [
         "INSERT INTO head (one, seq, hash) VALUES (1, 0, zeroblob(32))",
         *(
-        f"CREATE TRIGGER entries_no_{verb.lower()} BEFORE {verb} ON entries BEGIN"
-        " SELECT RAISE(ABORT, 'entries are never changed: append a correction'); END"
-        for verb in ("UPDATE", "DELETE")
+            f"CREATE TRIGGER entries_no_{verb.lower()} BEFORE {verb} ON entries BEGIN"
+            f" SELECT RAISE(ABORT, '{REFUSAL}'); END"
+            for verb in ("UPDATE", "DELETE")
         ),
     ],
     "postgresql": [
         "INSERT INTO head (one, seq, hash) VALUES (1, 0, decode(repeat('00', 32), 'hex'))",
-        "CREATE FUNCTION entries_refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
-        " RAISE EXCEPTION 'entries are never changed: append a correction'; END $$",
-        "CREATE TRIGGER entries_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON entries"
-        " FOR EACH STATEMENT EXECUTE FUNCTION entries_refuse()",
+        (
+            "CREATE FUNCTION entries_refuse() RETURNS trigger LANGUAGE plpgsql AS"
+            f" $$ BEGIN RAISE EXCEPTION '{REFUSAL}'; END $$"
+        ),
+        (
+            "CREATE TRIGGER entries_no_change BEFORE UPDATE OR DELETE OR TRUNCATE ON entries"
+            " FOR EACH STATEMENT EXECUTE FUNCTION entries_refuse()"
+        ),
     ],
 }
 
 INDEXES = [
     "CREATE INDEX entries_settled_at ON entries (settled_at)",
-    "CREATE INDEX entries_render ON entries (render) WHERE render <> ''",
+    "CREATE INDEX entries_render ON entries (render)",
     "CREATE INDEX entries_unpriced ON entries (settled_at) WHERE priced = 0",
     "CREATE INDEX entries_corrects ON entries (corrects) WHERE corrects <> ''",
 ]

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import re
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
 
-import asyncpg
+import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 
 from packshot.core.errors import LedgerCorrupt, LedgerUnavailable
 from packshot.ledger.stores.database import Row, Table, Transaction
@@ -37,6 +37,22 @@ CORRUPT = ("22", "23", "XX", "P0")
 """Data, constraints, damaged files, and our triggers that refuse a change."""
 
 T = TypeVar("T")
+
+
+class Connection(Protocol):
+    """What is used of asyncpg's connection, which has no types of its own."""
+
+    async def execute(self, sql: str, *parameters: object) -> str: ...
+    async def fetch(self, sql: str, *parameters: object) -> list[Sequence[Any]]: ...
+    async def copy_records_to_table(
+        self, table: str, *, records: Sequence[Row], columns: Sequence[str]
+    ) -> str: ...
+    async def set_type_codec(self, name: str, **how: object) -> None: ...
+    async def close(self, **how: float) -> None: ...
+    def is_closed(self) -> bool: ...
+    def terminate(self) -> None: ...
+
+
 PLACEHOLDER = re.compile(r"'[^']*'|\?")
 
 
@@ -67,13 +83,13 @@ class PostgresDatabase:
         self._reading = _Line(url, self._loop)
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self) -> Generator[Transaction]:
         """Write: committed and on the server's disk when the block ends."""
         with self._errors(), self._writing.transaction("BEGIN") as within:
             yield within
 
     @contextmanager
-    def snapshot(self) -> Iterator[Transaction]:
+    def snapshot(self) -> Generator[Transaction]:
         """Read: the same state until the block ends."""
         begin = "BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY"
         with self._errors(), self._reading.transaction(begin) as within:
@@ -105,7 +121,7 @@ class PostgresDatabase:
         self._loop.close()
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self) -> Generator[None]:
         """Say what PostgreSQL's errors mean for the ledger."""
         try:
             yield
@@ -157,10 +173,10 @@ class _Line:
         self._url = url
         self._loop = loop
         self._lock = threading.RLock()
-        self._connection: Any = None  # asyncpg's classes are generated: no types to lean on
+        self._connection: Connection | None = None
 
     @contextmanager
-    def transaction(self, begin: str) -> Iterator[Transaction]:
+    def transaction(self, begin: str) -> Generator[Transaction]:
         with self._lock:
             connection = self._connected()
             run = self._loop.run
@@ -178,12 +194,12 @@ class _Line:
                 connection, self._connection = self._connection, None
                 self._loop.run(_leave(connection))
 
-    def _connected(self) -> Any:
+    def _connected(self) -> Connection:
         if self._connection is None or self._connection.is_closed():
             self._connection = self._loop.run(_connect(self._url))
         return self._connection
 
-    def _abandon(self, connection: Any) -> None:
+    def _abandon(self, connection: Connection) -> None:
         """Drop a connection whose transaction failed: the server rolls back what is not committed.
 
         No ROLLBACK is sent, since a connection that failed once may not answer.
@@ -195,7 +211,7 @@ class _Line:
 class _Statements:
     """A connection within a transaction."""
 
-    def __init__(self, connection: Any, loop: _Loop) -> None:
+    def __init__(self, connection: Connection, loop: _Loop) -> None:
         self._connection = connection
         self._run = loop.run
 
@@ -222,8 +238,9 @@ def _merge(table: Table) -> str:
         for place, name in enumerate(table.columns, 1)
     )
     names = ", ".join(table.columns)
-    source = f"SELECT * FROM unnest({arrays})"
-    return f"INSERT INTO {table.name} ({names}) {source} {table.on_conflict}"  # noqa: S608 - ours
+    return f"""
+INSERT INTO {table.name} ({names}) SELECT * FROM unnest({arrays}) {table.on_conflict}
+"""  # noqa: S608 - names of ours
 
 
 def _number(text: str) -> int | float:
@@ -231,8 +248,9 @@ def _number(text: str) -> int | float:
     return float(text) if "." in text else int(text)
 
 
-async def _connect(url: str) -> Any:
-    connection: Any = await asyncpg.connect(
+async def _connect(url: str) -> Connection:
+    connect = cast("Callable[..., Awaitable[Connection]]", asyncpg.connect)  # pyright: ignore[reportUnknownMemberType]
+    connection = await connect(
         url,
         timeout=CONNECT_S,
         command_timeout=ANSWER_S,
@@ -244,11 +262,11 @@ async def _connect(url: str) -> Any:
     return connection
 
 
-async def _terminate(connection: Any) -> None:
+async def _terminate(connection: Connection) -> None:
     connection.terminate()
 
 
-async def _leave(connection: Any) -> None:
+async def _leave(connection: Connection) -> None:
     """Say goodbye; a server that does not answer within the time is left without."""
     try:
         await connection.close(timeout=CONNECT_S)

@@ -32,6 +32,15 @@ ROLLUPS = Table(
 )
 
 NAMES = ("recipe", "team", "batch")
+OLD, NEW = "renders", "excluded"
+RENDER_MERGE = (
+    *(f"{n} = CASE WHEN {OLD}.{n} = '' THEN {NEW}.{n} ELSE {OLD}.{n} END" for n in NAMES),
+    *(f"{n} = {OLD}.{n} + {NEW}.{n}" for n in ("amount", "waste", "seconds_us")),
+    *(
+        f"{n} = CASE WHEN {NEW}.{n} {order} {OLD}.{n} THEN {NEW}.{n} ELSE {OLD}.{n} END"
+        for n, order in (("first_at", "<"), ("last_at", ">"), ("delivered", ">"))
+    ),
+)
 RENDERS = Table(
     "renders",
     (
@@ -39,22 +48,7 @@ RENDERS = Table(
         *("amount", "waste", "seconds_us", "delivered"),
     ),
     frozenset({"render", *NAMES}),
-    on_conflict="ON CONFLICT (render) DO UPDATE SET "
-    + ", ".join(
-        [
-            *(
-                f"{n} = CASE WHEN renders.{n} = '' THEN excluded.{n} ELSE renders.{n} END"
-                for n in NAMES
-            ),
-            *(f"{n} = renders.{n} + excluded.{n}" for n in ("amount", "waste", "seconds_us")),
-            "first_at = CASE WHEN excluded.first_at < renders.first_at"
-            " THEN excluded.first_at ELSE renders.first_at END",
-            "last_at = CASE WHEN excluded.last_at > renders.last_at"
-            " THEN excluded.last_at ELSE renders.last_at END",
-            "delivered = CASE WHEN excluded.delivered > renders.delivered"
-            " THEN excluded.delivered ELSE renders.delivered END",
-        ]
-    ),
+    on_conflict=f"ON CONFLICT (render) DO UPDATE SET {', '.join(RENDER_MERGE)}",
 )
 
 group_of = itemgetter(*map(COLUMNS.index, GROUPED))
@@ -69,7 +63,7 @@ class Sums:
 
     def __init__(self) -> None:
         self.rollups: dict[Row, list[int]] = {}
-        self.renders: dict[str, list[str | int]] = {}
+        self.renders: dict[str, Row] = {}
 
     def add(self, row: Row) -> None:
         """Count one row of ``entries``, with or without its hash."""
@@ -99,11 +93,11 @@ class Sums:
         first = held_at or settled  # what accrues or corrects was never held
         old = self.renders.get(render)
         if old is None:
-            self.renders[render] = [
-                *(recipe, team, batch, first, settled, amount, waste, seconds, delivered)
-            ]
+            self.renders[render] = (
+                *(recipe, team, batch, first, settled, amount, waste, seconds, delivered),
+            )
             return
-        self.renders[render] = [
+        self.renders[render] = (
             old[0] or recipe,
             old[1] or team,
             old[2] or batch,
@@ -113,7 +107,7 @@ class Sums:
             old[6] + waste,
             old[7] + seconds,
             max(old[8], delivered),
-        ]
+        )
 
     def flush(self, into: Transaction) -> None:
         """Merge into the tables what was gathered, and start anew."""

@@ -31,11 +31,23 @@ COLUMNS: tuple[str, ...] = (
 )
 """The columns of ``entries`` that are hashed; ``hash`` follows them."""
 
-TEXT = frozenset({
-    *("worker", "attempt", "outcome", "reason", "render", "recipe", "stage", "provider", "model"),
-    *("route", "virtual_key", "team", "batch", "device", "tags", "image_size", "image_quality"),
-    *("account", "currency", "original", "rate", "price", "corrects", "caps"),
-})
+TEXT = frozenset(
+    {
+        *(
+            "worker",
+            "attempt",
+            "outcome",
+            "reason",
+            "render",
+            "recipe",
+            "stage",
+            "provider",
+            "model",
+        ),
+        *("route", "virtual_key", "team", "batch", "device", "tags", "image_size", "image_quality"),
+        *("account", "currency", "original", "rate", "price", "corrects", "caps"),
+    }
+)
 
 ENTRIES = Table("entries", (*COLUMNS, "hash"), TEXT, frozenset({"hash"}))
 JOURNALS = Table(

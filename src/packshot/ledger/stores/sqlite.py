@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ class SqliteDatabase:
             self._reader = self._connect("ro")
 
     @contextmanager
-    def transaction(self) -> Iterator[Transaction]:
+    def transaction(self) -> Generator[Transaction]:
         """Write: committed and on the disk when the block ends."""
         if self._writer is None:
             raise LedgerUnavailable(f"{self.path} was opened for reading only")
@@ -59,7 +59,7 @@ class SqliteDatabase:
             yield _Statements(self._writer)
 
     @contextmanager
-    def snapshot(self) -> Iterator[Transaction]:
+    def snapshot(self) -> Generator[Transaction]:
         """Read: the same state until the block ends."""
         with self._reading, self._errors(), _transaction(self._reader, "BEGIN"):
             yield _Statements(self._reader)
@@ -123,7 +123,7 @@ class SqliteDatabase:
             )
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
+    def _errors(self) -> Generator[None]:
         """Say what SQLite's errors mean for the ledger."""
         try:
             yield
@@ -163,7 +163,7 @@ class _Statements:
 
 
 @contextmanager
-def _transaction(connection: sqlite3.Connection, begin: str) -> Iterator[None]:
+def _transaction(connection: sqlite3.Connection, begin: str) -> Generator[None]:
     connection.execute(begin)
     try:
         yield

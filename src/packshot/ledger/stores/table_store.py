@@ -17,7 +17,7 @@ __all__ = ["PAGE", "TableStore", "derive", "head_of", "pages"]
 PAGE = 10_000
 """Entries read at once when all of them are: some 10 MB."""
 
-ALL = f"SELECT {', '.join(COLUMNS)}, hash FROM entries WHERE seq > ? ORDER BY seq LIMIT ?"
+ALL = f"SELECT {', '.join(COLUMNS)}, hash FROM entries WHERE seq > ? ORDER BY seq LIMIT ?"  # noqa: S608 - names of ours
 
 
 class TableStore:

@@ -135,7 +135,7 @@ def _rollups(look: Transaction, sums: Sums) -> list[Finding]:
     return [
         Finding(
             "rollups",
-            " ".join(str(part) for part in key if part != ""),  # noqa: PLC1901 - 0 is a part
+            " ".join(filter(None, map(str, key))),
             f"is {stored.get(key)}, the entries say {sums.rollups.get(key)}:"
             " `packshot ledger rebuild`",
         )
