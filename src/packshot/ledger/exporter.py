@@ -31,6 +31,8 @@ LOG = logging.getLogger(__name__)
 
 def lag_of(folder: Path, store: Store, now: int) -> Lag:
     """Return how far ``store`` is behind the journals in ``folder``; a hold is no backlog."""
+    if not folder.is_dir():  # nothing was ever booked
+        return Lag(Decimal(0), 0)
     from packshot.ledger.journal import read_journals
 
     marks = store.marks()
