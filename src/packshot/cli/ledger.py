@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -107,7 +108,10 @@ def drain(
         drain = Drain(settings.journal, opened, None, wall_us)
         if not once:
             terminal.note(f"draining {settings.journal}; Ctrl-C ends it")
-            drain.run(threading.Event())
+            stop = threading.Event()
+            for asked in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(asked, lambda *_: stop.set())
+            drain.run(stop)
             return
         moved = 0
         while step := drain.step():

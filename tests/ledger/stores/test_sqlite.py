@@ -116,3 +116,19 @@ def test_processes_that_write_at_once_keep_one_chain(tmp_path: Path) -> None:
     assert store.query("SELECT count(*) FROM entries") == [(400,)]
     assert store.verify() == []
     store.close()
+
+
+@pytest.mark.parametrize(
+    ("where", "index"),
+    [
+        ("settled_at BETWEEN ? AND ?", "entries_settled_at"),
+        ("render = ? OR render = ?", "entries_render"),
+        ("priced = 0 AND settled_at BETWEEN ? AND ?", "entries_unpriced"),
+        ("attempt IN (?, ?)", "sqlite_autoindex_entries_1"),
+    ],
+)
+def test_questions_of_the_reports_have_an_index(tmp_path: Path, where: str, index: str) -> None:
+    store = open_store(str(tmp_path / "ledger.db"))
+    plan = store.query(f"EXPLAIN QUERY PLAN SELECT * FROM entries WHERE {where}", ("0", "1"))  # noqa: S608
+    assert index in str(plan)
+    store.close()

@@ -7,6 +7,7 @@ makes them anew from all entries, so that the two can be compared.
 from __future__ import annotations
 
 from operator import itemgetter
+from typing import Any
 
 from packshot.core.clock import HOUR_US
 from packshot.ledger.stores.base import bucket_of
@@ -63,7 +64,7 @@ class Sums:
 
     def __init__(self) -> None:
         self.rollups: dict[Row, list[int]] = {}
-        self.renders: dict[str, Row] = {}
+        self.renders: dict[str, list[Any]] = {}
 
     def add(self, row: Row) -> None:
         """Count one row of ``entries``, with or without its hash."""
@@ -93,21 +94,19 @@ class Sums:
         first = held_at or settled  # what accrues or corrects was never held
         old = self.renders.get(render)
         if old is None:
-            self.renders[render] = (
-                *(recipe, team, batch, first, settled, amount, waste, seconds, delivered),
-            )
+            self.renders[render] = [
+                *(recipe, team, batch, first, settled, amount, waste, seconds, delivered)
+            ]
             return
-        self.renders[render] = (
-            old[0] or recipe,
-            old[1] or team,
-            old[2] or batch,
-            min(old[3], first),
-            max(old[4], settled),
-            old[5] + amount,
-            old[6] + waste,
-            old[7] + seconds,
-            max(old[8], delivered),
-        )
+        for place, name in enumerate((recipe, team, batch)):
+            if not old[place]:
+                old[place] = name
+        old[3] = min(old[3], first)
+        old[4] = max(old[4], settled)
+        old[5] += amount
+        old[6] += waste
+        old[7] += seconds
+        old[8] |= delivered
 
     def flush(self, into: Transaction) -> None:
         """Merge into the tables what was gathered, and start anew."""
