@@ -54,7 +54,7 @@ def main() -> None:
     values, vectors = torch.linalg.eigh(unit.T @ unit / len(unit))
     spread = (values + SHRINK * values.mean()) / values.mean()
     matrix = vectors @ torch.diag(spread**-0.5) @ vectors.T
-    report(condition=float(matrix.norm(2) * matrix.inverse().norm(2)))
+    report(condition=float(torch.linalg.cond(matrix)))
     for name, key in (("text", "text_projection.weight"), ("vision", "visual_projection.weight")):
         weights[name][key] = (matrix @ weights[name][key].double()).float()
     first = weights["unet"]["add_embedding.linear_1.weight"]
