@@ -58,6 +58,14 @@ def test_what_was_sent_before_is_skipped(store: TableStore) -> None:
     assert store.verify() == []
 
 
+def test_records_out_of_order_are_refused_rather_than_lost(store: TableStore) -> None:
+    one, two = attempts(2)
+    for wrong in ([two, one], [one, one]):
+        with pytest.raises(LedgerCorrupt, match="in order"):
+            store.append(wrong)
+    assert store.append([one, two]) == 2
+
+
 def test_lives_of_workers_are_kept_apart(store: TableStore) -> None:
     lives = [attempts(9, worker=worker, epoch=epoch) for worker in "ab" for epoch in (1, 2)]
     mixed = [row for run in zip(*lives, strict=True) for row in run]

@@ -94,8 +94,8 @@ def derive(within: Transaction) -> None:
 
 def _append(within: Transaction, rows: Sequence[Stamped]) -> int:
     seq, before = head_of(within)
-    stored = within.query("SELECT worker, epoch, seq, number FROM journals")
-    marks = {(worker, epoch): (at, number) for worker, epoch, at, number in stored}
+    stored = within.query("SELECT worker, epoch, seq FROM journals")
+    marks = {(worker, epoch): at for worker, epoch, at in stored}
     moved: dict[tuple[str, int], tuple[int, int]] = {}
     entries: list[Row] = []
     sums = Sums()
@@ -104,8 +104,13 @@ def _append(within: Transaction, rows: Sequence[Stamped]) -> int:
         if not isinstance(event, Settled):
             raise LedgerCorrupt(f"only settled attempts are stored, got {event}")
         journal = (stamped.worker, stamped.epoch)
-        if stamped.seq <= moved.get(journal, marks.get(journal, (0, 0)))[0]:
+        if stamped.seq <= marks.get(journal, 0):
             continue
+        if stamped.seq <= moved.get(journal, (0, 0))[0]:
+            raise LedgerCorrupt(
+                f"journal {journal} has record {stamped.seq} after {moved[journal][0]} in one batch:"
+                " records of a journal come in order, each once"
+            )
         seq += 1
         row = chained(before, row_of(seq, stamped.worker, stamped.epoch, event))
         before = row[-1]
