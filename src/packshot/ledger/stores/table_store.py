@@ -108,7 +108,7 @@ def _append(within: Transaction, rows: Sequence[Stamped]) -> int:
             continue
         if stamped.seq <= moved.get(journal, (0, 0))[0]:
             raise LedgerCorrupt(
-                f"journal {journal} has record {stamped.seq} after {moved[journal][0]} in one batch:"
+                f"journal {journal}: record {stamped.seq} after {moved[journal][0]} in a batch:"
                 " records of a journal come in order, each once"
             )
         seq += 1
