@@ -12,7 +12,7 @@ from collections.abc import Generator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Literal
+from typing import Any, Literal, Protocol, TypeAlias
 
 from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import Cancelled, LedgerError, OutputError
@@ -21,10 +21,6 @@ from packshot.core.money import Nanos
 from packshot.core.types import STAGES, Stage, Usage
 from packshot.ledger.records import Dimensions, Outcome, Settled
 from packshot.studio.render import total
-
-if TYPE_CHECKING:
-    from packshot.ledger.ledger import Hold, Ledger
-    from packshot.ledger.prices.book import PriceBook
 
 __all__ = ["LIMIT_S", "Bill", "Bookkeeper", "shares"]
 
@@ -45,6 +41,45 @@ ON_DEVICE: frozenset[Stage] = frozenset(("encode", "denoise", "decode"))
 
 EXPIRES_S = 24 * 3600
 """A hold outlives every render; what a crash leaves is settled by the drain, long before."""
+
+
+Hold: TypeAlias = Any
+"""What a ledger gives for a hold; it is only handed back."""
+
+
+class Charge(Protocol):
+    """What a price book says of a usage: nano-EUR, 0 where no price is known."""
+
+    @property
+    def amount(self) -> Nanos: ...
+    @property
+    def priced(self) -> bool: ...
+
+
+class Prices(Protocol):
+    """What is asked of a price book."""
+
+    def charge(self, usage: Usage, provider: str, model: str, at: int, /) -> Charge:
+        """Return what a usage costs at an instant, in microseconds since 1970."""
+        ...
+
+
+class Ledger(Protocol):
+    """What is asked of a ledger; `packshot.ledger` has the real one."""
+
+    def hold(
+        self, dimensions: Dimensions, amount: Nanos, /, *, dispatched: bool, expires_in_s: int
+    ) -> Hold:
+        """Reserve an upper bound, or raise LedgerError."""
+        ...
+
+    def post(self, hold: Hold, usage: Usage, outcome: Outcome, reason: str, /) -> Settled:
+        """Settle a hold with what was used."""
+        ...
+
+    def void(self, hold: Hold, reason: str, /) -> object:
+        """Settle a hold that cost nothing."""
+        ...
 
 
 @dataclass(slots=True)
@@ -85,7 +120,7 @@ class Bookkeeper:
     def __init__(
         self,
         ledger: Ledger,
-        book: PriceBook,
+        book: Prices,
         recipe: Literal["render", "sheet"],
         device: str,
         clock: Clock = wall_us,
