@@ -1,0 +1,477 @@
+"""``packshot cost``: what renders cost and where the money went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from packshot.cli import options as o
+from packshot.core.clock import HOUR_US, SECOND_US, wall_us
+from packshot.core.errors import InvalidRequest
+from packshot.core.money import decimal_of, show_eur
+
+if TYPE_CHECKING:
+    from packshot.ledger.reports.period import Period
+    from packshot.ledger.reports.stages import Line, Table
+    from packshot.ledger.stores.base import Store
+
+__all__ = ["app"]
+
+app = typer.Typer(help="What renders cost, and where the money went.", rich_markup_mode=None)
+
+Config = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Settings.", show_default="packshot.yaml")
+]
+Url = Annotated[
+    str,
+    typer.Option(
+        "--ledger",
+        metavar="FILE | URL",
+        help="A SQLite file or a postgresql:// address.",
+        show_default="that of packshot.yaml",
+    ),
+]
+Since = Annotated[str, typer.Option(metavar="DATE", help="From this day or time on.")]
+Until = Annotated[str, typer.Option(metavar="DATE", help="Up to, not including, it.")]
+Last = Annotated[
+    str, typer.Option(metavar="12h | 7d | month", help="The time until now.", show_default="30d")
+]
+By = Annotated[str, typer.Option(metavar="DIM", help="stage, team, model, provider, recipe …")]
+Team = Annotated[str, typer.Option(help="Only this team.")]
+Recipe = Annotated[str, typer.Option(help="Only this recipe.")]
+Key = Annotated[str, typer.Option("--virtual-key", help="Only this virtual key.")]
+Model = Annotated[str, typer.Option(help="Only this model.")]
+Provider = Annotated[str, typer.Option(help="Only this provider.")]
+Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write CSV.")]
+Parquet = Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write Parquet.")]
+
+EMPTY = "the ledger is empty: nothing has been booked"
+BAR = 8
+"""Characters of the longest bar."""
+
+
+@app.callback(invoke_without_command=True)
+def cost(
+    ctx: typer.Context,
+    by: By = "stage",
+    since: Since = "",
+    until: Until = "",
+    last: Last = "",
+    team: Team = "",
+    recipe: Recipe = "",
+    virtual_key: Key = "",
+    model: Model = "",
+    provider: Provider = "",
+    ledger: Url = "",
+    config: Config = None,
+    csv: Csv = None,
+    parquet: Parquet = None,
+    *,
+    as_json: o.AsJson = False,
+) -> None:
+    """Show time and cost by stage or another dimension, and the trend against the time before."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from packshot.ledger.reports.stages import stage_table
+
+    only = _only(team=team, recipe=recipe, virtual_key=virtual_key, model=model, provider=provider)
+    with _opened(ledger, config) as store:
+        if store is None:
+            _empty(as_json)
+            return
+        period = _period(since, until, last, config)
+        table = stage_table(store, period, by, only)
+    _give(
+        [asdict(line) for line in (*table.lines, table.total)],
+        as_json,
+        csv,
+        parquet,
+        lambda: _print_table(table),
+    )
+
+
+@app.command()
+def render(
+    render_id: Annotated[str, typer.Argument(metavar="ID", help="A render's id, or its start.")],
+    ledger: Url = "",
+    config: Config = None,
+    *,
+    as_json: o.AsJson = False,
+) -> None:
+    """Tell the story of one render: each attempt and entry."""
+    from packshot.ledger.reports.story import story_of
+
+    with _opened(ledger, config) as store:
+        if store is None:
+            _empty(as_json)
+            return
+        story = story_of(store, render_id)
+
+    def show() -> None:
+        state = "delivered" if story.delivered else "not delivered"
+        typer.echo(f"render {story.render}: {state}")
+        typer.echo(f"{show_eur(story.amount)} EUR, of it waste {show_eur(story.waste)} EUR\n")
+        first = min(e["held_at"] or e["settled_at"] for e in story.entries)
+        rows: list[tuple[object, ...]] = [
+            (
+                f"+{((e['held_at'] or e['settled_at']) - first) / SECOND_US:.2f}",
+                e["stage"],
+                e["provider"] or e["device"],
+                e["outcome"],
+                _seconds(e["seconds_us"]),
+                show_eur(e["amount"]) if e["priced"] else "unpriced",
+            )
+            for e in story.entries
+        ]
+        _print(("after s", "stage", "by", "outcome", "s", "EUR"), rows, left={1, 2, 3})
+        for e in story.entries:
+            if e["reason"] or e["corrects"]:
+                corrects = f" (corrects {e['corrects']})" if e["corrects"] else ""
+                typer.echo(f"{e['stage']}, {e['outcome']}: {e['reason']}{corrects}")
+
+    _give([asdict(story)], as_json, None, None, show)
+
+
+@app.command()
+def waste(
+    since: Since = "",
+    until: Until = "",
+    last: Last = "",
+    team: Team = "",
+    ledger: Url = "",
+    config: Config = None,
+    csv: Csv = None,
+    parquet: Parquet = None,
+    *,
+    as_json: o.AsJson = False,
+) -> None:
+    """List what was billed but not delivered, by reason."""
+    from packshot.ledger.reports.waste import waste as losses_of
+
+    with _opened(ledger, config) as store:
+        if store is None:
+            _empty(as_json)
+            return
+        losses = losses_of(store, _period(since, until, last, config), _only(team=team))
+
+    def show() -> None:
+        rows: list[tuple[object, ...]] = [
+            (x.reason or "?", x.provider or "own", x.attempts, x.renders, show_eur(x.amount))
+            for x in losses
+        ]
+        rows.append(
+            (
+                "total",
+                "",
+                sum(x.attempts for x in losses),
+                "",
+                show_eur(sum(x.amount for x in losses)),
+            )
+        )
+        _print(("reason", "provider", "attempts", "renders", "EUR"), rows, left={0, 1})
+
+    _give([asdict(x) for x in losses], as_json, csv, parquet, show)
+
+
+@app.command()
+def unpriced(
+    since: Since = "",
+    until: Until = "",
+    last: Last = "",
+    ledger: Url = "",
+    config: Config = None,
+    csv: Csv = None,
+    *,
+    as_json: o.AsJson = False,
+) -> None:
+    """List what no price is known for."""
+    from packshot.ledger.reports.waste import unpriced as gaps_of
+
+    with _opened(ledger, config) as store:
+        if store is None:
+            _empty(as_json)
+            return
+        gaps = gaps_of(store, _period(since, until, last, config), {})
+
+    def show() -> None:
+        if not gaps:
+            typer.echo("every attempt of the period has a price")
+            return
+        rows: list[tuple[object, ...]] = [
+            (
+                x.provider or "own",
+                x.model or x.device,
+                x.attempts,
+                x.input_tokens + x.output_tokens,
+                x.images,
+                _seconds(x.seconds_us),
+            )
+            for x in gaps
+        ]
+        _print(("provider", "model", "attempts", "tokens", "images", "s"), rows, left={0, 1})
+
+    _give([asdict(x) for x in gaps], as_json, csv, None, show)
+
+
+@app.command()
+def forecast(
+    renders: Annotated[str, typer.Option(help="How many, like 1_000_000.")],
+    since: Since = "",
+    until: Until = "",
+    last: Last = "",
+    ledger: Url = "",
+    config: Config = None,
+    *,
+    as_json: o.AsJson = False,
+) -> None:
+    """Say what many renders will take and cost, with a 95 % interval."""
+    from packshot.ledger.reports.forecast import forecast as forecast_of
+
+    try:
+        count = int(renders)
+    except ValueError as error:
+        raise InvalidRequest(f"--renders must be a whole number, got {renders!r}") from error
+    with _opened(ledger, config) as store:
+        if store is None:
+            _empty(as_json)
+            return
+        found = forecast_of(store, _period(since, until, last, config), count)
+
+    def show() -> None:
+        low, high = show_eur(found.amount_low, 2), show_eur(found.amount_high, 2)
+        typer.echo(f"{count:,} renders: {show_eur(found.amount, 2)} EUR ({low} to {high})")
+        hour = f"{found.seconds_us / HOUR_US:,.1f} h of stages"
+        ends = f"{found.seconds_low_us / HOUR_US:,.1f} to {found.seconds_high_us / HOUR_US:,.1f}"
+        typer.echo(f"{hour} ({ends}), one after the other")
+        typer.echo(f"95 % intervals, from {found.observed:,} delivered renders")
+        if found.weak:
+            typer.echo("so few that the intervals are a guess")
+
+    _give([asdict(found)], as_json, None, None, show)
+
+
+@app.command(name="import")
+def import_(
+    invoice: Annotated[Path, typer.Argument(metavar="INVOICE.csv", help="Day, model, amount.")],
+    provider: Annotated[str, typer.Option(help="Whose invoice it is.")],
+    currency: Annotated[str, typer.Option(help="Where the file names none.")] = "USD",
+    rate: Annotated[str, typer.Option(metavar="EUR", help="EUR per unit of it.")] = "",
+    ledger: Url = "",
+    config: Config = None,
+    *,
+    write: Annotated[bool, typer.Option("--correct", help="Append correcting entries.")] = False,
+    as_json: o.AsJson = False,
+) -> None:
+    """Reconcile with a provider's invoice: the difference per model and day."""
+    from packshot.ledger.reports.invoice import correct, read_invoice, reconcile
+    from packshot.ledger.reports.period import day_of
+
+    lines = read_invoice(invoice, currency)
+    factor = decimal_of(rate, "--rate") if rate else None
+    if factor is not None and factor <= 0:
+        raise InvalidRequest(f"--rate must be above 0, got {rate}")
+    with _opened(ledger, config, writing=write) as store:
+        if store is None:
+            _empty(as_json)
+            return
+        found = reconcile(store, provider, lines, factor)
+        corrected = correct(store, provider, found, invoice.name) if write else 0
+
+    def show() -> None:
+        rows: list[tuple[object, ...]] = [
+            (day_of(x.day), x.model, show_eur(x.booked), show_eur(x.billed), show_eur(x.amount))
+            for x in found
+        ]
+        sums = (sum(x.booked for x in found), sum(x.billed for x in found))
+        rows.append(("total", "", *map(show_eur, (*sums, sums[1] - sums[0]))))
+        _print(("day", "model", "ledger EUR", "invoice EUR", "difference"), rows, left={0, 1})
+        if write:
+            typer.echo(f"{corrected} correcting entries appended")
+
+    _give([{**asdict(x), "amount": x.amount} for x in found], as_json, None, None, show)
+
+
+@app.command()
+def export(
+    since: Since = "",
+    until: Until = "",
+    last: Last = "",
+    team: Team = "",
+    ledger: Url = "",
+    config: Config = None,
+    csv: Csv = None,
+    parquet: Parquet = None,
+    *,
+    as_json: o.AsJson = False,
+) -> None:
+    """Write every entry with FOCUS columns: --csv, --parquet, or --json, a line for each."""
+    from packshot.ledger.reports.export import exported, write_csv, write_parquet
+
+    if sum((csv is not None, parquet is not None, as_json)) != 1:
+        raise InvalidRequest("expected one of --csv FILE, --parquet FILE and --json")
+    with _opened(ledger, config) as store:
+        if store is None:
+            _empty(as_json)
+            return
+        rows = exported(store, _period(since, until, last, config), _only(team=team))
+        if as_json:
+            for row in rows:
+                typer.echo(_json(row))
+            return
+        if csv:
+            typer.echo(f"{csv}: {write_csv(rows, csv)} entries")
+        if parquet:
+            typer.echo(f"{parquet}: {write_parquet(rows, parquet)} entries")
+
+
+@contextmanager
+def _opened(ledger: str, config: Path | None, *, writing: bool = False) -> Generator[Store | None]:
+    """Open the ledger, drained; None where nothing has been booked."""
+    from packshot.ledger.settings import load_settings
+    from packshot.ledger.stores import open_store
+
+    settings = load_settings(config)
+    url = ledger or settings.store
+    pending = not ledger and settings.journal.is_dir() and any(settings.journal.iterdir())
+    if "://" not in url and not Path(url).exists() and not pending:
+        if ledger:
+            raise InvalidRequest(f"there is no ledger {url}")
+        yield None
+        return
+    if pending:
+        _drain(url, settings.journal)
+    store = open_store(url, read_only=not writing)
+    try:
+        yield store if store.query("SELECT seq FROM entries LIMIT 1") else None
+    finally:
+        store.close()
+
+
+def _drain(url: str, journal: Path) -> None:
+    """Bring in what the journals hold, unless another drain does so already."""
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    from packshot.ledger.stores import open_store
+
+    if find_spec("packshot.ledger.drain") is None:
+        return
+    store = open_store(url)
+    try:
+        import_module("packshot.ledger.drain").Drain(journal, store, None, wall_us).step()
+    finally:
+        store.close()
+
+
+def _period(since: str, until: str, last: str, config: Path | None) -> Period:
+    from zoneinfo import ZoneInfo
+
+    from packshot.ledger.reports.period import period_of
+    from packshot.ledger.settings import load_settings
+
+    zone = ZoneInfo(load_settings(config).timezone)
+    return period_of(since, until, last, wall_us(), zone)
+
+
+def _only(**values: str) -> dict[str, str]:
+    return {name: value for name, value in values.items() if value}
+
+
+def _empty(as_json: bool) -> None:
+    typer.echo("[]" if as_json else EMPTY)
+
+
+def _give(
+    rows: list[dict[str, Any]],
+    as_json: bool,
+    csv: Path | None,
+    parquet: Path | None,
+    show: Callable[[], None],
+) -> None:
+    """Hand the answer over in the form that was asked for."""
+    from packshot.ledger.reports.export import write_csv, write_parquet
+
+    if csv:
+        write_csv(iter(rows), csv)
+    if parquet:
+        write_parquet(iter(rows), parquet)
+    if as_json:
+        typer.echo(_json(rows))
+    elif not csv and not parquet:
+        show()
+
+
+def _json(value: object) -> str:
+    import json
+
+    def plain(each: object) -> str:
+        # Decimals as text: a float would lose digits of money.
+        return f"{each:f}" if isinstance(each, Decimal) else str(each)
+
+    return json.dumps(value, ensure_ascii=False, default=plain)
+
+
+def _print_table(table: Table) -> None:
+    typer.echo(f"{_when(table.period)}: {table.renders:,} renders delivered")
+    most = max((line.cost_share for line in table.lines), default=0.0)
+    rows = [_row(line, most) for line in (*table.lines, table.total)]
+    heads = (table.by, "", "wall", "EUR", "cost", "/render", "p50", "p95", "trend")
+    _print(heads, rows, left={0, 1})
+    if table.total.unpriced:
+        typer.echo(f"{table.total.unpriced} entries have no price: packshot cost unpriced")
+
+
+def _row(line: Line, most: float) -> tuple[object, ...]:
+    bar = "█" * round(BAR * line.cost_share / most) if most > 0 and line.name != "total" else ""
+    return (
+        line.name or "-",
+        bar,
+        f"{line.wall_share:.0%}",
+        _money(line.amount),
+        f"{line.cost_share:.0%}",
+        "-" if line.per_render is None else _money(line.per_render),
+        "" if line.name == "total" else _money(line.p50),
+        "" if line.name == "total" else _money(line.p95),
+        "-" if line.trend is None else f"{line.trend:+.0%}",
+    )
+
+
+def _money(amount: int) -> str:
+    """Return EUR with the digits that say something: 2 from one EUR on, else 6."""
+    return show_eur(amount, 2 if abs(amount) >= SECOND_US * 1000 else 6)
+
+
+def _when(period: Period) -> str:
+    from packshot.ledger.reports.period import day_of
+
+    return f"{day_of(period.since)} to {day_of(period.until - 1)} (UTC)"
+
+
+def _seconds(microseconds: int) -> str:
+    return f"{microseconds / SECOND_US:.2f}"
+
+
+def _print(heads: Sequence[str], rows: Sequence[Sequence[object]], left: set[int]) -> None:
+    """Print a table within 80 columns: the widest text column gives way."""
+    cells = [list(heads), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(heads))]
+    over = sum(widths) + len(widths) - 1 - 80
+    if over > 0:
+        widest = max(left, key=lambda k: widths[k])
+        widths[widest] = max(6, widths[widest] - over)
+    for row in cells:
+        shown = [
+            cell if len(cell) <= width else cell[: width - 1] + "…"
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        parts = (
+            cell.ljust(width) if k in left else cell.rjust(width)
+            for k, (cell, width) in enumerate(zip(shown, widths, strict=True))
+        )
+        typer.echo(" ".join(parts).rstrip())

@@ -1,0 +1,1 @@
+"""What the operator asks the ledger: questions to `Store.query`, answered as plain values."""

@@ -1,0 +1,105 @@
+"""`packshot cost`: every report from the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from packshot.cli.cost import EMPTY, app
+from packshot.core.errors import InvalidRequest, PackshotError
+from packshot.ledger.reports.period import day_of
+from packshot.ledger.stores import open_store
+from tests.ledger.reports.worlds import DAY, world
+
+Cost = Callable[..., str]
+SINCE = ("--since", day_of(DAY))
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cost:
+    """Return a function that runs `packshot cost` where no ledger is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+    def run(*words: str) -> str:
+        done = CliRunner().invoke(app, words)
+        if isinstance(done.exception, PackshotError):
+            raise done.exception
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
+
+
+@pytest.fixture
+def cost(empty: Cost, tmp_path: Path) -> Cost:
+    """Return the same where the small ledger is."""
+    file = tmp_path / "state" / "packshot" / "ledger.db"
+    file.parent.mkdir(parents=True)
+    store = open_store(str(file))
+    store.append(world())
+    store.close()
+    return empty
+
+
+def test_stage_table(cost: Cost) -> None:
+    said = cost(*SINCE, "--until", "2025-11-09")
+    assert "3 renders delivered" in said
+    assert "0.002400  77% 0.000800" in said
+    assert "+100%" in said
+    assert max(map(len, said.splitlines())) <= 80
+    rows = json.loads(cost(*SINCE, "--by", "team", "--json"))
+    assert [row["name"] for row in rows] == ["red", "blue", "total"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("render", "r0"), "render r0-id: delivered"),
+        (("render", "x"), "caption, failed_billed: timeout"),
+        (("waste", *SINCE), "timeout"),
+        (("unpriced", *SINCE), "openai   new"),
+        (("forecast", "--renders", "1_000_000", *SINCE), "1,000,000 renders: 1033.33 EUR"),
+        (("waste", *SINCE, "--json"), '"amount": 100000'),
+        (("export", *SINCE, "--json"), '"BilledCost": "0.000200000"'),
+        (("export", *SINCE, "--csv", "x.csv"), "x.csv: 11 entries"),
+    ],
+)
+def test_reports(cost: Cost, words: tuple[str, ...], expected: str) -> None:
+    said = cost(*words)
+    assert expected in said
+    if "--json" not in words:
+        assert max(map(len, said.splitlines())) <= 80
+
+
+def test_import(cost: Cost, tmp_path: Path) -> None:
+    file = tmp_path / "i.csv"
+    file.write_text(f"date,model,amount\n{day_of(DAY)},gpt-4o,0.002\n")
+    words = ("import", str(file), "--provider", "openai")
+    assert "0.000300" in cost(*words)
+    assert "1 correcting entries" in cost(*words, "--correct")
+    assert "0 correcting entries" in cost(*words, "--correct")
+
+
+@pytest.mark.parametrize("words", [(), ("waste",), ("unpriced",), ("render", "a")])
+def test_an_empty_ledger_says_so(empty: Cost, words: tuple[str, ...]) -> None:
+    assert empty(*words) == EMPTY + "\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--by", "nothing"),
+        ("--last", "x"),
+        ("export",),
+        ("forecast", "--renders", "many"),
+        ("--ledger", "none.db"),
+    ],
+)
+def test_a_bad_call(cost: Cost, words: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest):
+        cost(*words)

@@ -1,0 +1,151 @@
+"""Every report against sums that can be done in the head."""
+
+from __future__ import annotations
+
+import csv
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from packshot.core.errors import InvalidRequest
+from packshot.ledger.reports.export import exported, write_csv, write_parquet
+from packshot.ledger.reports.forecast import forecast
+from packshot.ledger.reports.invoice import correct, read_invoice, reconcile
+from packshot.ledger.reports.period import DAY_US, Period, day_of, period_of
+from packshot.ledger.reports.stages import percentile, stage_table
+from packshot.ledger.reports.story import story_of
+from packshot.ledger.reports.waste import unpriced, waste
+from packshot.ledger.stores.base import Store, bucket_of
+from tests.ledger.reports.worlds import DAY, entry
+
+TODAY = Period(DAY, DAY + DAY_US)
+
+
+def test_stage_table(store: Store) -> None:
+    table = stage_table(store, TODAY)
+    lines = {line.name: line for line in table.lines}
+    assert table.renders == 3
+    assert table.total.amount == 3_100_000
+    assert [line.name for line in table.lines][:3] == ["denoise", "caption", "waste"]
+    assert lines["denoise"].cost_share == pytest.approx(24 / 31)
+    assert lines["denoise"].wall_share == pytest.approx(3 / 11)
+    assert lines["denoise"].per_render == 800_000
+    assert lines["denoise"].p50 == pytest.approx(800_000, rel=0.02)
+    # Yesterday: 1 render at 400_000, today 3 at 800_000 each.
+    assert lines["denoise"].trend == pytest.approx(1.0)
+    assert lines["waste"].trend is None
+    assert table.total.unpriced == 1
+
+
+def test_another_dimension_and_a_filter(store: Store) -> None:
+    teams = {line.name: line.amount for line in stage_table(store, TODAY, "team").lines}
+    assert teams == {"red": 2_100_000, "blue": 1_000_000}
+    blue = stage_table(store, TODAY, only={"team": "blue"})
+    assert (blue.renders, blue.total.amount) == (1, 1_000_000)
+    with pytest.raises(InvalidRequest, match="Did you mean 'team'"):
+        stage_table(store, TODAY, "teem")
+
+
+def test_percentile() -> None:
+    assert percentile({}, 0.5) == 0
+    buckets = {bucket_of(1000): 95, bucket_of(10**6): 5}
+    assert percentile(buckets, 0.5) == pytest.approx(1000, rel=0.02)
+    assert percentile(buckets, 0.99) == pytest.approx(10**6, rel=0.02)
+
+
+def test_story(store: Store) -> None:
+    story = story_of(store, "r0")
+    assert (story.render, story.amount, story.delivered) == ("r0-id", 1_000_000, True)
+    assert [each["stage"] for each in story.entries] == ["caption", "denoise", "store"]
+    with pytest.raises(InvalidRequest, match="several"):
+        story_of(store, "r")
+    with pytest.raises(InvalidRequest, match="no render"):
+        story_of(store, "q")
+
+
+def test_waste_and_unpriced(store: Store) -> None:
+    (loss,) = waste(store, TODAY)
+    assert (loss.reason, loss.attempts, loss.renders, loss.amount) == ("timeout", 1, 1, 100_000)
+    (gap,) = unpriced(store, TODAY)
+    assert (gap.model, gap.attempts) == ("new", 1)
+    priced = entry(14, "chat", 5, provider="openai", model="new", corrects="attempt-11")
+    store.append([priced])
+    assert unpriced(store, TODAY) == []
+
+
+def test_forecast(store: Store) -> None:
+    found = forecast(store, TODAY, 3_000_000)
+    # Three pictures and the failed one cost 3.1 million nano-EUR.
+    assert (found.observed, found.amount) == (3, 3_100_000_000_000)
+    assert found.amount_low < found.amount < found.amount_high
+    assert found.weak
+    with pytest.raises(InvalidRequest, match="at the least"):
+        forecast(store, TODAY.before, 10)
+    with pytest.raises(InvalidRequest, match="--renders"):
+        forecast(store, TODAY, 0)
+
+
+def test_export(store: Store, tmp_path: Path) -> None:
+    rows = list(exported(store, TODAY))
+    assert len(rows) == 11
+    assert sum(row["BilledCost"] for row in rows) == Decimal("0.0031")
+    assert rows[0]["ProviderName"] == "openai"
+    assert rows[0]["BillingPeriodEnd"] == "2025-12-01T00:00:00Z"
+    assert rows[0]["Tags"] == {"a": "b"}
+    assert write_csv(iter(rows), tmp_path / "x.csv") == 11
+    with (tmp_path / "x.csv").open(encoding="utf-8", newline="") as file:
+        read = list(csv.DictReader(file))
+    assert sum(int(row["x_amount"]) for row in read) == 3_100_000
+    assert write_csv(iter(()), tmp_path / "none.csv") == 0
+
+
+def test_parquet(store: Store, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    assert write_parquet(exported(store, TODAY), tmp_path / "x.parquet") == 11
+    costs = parquet.read_table(tmp_path / "x.parquet")["BilledCost"].to_pylist()
+    assert sum(costs) == Decimal("0.0031")
+
+
+def test_an_invoice_is_reconciled_and_corrected_once(store: Store, tmp_path: Path) -> None:
+    file = tmp_path / "invoice.csv"
+    file.write_text(f"date,model,amount\n{day_of(DAY)},gpt-4o,0.002\n{day_of(DAY)},o9,1\n")
+    lines = read_invoice(file)
+    found = {each.model: each for each in reconcile(store, "openai", lines)}
+    # 0.002 USD at 0.5; the ledger has three captions and the one that failed.
+    assert (found["gpt-4o"].booked, found["gpt-4o"].billed) == (700_000, 1_000_000)
+    assert found["o9"].amount == 500_000_000
+    assert correct(store, "openai", list(found.values()), "i") == 2
+    again = reconcile(store, "openai", lines)
+    assert [each.amount for each in again if each.amount] == []
+    assert correct(store, "openai", again, "i") == 0
+    assert store.verify() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("date,model\n2025-11-08,a\n", "no column for the amount"),
+        ("date,model,amount\nsoon,a,1\n", ":2: expected a day"),
+        ("date,model,amount\n2025-11-08,a,nan\n", "finite"),
+        ("date,model,amount\n", "no lines"),
+    ],
+)
+def test_a_bad_invoice(tmp_path: Path, text: str, problem: str) -> None:
+    file = tmp_path / "bad.csv"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest, match=problem):
+        read_invoice(file)
+
+
+def test_periods() -> None:
+    assert period_of("2025-11-08", "2025-11-09", "", 0) == TODAY
+    assert TODAY.before == Period(DAY - DAY_US, DAY)
+    month = period_of("", "", "month", DAY + 5)
+    assert day_of(month.since) == "2025-11-01"
+    assert month.until > DAY + 5
+    for bad in (("", "", "soon"), ("x", "", ""), ("2025-11-08", "", "7d")):
+        with pytest.raises(InvalidRequest):
+            period_of(*bad, DAY)
+    with pytest.raises(InvalidRequest, match="empty"):
+        period_of("2025-11-09", "2025-11-08", "", 0)
