@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from packshot.cli import options as o
+from packshot.cli import terminal
 from packshot.core.clock import HOUR_US, SECOND_US, wall_us
-from packshot.core.errors import InvalidRequest
+from packshot.core.errors import InvalidRequest, LedgerUnavailable
 from packshot.core.money import decimal_of, show_eur
 
 if TYPE_CHECKING:
@@ -52,6 +53,9 @@ Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write C
 Parquet = Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write Parquet.")]
 
 EMPTY = "the ledger is empty: nothing has been booked"
+DRAIN_STEPS = 1000
+"""Bounds how long a report waits while others go on writing."""
+
 BAR = 8
 """Characters of the longest bar."""
 
@@ -354,7 +358,7 @@ def _opened(ledger: str, config: Path | None, *, writing: bool = False) -> Gener
 
 
 def _drain(url: str, journal: Path) -> None:
-    """Bring in what the journals hold, unless another drain does so already."""
+    """Bring in what the journals hold; where that cannot be, say so and report what is stored."""
     from importlib import import_module
     from importlib.util import find_spec
 
@@ -362,11 +366,17 @@ def _drain(url: str, journal: Path) -> None:
 
     if find_spec("packshot.ledger.drain") is None:
         return
-    store = open_store(url)
     try:
-        import_module("packshot.ledger.drain").Drain(journal, store, None, wall_us).step()
-    finally:
-        store.close()
+        store = open_store(url)
+        try:
+            drain = import_module("packshot.ledger.drain").Drain(journal, store, None, wall_us)
+            for _ in range(DRAIN_STEPS):
+                if not drain.step():
+                    break
+        finally:
+            store.close()
+    except LedgerUnavailable as error:
+        terminal.warn(f"what is in the journals only is not in this report: {error}")
 
 
 def _period(since: str, until: str, last: str, config: Path | None) -> Period:
@@ -424,7 +434,7 @@ def _print_table(table: Table) -> None:
     heads = (table.by, "", "wall", "EUR", "cost", "/render", "p50", "p95", "trend")
     _print(heads, rows, left={0, 1})
     if table.total.unpriced:
-        typer.echo(f"{table.total.unpriced} entries have no price: packshot cost unpriced")
+        typer.echo(f"booked without a price: {table.total.unpriced}; see packshot cost unpriced")
 
 
 def _row(line: Line, most: float) -> tuple[object, ...]:
