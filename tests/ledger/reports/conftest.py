@@ -1,21 +1,23 @@
-"""The small ledger, in a real SQLite store."""
+"""The small ledger, in either kind of store."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
 
 from packshot.ledger.stores import open_store
 from packshot.ledger.stores.base import Store
 from tests.ledger.reports.worlds import world
+from tests.ledger.stores.conftest import postgres, postgres_url, url
+
+__all__ = ["postgres", "postgres_url", "store", "url"]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Generator[Store]:
+def store(url: str) -> Generator[Store]:
     """Return a store that holds the small ledger."""
-    opened = open_store(str(tmp_path / "ledger.db"))
+    opened = open_store(url)
     opened.append(world())
     yield opened
     opened.close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from packshot.core.errors import InvalidRequest
+from packshot.core.errors import InvalidRequest, LedgerCorrupt
 from packshot.ledger.reports.export import exported, write_csv, write_parquet
 from packshot.ledger.reports.forecast import forecast
 from packshot.ledger.reports.invoice import correct, read_invoice, reconcile
@@ -116,6 +116,8 @@ def test_an_invoice_is_reconciled_and_corrected_once(store: Store, tmp_path: Pat
     assert (found["gpt-4o"].booked, found["gpt-4o"].billed) == (700_000, 1_000_000)
     assert found["o9"].amount == 500_000_000
     assert correct(store, "openai", list(found.values()), "i") == 2
+    with pytest.raises(LedgerCorrupt):  # as a run at the same time would
+        correct(store, "openai", list(found.values()), "i")
     again = reconcile(store, "openai", lines)
     assert [each.amount for each in again if each.amount] == []
     assert correct(store, "openai", again, "i") == 0

@@ -126,6 +126,10 @@ def correct(store: Store, provider: str, differences: Sequence[Difference], sour
     An entry is dated on the last microsecond of its day, so that the same invoice then shows no
     difference. It is debited to the account on which that model cost most that day; to waste where
     the ledger knows of no such call.
+
+    Raises:
+        LedgerCorrupt: another run appends the same at this moment; nothing was appended.
+        LedgerUnavailable: the store cannot be written.
     """
     entries = [each for each in differences if each.amount]
     worker = f"invoice-{new_id()}"
@@ -145,7 +149,8 @@ def _entry(store: Store, provider: str, each: Difference, number: int, source: s
     account, stage = found[0] if found else ("waste", "")
     at = each.day + DAY_US - 1
     return Settled(
-        attempt=new_id(),
+        # The id says what was corrected: of two runs at the same time the store takes one.
+        attempt=f"invoice:{provider}:{day_of(each.day)}:{each.model}:{each.booked}:{each.billed}",
         number=number,
         held_at=0,
         dispatched_at=0,
