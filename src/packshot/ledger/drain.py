@@ -1,0 +1,285 @@
+"""The drain: brings what the journals hold into the store, and ends what dead workers left open.
+
+One drain runs at a time. It reads each worker's segments in order, hands settled attempts to the
+store, then to the leases; each is there exactly once, since both keep the sequence up to which a
+journal has reached them. A worker whose lock is free is dead: its open attempts are settled by
+appending to its own journal (nobody else writes it any more), so a drain that is killed half-way
+finds what it had settled already.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+from packshot.core.clock import Clock
+from packshot.core.errors import LedgerUnavailable
+from packshot.ledger.frames import encode_frame, scan
+from packshot.ledger.journal import SEGMENT
+from packshot.ledger.leases import Charged, Leases
+from packshot.ledger.records import Dispatched, Held, Settled, Stamped
+from packshot.ledger.stores.base import Finding, Store
+
+__all__ = ["BATCH", "Drain", "DrainBusy"]
+
+BATCH = 5000
+"""Settled attempts per transaction of the store."""
+
+EVERY_S = 0.25
+"""Seconds between two looks at journals in which nothing was new."""
+
+
+class DrainBusy(LedgerUnavailable):
+    """Another drain is at work on these journals, which is as good."""
+
+
+@dataclass(slots=True)
+class Open:
+    """A hold without an end: the hold, when it was dispatched (0: never), where it is written."""
+
+    held: Held
+    dispatched_at: int
+    segment: Path
+
+
+@dataclass(slots=True)
+class Life:
+    """What is known of one epoch of a worker's journal; ``offsets`` of segments read so far."""
+
+    worker: str
+    epoch: int
+    seq: int = 0
+    number: int = 0
+    open: dict[str, Open] = field(default_factory=dict[str, Open])
+    offsets: dict[Path, int] = field(default_factory=dict[Path, int])
+    damaged: set[Path] = field(default_factory=set[Path])
+
+
+class Drain:
+    """Follows the journals in ``folder`` into ``store``.
+
+    ``findings`` lists damage that was met in journals: what stands around it is stored, the bytes
+    themselves are kept in a file ending in ``.damaged``.
+    """
+
+    def __init__(self, folder: Path, store: Store, leases: Leases | None, clock: Clock) -> None:
+        self.folder, self.store, self.leases, self.clock = folder, store, leases, clock
+        self.findings: list[Finding] = []
+        self._lives: dict[tuple[str, int], Life] = {}
+
+    def run(self, stop: threading.Event) -> None:
+        """Drain until ``stop`` is set; a store that is away for a while is waited for.
+
+        Raises:
+            DrainBusy: another drain is at work.
+        """
+        while not stop.is_set():
+            try:
+                moved = self.step()
+            except DrainBusy:
+                raise
+            except LedgerUnavailable as error:
+                self.findings.append(Finding("drain", str(self.folder), str(error)))
+                moved = 0
+            if not moved:
+                stop.wait(EVERY_S)
+
+    def step(self) -> int:
+        """Bring in everything that is there now; return how many attempts were new to the store.
+
+        Raises:
+            DrainBusy: another drain is at work.
+            LedgerUnavailable: journals cannot be read, or the store cannot be written; nothing is
+                lost, and the next step goes on.
+        """
+        if not self.folder.is_dir():
+            return 0
+        try:
+            with self._alone():
+                marks = self.store.marks()
+                workers = sorted(path.parent for path in self.folder.glob("*/lock"))
+                return sum(self._worker(folder, marks) for folder in workers)
+        except OSError as error:
+            raise LedgerUnavailable(f"the journals in {self.folder} fail: {error}") from error
+
+    @contextmanager
+    def _alone(self) -> Generator[None]:
+        with locked(self.folder / "drain.lock") as alone:
+            if not alone:
+                raise DrainBusy(f"another drain is at work in {self.folder}")
+            yield
+
+    def _worker(self, folder: Path, marks: dict[tuple[str, int], int]) -> int:
+        """Drain one worker's lives; those before the last are over, the last if its lock is free.
+
+        The lock is looked at before the segments are listed, and held while a dead worker's are
+        dealt with: it cannot come back to life in between.
+        """
+        with locked(folder / "lock") as dead:
+            names = sorted(folder.glob("*.journal"))
+            newest = int((folder / "epoch").read_text()) if (folder / "epoch").exists() else 0
+            moved = 0
+            for epoch, group in groupby(names, key=_epoch_of):
+                life = self._lives.setdefault((folder.name, epoch), Life(folder.name, epoch))
+                over = dead or epoch < newest
+                mark = marks.get((folder.name, epoch), 0)
+                moved += self._life(life, list(group), over=over, mark=mark)
+            return moved
+
+    def _life(self, life: Life, segments: list[Path], *, over: bool, mark: int) -> int:
+        rows: list[Stamped] = []
+        moved = 0
+        for segment in segments:
+            last = segment == segments[-1]
+            for row in self._read(life, segment, sealed=over or not last):
+                if row.seq > mark:
+                    rows.append(row)
+                if len(rows) == BATCH:
+                    moved += self._store(life, rows)
+                    rows = []
+        if over:
+            rows += self._recover(life, segments[-1])
+        moved += self._store(life, rows)
+        self._forget(life, segments, over=over)
+        return moved
+
+    def _read(self, life: Life, segment: Path, *, sealed: bool) -> Iterator[Stamped]:
+        """Yield the settled attempts behind what was read of a segment before."""
+        offset = life.offsets.get(segment, 0)
+        with segment.open("rb") as file:
+            file.seek(offset)
+            data = file.read()
+        found = scan(data, sealed=sealed)
+        for damage in found.damage:
+            life.damaged.add(segment)
+            where = f"{segment} at byte {offset + damage.offset}, {damage.length} bytes"
+            self.findings.append(Finding("journal", where, damage.why))
+        for seq, event in found.events:
+            life.seq = max(life.seq, seq)
+            if isinstance(event, Held):
+                at = event.at if event.dispatched else 0
+                life.open[event.attempt] = Open(event, at, segment)
+            elif isinstance(event, Dispatched):
+                if event.attempt in life.open:
+                    life.open[event.attempt].dispatched_at = event.at
+            else:
+                life.open.pop(event.attempt, None)
+                life.number = max(life.number, event.number)
+                yield Stamped(life.worker, life.epoch, seq, event)
+        life.offsets[segment] = offset + found.end
+
+    def _recover(self, life: Life, segment: Path) -> list[Stamped]:
+        """Settle what a dead worker left open, in its own journal, before the store hears of it."""
+        if not life.open:
+            return []
+        rows: list[Stamped] = []
+        stored = self.store.query(
+            "SELECT seq, number FROM journals WHERE worker = ? AND epoch = ?",
+            (life.worker, life.epoch),
+        )
+        for seq, number in stored:  # of segments that are deleted
+            life.seq, life.number = max(life.seq, seq), max(life.number, number)
+        frame, frames = bytearray(), bytearray()
+        for left in life.open.values():
+            life.seq += 1
+            life.number += 1
+            settled = ended(left, life.number, self.clock())
+            encode_frame(life.seq, settled, frame)
+            frames += frame
+            rows.append(Stamped(life.worker, life.epoch, life.seq, settled))
+        with segment.open("r+b") as file:
+            file.truncate(life.offsets[segment])  # a record that the death cut in two
+            file.seek(0, os.SEEK_END)
+            file.write(frames)
+            file.flush()
+            os.fsync(file.fileno())
+        life.offsets[segment] += len(frames)
+        life.open.clear()
+        return rows
+
+    def _store(self, life: Life, rows: list[Stamped]) -> int:
+        if not rows:
+            return 0
+        moved = self.store.append(rows)
+        if self.leases is not None:
+            self.leases.settle(life.worker, life.epoch, charges(rows))
+        return moved
+
+    def _forget(self, life: Life, segments: list[Path], *, over: bool) -> None:
+        """Delete segments that are stored and hold nothing open; keep damaged ones aside."""
+        if over and self.leases is not None:  # first: without its segments nobody would come back
+            self.leases.release(life.worker, life.epoch)
+        needed = {left.segment for left in life.open.values()}
+        for segment in segments if over else segments[:-1]:
+            if segment in needed:
+                return  # later segments stay, too: a sequence has no holes while it is needed
+            life.offsets.pop(segment, None)
+            if segment in life.damaged:
+                segment.rename(segment.with_suffix(".damaged"))
+            else:
+                segment.unlink()
+        if over:
+            self._lives.pop((life.worker, life.epoch), None)
+
+
+@contextmanager
+def locked(file: Path) -> Generator[bool]:
+    """Take a lock for the block if it is free, and say whether it was."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+def ended(left: Open, number: int, now: int) -> Settled:
+    """Return how an attempt ends whose worker died: free if never dispatched, else unknown.
+
+    What is unknown is booked at its hold, the upper bound, until an invoice says otherwise.
+    """
+    held = left.held
+    sent = left.dispatched_at > 0
+    amount = held.amount if sent else 0
+    owed = bool(held.dimensions.provider)
+    return Settled(
+        attempt=held.attempt,
+        number=number,
+        held_at=held.at,
+        dispatched_at=left.dispatched_at,
+        settled_at=now,
+        outcome="unknown" if sent else "failed_free",
+        reason=f"worker died {'after' if sent else 'before'} dispatch",
+        dimensions=held.dimensions,
+        held=held.amount,
+        account="waste" if sent else held.dimensions.stage,
+        amount=amount,
+        payable=amount if owed else 0,
+        depreciation=0 if owed else amount,
+        price="upper bound of its hold" if sent else "",
+        caps=held.caps,
+    )
+
+
+def charges(rows: Iterable[Stamped]) -> list[Charged]:
+    """Return what settled attempts charge to the caps that they were held against."""
+    return [
+        Charged(row.seq, row.event.caps, row.event.amount)
+        for row in rows
+        if isinstance(row.event, Settled) and row.event.caps
+    ]
+
+
+def _epoch_of(segment: Path) -> int:
+    name = SEGMENT.fullmatch(segment.name)
+    return int(name[1]) if name else 0
