@@ -1,101 +1,223 @@
-"""Caps: what may be spent at most, by whom and per calendar period.
+"""Caps: limits on what a team, a virtual key, a batch or everybody may spend per calendar period.
 
-A cap period has a key, "team:research@2026-11", under which the leases of all processes are kept
-(`packshot.ledger.leases`). A hold counts in the period in which it is made, also when it is posted
-in the next.
+Spent plus held never exceeds a cap, whoever else spends from it: a call is admitted against a slice
+of the cap that is this worker's alone (`packshot.ledger.leases`), by arithmetic in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import Literal
+from datetime import UTC, tzinfo
+from typing import Literal, TypeAlias
 from zoneinfo import ZoneInfo
 
-from packshot.core.clock import SECOND_US
-from packshot.core.errors import InvalidRequest
-from packshot.core.money import Nanos
+from packshot.core.errors import BudgetExceeded, InvalidRequest, Unbounded, Unpriced
+from packshot.core.money import Nanos, show_eur
+from packshot.ledger.leases import Grant, Leases, Want
+from packshot.ledger.periods import Per, end_of, label_of
 from packshot.ledger.records import Dimensions
 
-__all__ = ["Cap", "CapPeriod", "Caps", "period_name"]
+__all__ = ["Cap", "Caps", "Scope", "Slice"]
 
-Scope = Literal["total", "team", "virtual_key", "batch"]
-Per = Literal["hour", "day", "month", "ever"]
-
-FORMATS: dict[Per, str] = {
-    "hour": "%Y-%m-%dT%H%z",  # with the offset: the hour that a clock change repeats is two hours
-    "day": "%Y-%m-%d",
-    "month": "%Y-%m",
-    "ever": "ever",
-}
+Scope: TypeAlias = Literal["total", "team", "virtual_key", "batch"]
 
 
 @dataclass(frozen=True, slots=True)
 class Cap:
-    """A limit in nano-EUR on one scope, per calendar period."""
+    """A limit in nano-EUR per calendar period; ``name`` is "" for the total.
+
+    ``unpriced`` says whether a call without a known price may pass it.
+    """
 
     scope: Scope
+    name: str
     limit: Nanos
-    name: str = ""
-    per: Per = "month"
+    per: Per
     unpriced: Literal["allow", "refuse"] = "allow"
 
     def __post_init__(self) -> None:
-        """Refuse a limit below nothing."""
+        """Refuse what could never be meant."""
         if self.limit < 0:
             raise InvalidRequest(f"a cap must not be negative, got {self.limit} nano-EUR")
+        if bool(self.name) == (self.scope == "total"):
+            raise InvalidRequest(f"a cap has a name unless its scope is total, got {self}")
+        if "," in self.name:
+            raise InvalidRequest(f"the name of a cap has no comma, got {self.name!r}")
+
+    @property
+    def title(self) -> str:
+        """Return what the cap is called, in periods and messages: "team:research"."""
+        return f"{self.scope}:{self.name}" if self.name else self.scope
 
 
-@dataclass(frozen=True, slots=True)
-class CapPeriod:
-    """One cap in one of its periods; ``key`` names it in the leases and on entries."""
+@dataclass(slots=True, eq=False)
+class Slice:
+    """This worker's part of one cap's period: ``free`` is what it holds less holds and charges.
 
-    key: str
+    ``holds`` are open against it. ``used`` is true if any was made since the last tick. ``free``
+    is below zero where a cost came above its hold; the next lease repays it.
+    """
+
     cap: Cap
+    period: str
+    ends: int
+    free: Nanos = 0
+    holds: int = 0
+    used: bool = False
 
 
 class Caps:
-    """All caps of a ledger, found by the dimensions of a hold.
+    """The caps that a worker admits calls against. Callers hold one lock around every method.
 
-    The instants that `periods` is asked about never go back: a clock that is set back stays in the
-    period that it had reached, so no limit is granted twice.
+    Raises:
+        InvalidRequest: two caps on the same thing for the same kind of period.
     """
 
-    def __init__(self, caps: Sequence[Cap] = (), zone: str = "UTC") -> None:
-        self._by_scope: dict[tuple[str, str], list[Cap]] = {}
+    def __init__(
+        self,
+        caps: Sequence[Cap],
+        leases: Leases,
+        worker: str,
+        epoch: int,
+        timezone: str = "UTC",
+    ) -> None:
+        self._leases = leases
+        self._worker = worker
+        self._epoch = epoch
+        self._zone: tzinfo = UTC if timezone == "UTC" else ZoneInfo(timezone)
+        self._slices: dict[str, Slice] = {}
+        self._now: dict[Cap, Slice] = {}
+        self._by: dict[tuple[Scope, str], list[Cap]] = {}
         for cap in caps:
-            self._by_scope.setdefault((cap.scope, cap.name), []).append(cap)
-        self._zone = ZoneInfo(zone)
-        self._latest = 0
+            beside = self._by.setdefault((cap.scope, cap.name), [])
+            if any(cap.per == other.per for other in beside):
+                raise InvalidRequest(f"two caps on {cap.title} per {cap.per}: keep one of them")
+            beside.append(cap)
 
-    def __bool__(self) -> bool:
-        """Whether there is any cap."""
-        return bool(self._by_scope)
+    def reserve(
+        self, dimensions: Dimensions, amount: Nanos | None, at: int, *, priced: bool = True
+    ) -> tuple[Slice, ...]:
+        """Hold ``amount`` (None: no upper bound is known) in every cap that applies, or in none.
 
-    def periods(self, dimensions: Dimensions, at: int) -> tuple[CapPeriod, ...]:
-        """Return the cap periods that a hold of these dimensions counts in."""
-        if not self._by_scope:
-            return ()
-        self._latest = at = max(at, self._latest)
-        scopes = (
-            ("total", ""),
-            ("team", dimensions.team),
-            ("virtual_key", dimensions.virtual_key),
-            ("batch", dimensions.batch),
+        Raises:
+            BudgetExceeded, Unbounded, Unpriced: and nothing is held.
+            LedgerUnavailable: the leases cannot be had.
+        """
+        applying = [self._current(cap, at) for cap in self._applying(dimensions)]
+        if not priced:
+            for part in applying:
+                if part.cap.unpriced == "refuse":
+                    raise Unpriced(
+                        f"no price is known for {dimensions.provider}/{dimensions.model}"
+                        f"{dimensions.device}, and the cap {part.cap.title} refuses such calls: "
+                        "add one (packshot prices add), or let the cap allow unpriced calls"
+                    )
+        elif amount is None and applying:
+            raise Unbounded(
+                f"what the call to {dimensions.provider}/{dimensions.model} may cost has no upper "
+                f"bound, and the cap {applying[0].cap.title} applies: limit its output"
+            )
+        bound = amount or 0
+        held: list[Slice] = []
+        try:
+            for part in applying:
+                self._hold(part, bound)
+                held.append(part)
+        except BaseException:
+            self.settle(held, bound, 0)
+            raise
+        return tuple(held)
+
+    def settle(self, parts: Iterable[Slice], held: Nanos, spent: Nanos) -> None:
+        """End a hold of ``held``; what it did not cost is free again."""
+        for part in parts:
+            part.free += held - spent
+            part.holds -= 1
+
+    def charge(self, period: str, amount: Nanos) -> None:
+        """Charge an amount that was never held (a correction) to a period by its name."""
+        if period not in self._slices:
+            # Not of now: it admits nothing, and the next tick gives back what it may have.
+            scope, _, name = period.rpartition("@")[0].partition(":")
+            of_old = next(iter(self._by.get((_scope(scope), name), ())), None)
+            cap = of_old or Cap(_scope(scope), name, 0, "ever")
+            self._slices[period] = Slice(cap, period, 0)
+        self._slices[period].free -= amount
+
+    def tick(self, at: int) -> None:
+        """Give back what is free and idle since the last tick, or wanted by another worker."""
+        wanted = self._leases.wanted([p.period for p in self._slices.values() if p.free > 0])
+        self._return(
+            [
+                part
+                for part in self._slices.values()
+                if not part.used or part.period in wanted or at >= part.ends
+            ]
         )
-        return tuple(
-            CapPeriod(f"{_who(cap)}@{period_name(cap.per, at, self._zone)}", cap)
-            for scope in scopes
-            for cap in self._by_scope.get(scope, ())
-        )
+        for part in list(self._slices.values()):
+            part.used = False
+            if at >= part.ends and not part.holds and self._now.get(part.cap) is not part:
+                del self._slices[part.period]
+
+    def close(self) -> None:
+        """Give back all that is free."""
+        self._return(list(self._slices.values()))
+
+    def _applying(self, dimensions: Dimensions) -> list[Cap]:
+        by = self._by.get
+        return [
+            *by(("total", ""), ()),
+            *by(("team", dimensions.team), ()),
+            *by(("virtual_key", dimensions.virtual_key), ()),
+            *by(("batch", dimensions.batch), ()),
+        ]
+
+    def _current(self, cap: Cap, at: int) -> Slice:
+        """Return the slice of the period that ``at`` is in, or of a later one that has begun.
+
+        A clock that steps back opens no earlier period again.
+        """
+        part = self._now.get(cap)
+        if part is not None and at < part.ends:
+            return part
+        period = f"{cap.title}@{label_of(cap.per, at, self._zone)}"
+        part = self._slices.setdefault(period, Slice(cap, period, 0))
+        part.ends = end_of(cap.per, at, self._zone)
+        self._now[cap] = part
+        return part
+
+    def _hold(self, part: Slice, amount: Nanos) -> None:
+        if amount > part.free and amount:
+            need = amount - part.free
+            want = Want(part.period, need, part.cap.limit)
+            (grant,) = self._leases.take(self._worker, self._epoch, [want])
+            if grant.amount < need:
+                raise _exceeded(part, amount, grant)
+            part.free += grant.amount
+        part.free -= amount
+        part.holds += 1
+        part.used = True
+
+    def _return(self, parts: Sequence[Slice]) -> None:
+        amounts = {part.period: part.free for part in parts if part.free > 0}
+        if amounts:
+            self._leases.give_back(self._worker, self._epoch, amounts)
+            for part in parts:
+                part.free = min(part.free, 0)
 
 
-def _who(cap: Cap) -> str:
-    return f"{cap.scope}:{cap.name}" if cap.name else cap.scope
+def _scope(text: str) -> Scope:
+    if text in {"team", "virtual_key", "batch"}:
+        return text
+    return "total"
 
 
-def period_name(per: Per, at: int, zone: ZoneInfo) -> str:
-    """Return the name of the calendar period that holds ``at`` (microseconds, UTC) in ``zone``."""
-    moment = datetime.fromtimestamp(at // SECOND_US, timezone.utc).astimezone(zone)  # noqa: UP017
-    return moment.strftime(FORMATS[per])
+def _exceeded(part: Slice, amount: Nanos, grant: Grant) -> BudgetExceeded:
+    cap = part.cap
+    return BudgetExceeded(
+        f"cap {cap.title} is {show_eur(cap.limit)} EUR per {cap.per}; in "
+        f"{part.period.rpartition('@')[2]} {show_eur(grant.spent)} EUR are booked and "
+        f"{show_eur(grant.leased)} EUR held, and this call may cost {show_eur(amount)} EUR: "
+        "wait for calls in flight or the next period, or raise the cap"
+    )

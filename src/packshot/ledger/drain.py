@@ -20,9 +20,10 @@ from pathlib import Path
 
 from packshot.core.clock import Clock
 from packshot.core.errors import LedgerUnavailable
+from packshot.core.money import Nanos
 from packshot.ledger.frames import encode_frame, scan
 from packshot.ledger.journal import SEGMENT
-from packshot.ledger.leases import Charged, Leases
+from packshot.ledger.leases import Leases
 from packshot.ledger.records import Dispatched, Held, Settled, Stamped
 from packshot.ledger.stores.base import Finding, Store
 
@@ -50,15 +51,35 @@ class Open:
 
 @dataclass(slots=True)
 class Life:
-    """What is known of one epoch of a worker's journal; ``offsets`` of segments read so far."""
+    """What is known of one epoch of a worker's journal; ``offsets`` of segments read so far.
+
+    The store has its records up to ``stored``, the leases up to ``charged``.
+    """
 
     worker: str
     epoch: int
     seq: int = 0
     number: int = 0
+    stored: int = 0
+    charged: int = 0
     open: dict[str, Open] = field(default_factory=dict[str, Open])
     offsets: dict[Path, int] = field(default_factory=dict[Path, int])
     damaged: set[Path] = field(default_factory=set[Path])
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Up to which sequence the store, and the leases where there are any, have each journal."""
+
+    store: dict[tuple[str, int], int]
+    leases: dict[tuple[str, int], int] | None
+
+    def of(self, worker: str, epoch: int) -> tuple[int, int]:
+        """Return both marks of one life; without leases, nothing is owed to them."""
+        stored = self.store.get((worker, epoch), 0)
+        if self.leases is None:
+            return stored, 1 << 62
+        return stored, self.leases.get((worker, epoch), 0)
 
 
 class Drain:
@@ -102,7 +123,7 @@ class Drain:
             return 0
         try:
             with self._alone():
-                marks = self.store.marks()
+                marks = Marks(self.store.marks(), self.leases.marks() if self.leases else None)
                 workers = sorted(path.parent for path in self.folder.glob("*/lock"))
                 return sum(self._worker(folder, marks) for folder in workers)
         except OSError as error:
@@ -115,7 +136,7 @@ class Drain:
                 raise DrainBusy(f"another drain is at work in {self.folder}")
             yield
 
-    def _worker(self, folder: Path, marks: dict[tuple[str, int], int]) -> int:
+    def _worker(self, folder: Path, marks: Marks) -> int:
         """Drain one worker's lives; those before the last are over, the last if its lock is free.
 
         The lock is looked at before the segments are listed, and held while a dead worker's are
@@ -128,17 +149,17 @@ class Drain:
             for epoch, group in groupby(names, key=_epoch_of):
                 life = self._lives.setdefault((folder.name, epoch), Life(folder.name, epoch))
                 over = dead or epoch < newest
-                mark = marks.get((folder.name, epoch), 0)
-                moved += self._life(life, list(group), over=over, mark=mark)
+                life.stored, life.charged = marks.of(folder.name, epoch)
+                moved += self._life(life, list(group), over=over)
             return moved
 
-    def _life(self, life: Life, segments: list[Path], *, over: bool, mark: int) -> int:
+    def _life(self, life: Life, segments: list[Path], *, over: bool) -> int:
         rows: list[Stamped] = []
         moved = 0
         for segment in segments:
             last = segment == segments[-1]
             for row in self._read(life, segment, sealed=over or not last):
-                if row.seq > mark:
+                if row.seq > min(life.stored, life.charged):
                     rows.append(row)
                 if len(rows) == BATCH:
                     moved += self._store(life, rows)
@@ -207,8 +228,11 @@ class Drain:
         if not rows:
             return 0
         moved = self.store.append(rows)
-        if self.leases is not None:
-            self.leases.settle(life.worker, life.epoch, charges(rows))
+        last = rows[-1].seq
+        if self.leases is not None and last > life.charged:
+            charges = charges_of(row for row in rows if row.seq > life.charged)
+            self.leases.settle(life.worker, life.epoch, last, charges)
+            life.charged = last
         return moved
 
     def _forget(self, life: Life, segments: list[Path], *, over: bool) -> None:
@@ -271,13 +295,14 @@ def ended(left: Open, number: int, now: int) -> Settled:
     )
 
 
-def charges(rows: Iterable[Stamped]) -> list[Charged]:
-    """Return what settled attempts charge to the caps that they were held against."""
-    return [
-        Charged(row.seq, row.event.caps, row.event.amount)
-        for row in rows
-        if isinstance(row.event, Settled) and row.event.caps
-    ]
+def charges_of(rows: Iterable[Stamped]) -> dict[str, Nanos]:
+    """Return what settled attempts charge to the cap periods that they were held against."""
+    sums: dict[str, Nanos] = {}
+    for row in rows:
+        if isinstance(row.event, Settled):
+            for period in row.event.caps:
+                sums[period] = sums.get(period, 0) + row.event.amount
+    return sums
 
 
 def _epoch_of(segment: Path) -> int:

@@ -186,9 +186,7 @@ class LeaseTable:
             )
             for period, amount in held:
                 self._move(within, (period, worker, epoch), -amount, 0)
-            within.execute(
-                "DELETE FROM cap_leases WHERE worker = ? AND epoch = ?", (worker, epoch)
-            )
+            within.execute("DELETE FROM cap_leases WHERE worker = ? AND epoch = ?", (worker, epoch))
 
     def close(self) -> None:
         """Release the connection."""

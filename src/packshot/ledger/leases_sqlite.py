@@ -1,7 +1,7 @@
 """``caps.db``: the SQLite file of the leases, which several processes write.
 
 It is apart from the store and keeps a rollback journal: a write-ahead log with two writers can
-corrupt a file in SQLite before 3.51.3 (https://sqlite.org/wal.html#walresetbug).
+corrupt a file in SQLite before 3.51.3.
 """
 
 from __future__ import annotations

@@ -1,43 +1,47 @@
-"""The ledger's front: hold money, then post what it cost or void it; each exactly once.
+"""The ledger as its callers know it: hold money before a call, post or void it afterwards.
 
-``hold`` notes an upper bound in the journal (and takes it from the caps) before anything is spent;
-``post`` prices what was used and notes the entry; the drain brings entries into the store. What a
-process that dies leaves open, the drain settles.
+::
+
+    hold(dispatched=True) ──────────────► post | void
+    hold(dispatched=False) ──► dispatch ──► post | void
+
+Each step is one record in this worker's journal; nothing else happens on the way, unless a cap
+needs a new slice. What is never settled, since the process died, the drain books as ``unknown``.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, Protocol
+from hashlib import sha256
+from typing import Literal, Protocol, TypeAlias
+
+import msgspec
 
 from packshot.core.clock import SECOND_US, Clock, wall_us
-from packshot.core.errors import InvalidRequest, LedgerError, LedgerUnavailable, Unpriced
+from packshot.core.errors import InvalidRequest, LedgerError, Unpriced
 from packshot.core.ids import new_id
-from packshot.core.money import Nanos, nanos_of
+from packshot.core.money import Nanos
 from packshot.core.types import Usage
-from packshot.ledger.caps import Cap, CapPeriod, Caps
+from packshot.ledger.caps import Cap, Caps, Slice
+from packshot.ledger.idempotency import Answers
 from packshot.ledger.journal import Journal
-from packshot.ledger.leases import Leases, SqliteLeases, Want
-from packshot.ledger.prices.book import PriceBook, book_of
+from packshot.ledger.leases import Leases, LeaseTable, open_shared
 from packshot.ledger.records import Dimensions, Dispatched, Held, Outcome, Settled
 from packshot.ledger.settings import Settings
 
-__all__ = ["Charge", "Hold", "Ledger", "Prices", "leases_of", "open_ledger"]
+__all__ = ["Billed", "Charge", "Hold", "Ledger", "Prices", "open_ledger"]
 
-HOLD_S = 600
-"""Seconds after which an open hold is reported as forgotten."""
+Billed: TypeAlias = Literal["succeeded", "failed_billed", "unknown"]
+"""The outcomes of a post; ``failed_free`` is what a void books."""
 
-SLOTS = 256
-"""How many processes of one name may write journals in one folder at once."""
+NO_TAKE = "above its hold"
 
 
 class Charge(Protocol):
-    """What a price book says of a usage."""
+    """What a price book says of a usage; ``amount`` is 0 where ``priced`` is false."""
 
     @property
     def amount(self) -> Nanos: ...
@@ -56,296 +60,387 @@ class Charge(Protocol):
 
 
 class Prices(Protocol):
-    """What the ledger asks of a price book."""
+    """What is asked of a price book."""
 
     def charge(self, usage: Usage, provider: str, model: str, at: int, /) -> Charge:
-        """Price a usage at an instant."""
+        """Return what a usage costs at an instant, in microseconds since 1970."""
         ...
 
 
-@dataclass(slots=True)
-class Hold:
-    """An open attempt. ``open`` is false once it was posted or voided."""
+@dataclass(frozen=True, slots=True)
+class _Whole:
+    """The charge of an attempt whose usage nobody knows: all that was held for it."""
 
-    attempt: str
-    at: int
     amount: Nanos
-    dimensions: Dimensions
-    caps: tuple[str, ...]
+    credit: Literal["payable", "depreciation", "storage"]
+    priced: bool
+    currency: str = "EUR"
+    original: str = "0"
+    rate: str = "1"
+    price: str = "hold"
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """Money held for one attempt. Hand it to `Ledger.post` or `Ledger.void`, once."""
+
+    held: Held
+    slices: tuple[Slice, ...]
+    priced: bool
     dispatched_at: int
-    open: bool = True
+    until: float
+    """`time.monotonic` at which it expires: a step of the wall clock expires nothing."""
+
+    @property
+    def attempt(self) -> str:
+        """The attempt's id, to be sent upstream where a provider takes one."""
+        return self.held.attempt
+
+    @property
+    def amount(self) -> Nanos:
+        """The upper bound that is held, in nano-EUR."""
+        return self.held.amount
 
 
 class Ledger:
-    """One process's ledger; safe to use from any thread.
+    """One worker's ledger; safe to use from any thread.
 
     Args:
-        journal: where events are noted first.
-        book: what things cost.
-        caps, leases: limits, and how they are shared; without caps there need be no leases.
-        unpriced: "refuse" to refuse every hold whose cost is not known.
-        wait: whether a dispatched hold returns only when it is on the disk (durability "power").
+        journal: this worker's, in this life.
+        book: the prices.
+        caps: the limits; they need ``leases``, the table that all workers share.
+        clock: the wall clock, in microseconds.
+        durable: wait for the disk before a dispatch or a settlement is acknowledged (``power``).
+        timezone: of the calendar periods of caps.
+        unpriced: whether a call without a known price is taken where no cap decides.
+        answers: what `once` and `remember` keep answers in.
     """
 
     def __init__(
         self,
         journal: Journal,
         book: Prices,
-        caps: Caps | None = None,
+        caps: Sequence[Cap] = (),
         leases: Leases | None = None,
         clock: Clock = wall_us,
         *,
+        durable: bool = False,
+        timezone: str = "UTC",
         unpriced: Literal["allow", "refuse"] = "allow",
-        wait: bool = False,
+        answers: Answers | None = None,
     ) -> None:
         if caps and leases is None:
-            raise InvalidRequest("caps need leases, or every process would spend each of them")
-        self.journal, self.book, self.clock = journal, book, clock
-        self._caps, self._leases = caps or Caps(), leases
-        self._unpriced, self._wait = unpriced, wait
-        self._free: dict[str, Nanos] = {}
+            raise InvalidRequest("caps need a lease table: hand in leases, or no caps")
+        self._journal = journal
+        self._book = book
+        self._clock = clock
+        self._durable = durable
+        self._unpriced = unpriced
+        self._leases = leases
+        self._caps = (
+            None if leases is None else Caps(caps, leases, journal.worker, journal.epoch, timezone)
+        )
+        self._capped = bool(caps)
+        self._answers = answers
         self._lock = threading.Lock()
+        self._open: dict[str, Hold] = {}
 
     def hold(
         self,
         dimensions: Dimensions,
         amount: Nanos | None,
-        /,
         *,
+        priced: bool = True,
+        key: str = "",
         dispatched: bool = True,
-        expires_in_s: int = HOLD_S,
+        expires_in_s: int = 600,
     ) -> Hold:
-        """Reserve ``amount``, an upper bound in nano-EUR; None where no price is known.
+        """Hold an upper bound of what an attempt may cost, in nano-EUR, before it is made.
 
-        With ``dispatched`` the call may go out when this returns; else `dispatch` comes first.
+        ``amount`` is None where no bound is known; ``priced`` is false where no price is, and then
+        nothing is held. With ``dispatched`` the call may go out on return.
 
         Raises:
-            BudgetExceeded, Unpriced: nothing is held.
-            LedgerUnavailable: the journal takes no record; nothing is held.
+            BudgetExceeded, Unbounded, Unpriced: a cap refuses; nothing is held.
+            LedgerUnavailable: the journal takes nothing. Do not make the call.
         """
-        at = self.clock()
-        periods = self._caps.periods(dimensions, at)
-        if amount is None:
-            self._allow_unpriced(dimensions, periods)
-            amount = 0
-        if amount < 0:
-            raise InvalidRequest(f"a hold must not be negative, got {amount} nano-EUR")
-        keys = tuple(period.key for period in periods)
-        self._reserve(periods, amount)
-        attempt = new_id()
-        expires = at + expires_in_s * SECOND_US
-        event = Held(attempt, at, amount, expires, dimensions, keys, dispatched)
+        if amount is not None and amount < 0:
+            raise InvalidRequest(f"a hold is 0 or more nano-EUR, got {amount}")
+        if not priced and self._unpriced == "refuse":
+            raise Unpriced(
+                f"no price is known for {dimensions.provider}/{dimensions.model}"
+                f"{dimensions.device}: add one (packshot prices add), or set unpriced: allow"
+            )
+        at = self._clock()
+        bound = amount or 0
+        slices: tuple[Slice, ...] = ()
+        if self._capped and self._caps is not None:
+            with self._lock:
+                slices = self._caps.reserve(dimensions, amount, at, priced=priced)
+        held = Held(
+            new_id(),
+            at,
+            bound,
+            at + expires_in_s * SECOND_US,
+            dimensions,
+            tuple([part.period for part in slices]) if slices else (),
+            dispatched,
+            sha256(key.encode()).hexdigest() if key else "",
+        )
+        until = time.monotonic() + expires_in_s
+        hold = Hold(held, slices, priced, at if dispatched else 0, until)
         try:
-            seq = self.journal.append(event)
-            if dispatched and self._wait:
-                self.journal.wait(seq)
-        except LedgerError:
-            self._return(keys, amount)
+            seq = self._journal.append(held)
+            if self._durable and dispatched:
+                self._journal.wait(seq)
+        except BaseException:
+            self._free(hold, 0)
             raise
-        return Hold(attempt, at, amount, dimensions, keys, at if dispatched else 0)
+        self._open[held.attempt] = hold
+        return hold
 
     def dispatch(self, hold: Hold) -> None:
-        """Note that the first byte goes upstream now."""
-        if not hold.open or hold.dispatched_at:
-            raise InvalidRequest(f"attempt {hold.attempt} is dispatched or settled already")
-        at = self.clock()
-        seq = self.journal.append(Dispatched(hold.attempt, at))
-        if self._wait:
-            self.journal.wait(seq)
-        hold.dispatched_at = at
+        """Note that the first byte is about to go upstream.
+
+        Raises:
+            LedgerError: the hold is settled, expired or dispatched already.
+            LedgerUnavailable: the note is not kept. Do not make the call.
+        """
+        with self._lock:
+            self._own(hold)
+            if hold.dispatched_at:
+                raise LedgerError(f"attempt {hold.attempt} is dispatched already; hold another")
+            at = self._clock()
+            seq = self._journal.append(Dispatched(hold.attempt, at))
+            hold.dispatched_at = at
+        if self._durable:
+            self._journal.wait(seq)
 
     def post(
-        self, hold: Hold, usage: Usage, outcome: Outcome = "succeeded", reason: str = "", /
+        self, hold: Hold, usage: Usage | None, outcome: Outcome = "succeeded", reason: str = ""
     ) -> Settled:
-        """Settle a hold with what was used; what was billed and not delivered is waste.
+        """Settle an attempt by what it used; without a usage, by all that was held.
 
-        More than was held is booked in full and says so in its reason.
+        Prices are those of the dispatch. An attempt that was billed and not delivered is waste, and
+        needs a reason.
+
+        Raises:
+            LedgerError: the hold is settled already, or was never dispatched.
+            LedgerUnavailable: it is not in the journal; the hold stands, and can be posted again.
         """
-        dimensions, now = hold.dimensions, self.clock()
-        charge = self.book.charge(usage, dimensions.provider, dimensions.model, now)
-        amount = charge.amount
-        if amount > hold.amount and hold.caps:
-            reason = f"{reason}; above its hold" if reason else "above its hold"
-
-        def make(number: int) -> Settled:
-            return Settled(
-                hold.attempt,
-                number,
-                hold.at,
-                hold.dispatched_at,
-                now,
-                outcome,
-                reason,
-                dimensions,
-                round(usage.seconds * 1_000_000),
-                usage.input_tokens,
-                usage.cached_tokens,
-                usage.written_tokens,
-                usage.output_tokens,
-                usage.images,
-                usage.image_size,
-                usage.image_quality,
-                usage.stored_bytes,
-                usage.requests,
-                hold.amount,
-                dimensions.stage if outcome == "succeeded" else "waste",
-                amount,
-                amount if charge.credit == "payable" else 0,
-                amount if charge.credit == "depreciation" else 0,
-                amount if charge.credit == "storage" else 0,
-                charge.priced,
-                charge.currency,
-                charge.original,
-                charge.rate,
-                charge.price,
-                "",
-                hold.caps,
+        if outcome not in {"succeeded", "failed_billed", "unknown"}:
+            raise InvalidRequest(
+                f"a post is succeeded, failed_billed or unknown, got {outcome!r}; what cost "
+                "nothing is voided"
             )
+        if outcome != "succeeded" and not reason:
+            raise InvalidRequest(f"{outcome} needs a reason: why is there no picture for it?")
+        if not hold.dispatched_at:
+            raise LedgerError(f"attempt {hold.attempt} was not dispatched: dispatch it, or void it")
+        if usage is None:
+            charge: Charge = _whole(hold)
+        else:
+            of = hold.held.dimensions
+            charge = self._book.charge(usage, of.provider, of.model, hold.dispatched_at)
+        if charge.amount > hold.held.amount and hold.priced:
+            reason = f"{reason}; {NO_TAKE}" if reason else NO_TAKE
+        return self._settle(hold, usage, charge, outcome, reason)
 
-        return self._end(hold, make, amount)
+    def void(self, hold: Hold, reason: str) -> Settled:
+        """Settle an attempt that cost nothing: not made, or known to be free.
 
-    def void(self, hold: Hold, reason: str, /) -> Settled:
-        """Settle a hold that cost nothing: not sent, refused, or failed without a bill."""
+        Raises:
+            LedgerError: the hold is settled already.
+            LedgerUnavailable: it is not in the journal; the hold stands.
+        """
+        return self._settle(hold, None, _FREE, "failed_free", reason)
 
-        def make(number: int) -> Settled:
-            return Settled(
-                attempt=hold.attempt,
-                number=number,
-                held_at=hold.at,
-                dispatched_at=hold.dispatched_at,
-                settled_at=self.clock(),
-                outcome="failed_free",
-                reason=reason,
-                dimensions=hold.dimensions,
-                held=hold.amount,
-                account=hold.dimensions.stage,
-                caps=hold.caps,
+    def correct(self, correction: Settled) -> Settled:
+        """Append a correcting entry (`packshot.ledger.corrections`); it gets its number here."""
+        with self._lock:
+            settled = self._journal.settle(
+                lambda number: msgspec.structs.replace(correction, number=number)
             )
-
-        return self._end(hold, make, 0)
-
-    def tick(self) -> None:
-        """Give back leased money that no hold uses; to be called now and then, and at the end."""
-        if self._leases is None:
-            return
-        with self._lock:
-            spare = {key: amount for key, amount in self._free.items() if amount > 0}
-            if spare:
-                self._leases.give_back(self.journal.worker, self.journal.epoch, spare)
-                for key in spare:
-                    del self._free[key]
-
-    def close(self) -> None:
-        """Give back what is not used and end the journal."""
-        try:
-            self.tick()
-        finally:
-            self.journal.close()
-
-    def _end(self, hold: Hold, make: MakeSettled, amount: Nanos) -> Settled:
-        with self._lock:
-            if not hold.open:
-                raise InvalidRequest(f"attempt {hold.attempt} is settled already")
-            hold.open = False
-        try:
-            settled = self.journal.settle(make)
-        except LedgerError:
-            hold.open = True
-            raise
-        self._return(hold.caps, hold.amount - amount)
+            if self._caps is not None:
+                for period in settled.caps:
+                    self._caps.charge(period, settled.amount)
+            seq = self._journal.seq
+        if self._durable:
+            self._journal.wait(seq)
         return settled
 
-    def _allow_unpriced(self, dimensions: Dimensions, periods: Sequence[CapPeriod]) -> None:
-        refusing = [period.key for period in periods if period.cap.unpriced == "refuse"]
-        if refusing or self._unpriced == "refuse":
-            what = f"{dimensions.provider}/{dimensions.model}".strip("/") or dimensions.device
-            by = f"cap {refusing[0]}" if refusing else "the ledger's settings"
-            raise Unpriced(
-                f"no price is known for {what}, and {by} refuse such calls; add one with "
-                "`packshot prices add`"
+    def once(self, key: str, body: bytes, scope: str = "") -> bytes | None:
+        """Return the first answer to this key, or None where this call is the first.
+
+        ``scope`` is the virtual key or team that the key belongs to. After None the caller makes
+        the call, and then `remember` or `forget`.
+
+        Raises:
+            IdempotencyError: the key came with another body, or its first call is not done.
+        """
+        return self._keeper().once(key, body, scope, self._clock())
+
+    def remember(self, key: str, answer: bytes, scope: str = "") -> None:
+        """Keep the answer to a key, to be replayed."""
+        self._keeper().remember(key, answer, scope, self._clock())
+
+    def forget(self, key: str, scope: str = "") -> None:
+        """Let a key be used again: its call failed, and is worth repeating."""
+        self._keeper().forget(key, scope)
+
+    def tick(self) -> None:
+        """Settle what has expired, and give back idle slices of caps; call it every second or so.
+
+        An expired attempt that was dispatched is booked as ``unknown``, at all that was held.
+        """
+        now = time.monotonic()
+        for hold in [hold for hold in list(self._open.values()) if hold.until <= now]:
+            if hold.dispatched_at:
+                self._settle(hold, None, _whole(hold), "unknown", "expired")
+            else:
+                self._settle(hold, None, _FREE, "failed_free", "expired")
+        if self._caps is not None:
+            with self._lock:
+                self._caps.tick(self._clock())
+
+    @property
+    def open_holds(self) -> Mapping[str, Hold]:
+        """The holds that are neither posted nor voided, by attempt."""
+        return self._open
+
+    def close(self) -> None:
+        """Give back slices, and end the journal; open holds are left to the drain."""
+        try:
+            if self._caps is not None:
+                with self._lock:
+                    self._caps.close()
+        finally:
+            self._journal.close()
+            if self._leases is not None:
+                self._leases.close()
+
+    def _settle(
+        self,
+        hold: Hold,
+        usage: Usage | None,
+        charge: Charge,
+        outcome: Outcome,
+        reason: str,
+    ) -> Settled:
+        """Write the one record that ends a hold. A record that is not written ends nothing."""
+        with self._lock:
+            self._own(hold)
+            at = self._clock()
+            settled = self._journal.settle(
+                lambda number: _record(hold, usage, charge, (outcome, reason, at, number))
+            )
+            seq = self._journal.seq
+            del self._open[hold.attempt]
+            if hold.slices and self._caps is not None:
+                self._caps.settle(hold.slices, hold.held.amount, settled.amount)
+        if self._durable:
+            self._journal.wait(seq)
+        return settled
+
+    def _own(self, hold: Hold) -> None:
+        if self._open.get(hold.attempt) is not hold:
+            raise LedgerError(
+                f"attempt {hold.attempt} is not open here: it was posted, voided or has expired. "
+                "A settled attempt is changed by a correction only"
             )
 
-    def _reserve(self, periods: Sequence[CapPeriod], amount: Nanos) -> None:
-        """Take ``amount`` from the free slices of all periods, leasing what is missing."""
-        if not periods:
-            return
-        assert self._leases is not None  # noqa: S101 - the constructor saw to it
-        with self._lock:
-            wants = [
-                Want(period.key, period.cap.limit, amount - self._free.get(period.key, 0))
-                for period in periods
-                if self._free.get(period.key, 0) < amount
-            ]
-            if wants:
-                granted = self._leases.take(self.journal.worker, self.journal.epoch, wants)
-                for key, slice_ in granted.items():
-                    self._free[key] = self._free.get(key, 0) + slice_
-            for period in periods:
-                self._free[period.key] = self._free.get(period.key, 0) - amount
-
-    def _return(self, keys: Sequence[str], amount: Nanos) -> None:
-        if keys:
+    def _free(self, hold: Hold, spent: Nanos) -> None:
+        if hold.slices and self._caps is not None:
             with self._lock:
-                for key in keys:
-                    self._free[key] = self._free.get(key, 0) + amount
+                self._caps.settle(hold.slices, hold.held.amount, spent)
+
+    def _keeper(self) -> Answers:
+        if self._answers is None:
+            raise InvalidRequest("idempotency keys need a store of answers: hand in answers")
+        return self._answers
 
 
-class MakeSettled(Protocol):
-    """Makes the record once its number is known."""
-
-    def __call__(self, number: int, /) -> Settled: ...
+_FREE = _Whole(0, "payable", priced=True, price="")
 
 
-def leases_of(settings: Settings) -> SqliteLeases | None:
-    """Return the leases of the settings' caps, or None where there are no caps."""
-    if not settings.caps:
-        return None
-    return SqliteLeases(settings.journal / "caps.db")
+def _whole(hold: Hold) -> _Whole:
+    amount = hold.held.amount
+    own = not hold.held.dimensions.provider
+    return _Whole(amount, "depreciation" if own else "payable", hold.priced)
 
 
-def open_ledger(settings: Settings, worker: str = "local") -> Ledger:
-    """Open the ledger of this process; several processes may use one name of a worker.
+def _record(
+    hold: Hold, usage: Usage | None, charge: Charge, end: tuple[Outcome, str, int, int]
+) -> Settled:
+    """Return the settled record: positional, in `Settled`'s order, since every call makes one."""
+    outcome, reason, at, number = end
+    held = hold.held
+    used = _NOTHING if usage is None else usage
+    amount = charge.amount
+    credit = charge.credit
+    wasted = outcome in {"failed_billed", "unknown"}
+    return Settled(
+        held.attempt,
+        number,
+        held.at,
+        hold.dispatched_at,
+        at,
+        outcome,
+        reason,
+        held.dimensions,
+        round(used.seconds * 1_000_000),
+        used.input_tokens,
+        used.cached_tokens,
+        used.written_tokens,
+        used.output_tokens,
+        used.images,
+        used.image_size,
+        used.image_quality,
+        used.stored_bytes,
+        used.requests,
+        held.amount,
+        "waste" if wasted else held.dimensions.stage,
+        amount,
+        amount if credit == "payable" else 0,
+        amount if credit == "depreciation" else 0,
+        amount if credit == "storage" else 0,
+        charge.priced,
+        charge.currency,
+        charge.original,
+        charge.rate,
+        charge.price,
+        "",
+        held.caps,
+    )
+
+
+_NOTHING = Usage("store")
+
+
+def open_ledger(settings: Settings, book: Prices, worker: str) -> Ledger:
+    """Open this process's ledger; ``worker`` is its name among the journals ("gateway-0").
 
     Raises:
-        LedgerUnavailable: the journal's folder cannot be written.
-        InvalidRequest: a price or a cap in the settings cannot be, or the mode of durability.
+        LedgerUnavailable: journal or leases cannot be opened, or another process has the name.
     """
-    if settings.durability == "store":
-        raise InvalidRequest(
-            "ledger.durability store is not offered by this version; expected process or power"
-        )
-    caps = Caps(
-        [Cap(c.scope, nanos_of(c.eur), c.name, c.per, c.unpriced) for c in settings.caps],
-        settings.timezone,
-    )
-    book: PriceBook = book_of(settings)
-    return Ledger(
-        free_journal(settings.journal, worker, settings.durability),
-        book,
-        caps,
-        leases_of(settings),
-        unpriced=settings.unpriced,
-        wait=settings.durability == "power",
-    )
+    from packshot.core.money import nanos_of
 
-
-def free_journal(folder: Path, worker: str, durability: Literal["process", "power"]) -> Journal:
-    """Open the first journal ``worker-0``, ``worker-1`` … that no living process has."""
-    for slot in range(SLOTS):
-        name = f"{worker}-{slot}"
-        if not _is_taken(folder / name / "lock"):
-            return Journal(folder, name, durability=durability)
-    raise LedgerUnavailable(f"{SLOTS} processes write journals in {folder}; are they all alive?")
-
-
-def _is_taken(lock: Path) -> bool:
-    if not lock.exists():
-        return False
-    descriptor = os.open(lock, os.O_RDWR)
+    caps = [
+        Cap(row.scope, row.name, nanos_of(row.eur), row.per, row.unpriced) for row in settings.caps
+    ]
+    durability = "process" if settings.durability == "process" else "power"
+    journal = Journal(settings.journal, worker, durability=durability)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+        leases = LeaseTable(open_shared(settings.store)) if caps else None
+        return Ledger(
+            journal,
+            book,
+            caps,
+            leases,
+            durable=durability == "power",
+            timezone=settings.timezone,
+            unpriced=settings.unpriced,
+        )
+    except BaseException:
+        journal.close()
+        raise
