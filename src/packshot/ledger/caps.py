@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 from zoneinfo import ZoneInfo
 
 from packshot.core.errors import BudgetExceeded, InvalidRequest, Unbounded, Unpriced
@@ -21,6 +21,8 @@ from packshot.ledger.records import Dimensions
 __all__ = ["Cap", "Caps", "Scope", "Slice"]
 
 Scope: TypeAlias = Literal["total", "team", "virtual_key", "batch"]
+
+SCOPES: dict[str, Scope] = {scope: scope for scope in get_args(Scope)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +140,7 @@ class Caps:
     def charge(self, period: str, amount: Nanos) -> None:
         """Charge an amount that was never held (a correction) to a period by its name."""
         if period not in self._slices:
-            # Not of now: it admits nothing, and the next tick gives back what it may have.
-            scope, _, name = period.rpartition("@")[0].partition(":")
-            of_old = next(iter(self._by.get((_scope(scope), name), ())), None)
-            cap = of_old or Cap(_scope(scope), name, 0, "ever")
-            self._slices[period] = Slice(cap, period, 0)
+            self._slices[period] = Slice(_cap_of(period), period, 0)
         self._slices[period].free -= amount
 
     def tick(self, at: int) -> None:
@@ -157,7 +155,9 @@ class Caps:
         )
         for part in list(self._slices.values()):
             part.used = False
-            if at >= part.ends and not part.holds and self._now.get(part.cap) is not part:
+            over = at >= part.ends and self._now.get(part.cap) is not part
+            # What a correction took from a period that may be the present one is still owed.
+            if over and not part.holds and (part.ends or not part.free):
                 del self._slices[part.period]
 
     def close(self) -> None:
@@ -183,6 +183,7 @@ class Caps:
             return part
         period = f"{cap.title}@{label_of(cap.per, at, self._zone)}"
         part = self._slices.setdefault(period, Slice(cap, period, 0))
+        part.cap = cap  # a correction may have come before
         part.ends = end_of(cap.per, at, self._zone)
         self._now[cap] = part
         return part
@@ -207,10 +208,10 @@ class Caps:
                 part.free = min(part.free, 0)
 
 
-def _scope(text: str) -> Scope:
-    if text in {"team", "virtual_key", "batch"}:
-        return text
-    return "total"
+def _cap_of(period: str) -> Cap:
+    """Return a cap of nothing for a period whose own is not known here: it admits nothing."""
+    scope, _, name = period.rpartition("@")[0].partition(":")
+    return Cap(SCOPES[scope], name, 0, "ever")
 
 
 def _exceeded(part: Slice, amount: Nanos, grant: Grant) -> BudgetExceeded:

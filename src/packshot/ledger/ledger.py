@@ -16,14 +16,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol
 
 import msgspec
 
 from packshot.core.clock import SECOND_US, Clock, wall_us
 from packshot.core.errors import InvalidRequest, LedgerError, Unpriced
 from packshot.core.ids import new_id
-from packshot.core.money import Nanos
+from packshot.core.money import Nanos, eur, nanos_of
 from packshot.core.types import Usage
 from packshot.ledger.caps import Cap, Caps, Slice
 from packshot.ledger.idempotency import Answers
@@ -32,12 +32,13 @@ from packshot.ledger.leases import Leases, LeaseTable, open_shared
 from packshot.ledger.records import Dimensions, Dispatched, Held, Outcome, Settled
 from packshot.ledger.settings import Settings
 
-__all__ = ["Billed", "Charge", "Hold", "Ledger", "Prices", "open_ledger"]
+__all__ = ["Charge", "Hold", "Ledger", "Policy", "Prices", "open_ledger"]
 
-Billed: TypeAlias = Literal["succeeded", "failed_billed", "unknown"]
+BILLED = frozenset(("succeeded", "failed_billed", "unknown"))
 """The outcomes of a post; ``failed_free`` is what a void books."""
 
-NO_TAKE = "above its hold"
+ABOVE = "above its hold"
+"""The reason of an entry whose bound was none: it is booked in full all the same."""
 
 
 class Charge(Protocol):
@@ -102,6 +103,23 @@ class Hold:
         return self.held.amount
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How careful a ledger is.
+
+    ``durable``: wait for the disk before a dispatch or a settlement is acknowledged (``power``).
+    ``timezone`` is that of the caps' calendar. ``unpriced`` says whether a call without a known
+    price is taken where no cap decides.
+    """
+
+    durable: bool = False
+    timezone: str = "UTC"
+    unpriced: Literal["allow", "refuse"] = "allow"
+
+
+DEFAULT = Policy()
+
+
 class Ledger:
     """One worker's ledger; safe to use from any thread.
 
@@ -110,9 +128,7 @@ class Ledger:
         book: the prices.
         caps: the limits; they need ``leases``, the table that all workers share.
         clock: the wall clock, in microseconds.
-        durable: wait for the disk before a dispatch or a settlement is acknowledged (``power``).
-        timezone: of the calendar periods of caps.
-        unpriced: whether a call without a known price is taken where no cap decides.
+        policy: how careful it is.
         answers: what `once` and `remember` keep answers in.
     """
 
@@ -124,9 +140,7 @@ class Ledger:
         leases: Leases | None = None,
         clock: Clock = wall_us,
         *,
-        durable: bool = False,
-        timezone: str = "UTC",
-        unpriced: Literal["allow", "refuse"] = "allow",
+        policy: Policy = DEFAULT,
         answers: Answers | None = None,
     ) -> None:
         if caps and leases is None:
@@ -134,11 +148,13 @@ class Ledger:
         self._journal = journal
         self._book = book
         self._clock = clock
-        self._durable = durable
-        self._unpriced = unpriced
+        self._durable = policy.durable
+        self._unpriced = policy.unpriced
         self._leases = leases
         self._caps = (
-            None if leases is None else Caps(caps, leases, journal.worker, journal.epoch, timezone)
+            None
+            if leases is None
+            else Caps(caps, leases, journal.worker, journal.epoch, policy.timezone)
         )
         self._capped = bool(caps)
         self._answers = answers
@@ -226,9 +242,10 @@ class Ledger:
 
         Raises:
             LedgerError: the hold is settled already, or was never dispatched.
-            LedgerUnavailable: it is not in the journal; the hold stands, and can be posted again.
+            LedgerUnavailable: it is not in the journal, and the hold can be posted again; or the
+                disk failed under it (`Policy.durable`), and this worker takes no more.
         """
-        if outcome not in {"succeeded", "failed_billed", "unknown"}:
+        if outcome not in BILLED:
             raise InvalidRequest(
                 f"a post is succeeded, failed_billed or unknown, got {outcome!r}; what cost "
                 "nothing is voided"
@@ -243,7 +260,7 @@ class Ledger:
             of = hold.held.dimensions
             charge = self._book.charge(usage, of.provider, of.model, hold.dispatched_at)
         if charge.amount > hold.held.amount and hold.priced:
-            reason = f"{reason}; {NO_TAKE}" if reason else NO_TAKE
+            reason = f"{reason}; {ABOVE}" if reason else ABOVE
         return self._settle(hold, usage, charge, outcome, reason)
 
     def void(self, hold: Hold, reason: str) -> Settled:
@@ -316,8 +333,9 @@ class Ledger:
                     self._caps.close()
         finally:
             self._journal.close()
-            if self._leases is not None:
-                self._leases.close()
+            for shared in (self._leases, self._answers):
+                if shared is not None:
+                    shared.close()
 
     def _settle(
         self,
@@ -366,7 +384,8 @@ _FREE = _Whole(0, "payable", priced=True, price="")
 def _whole(hold: Hold) -> _Whole:
     amount = hold.held.amount
     own = not hold.held.dimensions.provider
-    return _Whole(amount, "depreciation" if own else "payable", hold.priced)
+    credit = "depreciation" if own else "payable"
+    return _Whole(amount, credit, hold.priced, original=f"{eur(amount):f}")
 
 
 def _record(
@@ -417,30 +436,30 @@ def _record(
 _NOTHING = Usage("store")
 
 
-def open_ledger(settings: Settings, book: Prices, worker: str) -> Ledger:
+def open_ledger(
+    settings: Settings, book: Prices, worker: str, *, idempotency: bool = False
+) -> Ledger:
     """Open this process's ledger; ``worker`` is its name among the journals ("gateway-0").
 
     Raises:
+        InvalidRequest: durability "store", which this function cannot give.
         LedgerUnavailable: journal or leases cannot be opened, or another process has the name.
     """
-    from packshot.core.money import nanos_of
-
+    if settings.durability == "store":
+        raise InvalidRequest(
+            "durability store is not to be had yet: expected process, or power, which survives "
+            "all but the loss of the disk"
+        )
     caps = [
         Cap(row.scope, row.name, nanos_of(row.eur), row.per, row.unpriced) for row in settings.caps
     ]
-    durability = "process" if settings.durability == "process" else "power"
-    journal = Journal(settings.journal, worker, durability=durability)
+    policy = Policy(settings.durability == "power", settings.timezone, settings.unpriced)
+    journal = Journal(settings.journal, worker, durability=settings.durability)
     try:
-        leases = LeaseTable(open_shared(settings.store)) if caps else None
-        return Ledger(
-            journal,
-            book,
-            caps,
-            leases,
-            durable=durability == "power",
-            timezone=settings.timezone,
-            unpriced=settings.unpriced,
-        )
+        shared = open_shared(settings.store) if caps or idempotency else None
+        leases = LeaseTable(shared) if shared and caps else None
+        answers = Answers(shared) if shared and idempotency else None
+        return Ledger(journal, book, caps, leases, policy=policy, answers=answers)
     except BaseException:
         journal.close()
         raise
