@@ -1,0 +1,258 @@
+"""Tariffs: what one model asks on one day, as integers that a charge only multiplies and adds.
+
+Every coefficient of a tariff is a numerator over one common denominator, so that a charge is exact
+until the one division at its end. Providers' tiers are cliffs: more than ``above`` input tokens
+make the whole call dearer (or cheaper), not only the tokens beyond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from math import lcm
+
+from packshot.core.clock import HOUR_US, SECOND_US
+from packshot.core.errors import InvalidRequest, Unbounded
+from packshot.core.money import EXACT, NANO, Nanos
+from packshot.core.types import Usage
+
+__all__ = ["Part", "Tariff", "Tier", "bound_of", "half_even", "tariff_of", "top_of"]
+
+PLACES = 30
+"""Digits after the point of an original amount that has no end as a decimal (a third of a cent)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``price`` in ``currency`` for ``per`` units, of calls with more than ``above`` input tokens.
+
+    ``above`` 0 is the base: it holds for calls without input tokens too.
+    """
+
+    unit: str
+    price: Decimal
+    per: int
+    currency: str
+    above: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tier:
+    """Numerators over the tariff's denominator, in its currency; None where there is no price.
+
+    Of one input, cached, written and output token, picture, microsecond and request.
+    """
+
+    above: int
+    input: int | None
+    cached: int | None
+    written: int | None
+    output: int | None
+    image: int | None
+    us: int | None
+    request: int | None
+
+    @property
+    def tokens(self) -> bool:
+        """Whether this model is billed by tokens at all."""
+        return self.input is not None or self.output is not None
+
+    @property
+    def otherwise(self) -> bool:
+        """Whether it is billed by the picture, second or request."""
+        return self.image is not None or self.us is not None or self.request is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Tariff:
+    """A model's tiers, the base first; ``nano`` over ``bottom`` turns their sums into nano-EUR."""
+
+    tiers: tuple[Tier, ...]
+    denominator: int
+    currency: str
+    rate: str
+    price: str
+    nano: int
+    bottom: int
+    stored: bool
+
+    def tier(self, input_tokens: int) -> Tier:
+        """Return the tier that a call with so many input tokens falls into."""
+        found = self.tiers[0]
+        for tier in self.tiers[1:]:
+            if input_tokens > tier.above:
+                found = tier
+        return found
+
+    def amount(self, top: int) -> Nanos:
+        """Return ``top`` over the denominator as nano-EUR, rounded once, half to even."""
+        return half_even(top * self.nano, self.bottom)
+
+    def original(self, top: int) -> str:
+        """Return ``top`` over the denominator as decimal text, exact unless it has no end."""
+        return decimal_text(top, self.denominator)
+
+
+def half_even(top: int, bottom: int) -> int:
+    """Return top / bottom rounded to the nearest integer, half to even; bottom is above 0."""
+    whole, rest = divmod(top, bottom)
+    twice = 2 * rest
+    return whole + (twice > bottom or (twice == bottom and whole & 1))
+
+
+def decimal_text(top: int, bottom: int) -> str:
+    """Return a fraction, not negative, as decimal text, to `PLACES` digits if it has no end."""
+    if not top:
+        return "0"
+    digits = len(str(bottom)) - 1
+    if bottom != 10**digits:
+        bound = Fraction(top, bottom)
+        twos_fives = bound.denominator
+        for prime in (2, 5):
+            while twos_fives % prime == 0:
+                twos_fives //= prime
+        digits = PLACES if twos_fives > 1 else bound.denominator.bit_length()
+        top = half_even(bound.numerator * 10**digits, bound.denominator)
+    if not digits:
+        return str(top)
+    text = str(top).rjust(digits + 1, "0")
+    return f"{text[:-digits]}.{text[-digits:]}".rstrip("0").rstrip(".")
+
+
+def tariff_of(parts: Sequence[Part], rate: Decimal, price: str) -> Tariff:
+    """Return the tariff of the parts of one model, all in one currency; ``rate`` is EUR per unit.
+
+    Raises:
+        InvalidRequest: the parts are in more than one currency.
+    """
+    currencies = sorted({part.currency for part in parts})
+    if len(currencies) != 1:
+        raise InvalidRequest(
+            f"{price}: expected prices in one currency, got {', '.join(currencies)}"
+        )
+    unit_us = {"second": SECOND_US, "device_hour": HOUR_US}
+    exact = [
+        (part, Fraction(part.price) / (part.per * unit_us.get(part.unit, 1))) for part in parts
+    ]
+    denominator = lcm(*(value.denominator for _, value in exact))
+    # A power of ten, where it is one at all, lets `original` be read off the digits.
+    ten = 10 ** denominator.bit_length()
+    denominator = _ten(denominator) if ten % denominator == 0 else denominator
+    starts = sorted({0, *(part.above for part in parts)})
+    tiers = tuple(_tier(exact, above, denominator) for above in starts)
+    scale = Fraction(rate) * NANO / denominator
+    return Tariff(
+        tiers=tiers,
+        denominator=denominator,
+        currency=currencies[0],
+        rate=f"{EXACT.normalize(rate):f}",
+        price=price,
+        nano=scale.numerator,
+        bottom=scale.denominator,
+        stored=any(part.unit in {"gb_month", "gb_egress"} for part in parts),
+    )
+
+
+def _ten(denominator: int) -> int:
+    power = 1
+    while power % denominator:
+        power *= 10
+    return power
+
+
+def _tier(exact: Iterable[tuple[Part, Fraction]], above: int, denominator: int) -> Tier:
+    units: dict[str, int] = {}
+    for part, value in sorted(exact, key=lambda pair: pair[0].above):
+        if part.above <= above:
+            units[part.unit] = int(value * denominator)
+    asked = units.get("input_token")
+    return Tier(
+        above=above,
+        input=asked,
+        # Without a price of its own, a cached or written token costs what any other does.
+        cached=units.get("cached_token", asked),
+        written=units.get("written_token", asked),
+        output=units.get("output_token"),
+        image=units.get("image"),
+        us=units.get("second", units.get("device_hour")),
+        request=units.get("request"),
+    )
+
+
+def top_of(usage: Usage, tier: Tier) -> int | None:
+    """Return what a usage costs, over the tariff's denominator; None where a price is missing.
+
+    A model is billed by its tokens if it has prices of tokens; else by picture, second or request,
+    and its tokens cost nothing more. The pictures of a model without a price of pictures are its
+    output tokens.
+
+    Raises:
+        InvalidRequest: a count is negative, or cached and written tokens exceed the input tokens.
+    """
+    plain = usage.input_tokens - usage.cached_tokens - usage.written_tokens
+    us = round(usage.seconds * SECOND_US)
+    counts = (plain, usage.cached_tokens, usage.written_tokens, usage.output_tokens)
+    if min(*counts, us, usage.images, usage.requests, usage.stored_bytes) < 0:
+        raise InvalidRequest(
+            "usage must not be negative, and its cached and written tokens must be part of its "
+            f"input tokens; got {usage}"
+        )
+    tokens = _tokens(counts, tier)
+    pictures = _pictures(usage, tier)
+    if tokens is None or pictures is None:
+        return None
+    top = tokens + pictures + us * (tier.us or 0)
+    if tier.request is not None:
+        # A call to a model is one request, also where nobody counted it.
+        once = 1 if usage.images or any(counts) else 0
+        top += max(usage.requests, once) * tier.request
+    elif usage.requests and not (tier.tokens or tier.otherwise):
+        return None
+    return top
+
+
+def _tokens(counts: tuple[int, int, int, int], tier: Tier) -> int | None:
+    if not tier.tokens:
+        return 0 if tier.otherwise or not any(counts) else None
+    top = 0
+    for count, price in zip(
+        counts, (tier.input, tier.cached, tier.written, tier.output), strict=True
+    ):
+        if count and price is None:
+            return None
+        top += count * (price or 0)
+    return top
+
+
+def _pictures(usage: Usage, tier: Tier) -> int | None:
+    if tier.image is not None:
+        return usage.images * tier.image
+    elsewhere = tier.us is not None or tier.request is not None
+    in_tokens = tier.output is not None and usage.output_tokens
+    return 0 if not usage.images or elsewhere or in_tokens else None
+
+
+def bound_of(tiers: Iterable[Tier], tokens: int, output: int | None, images: int) -> int | None:
+    """Return the most that a call can cost over the tiers it may fall into; None if unpriced.
+
+    Raises:
+        Unbounded: it is billed by the second, or by output tokens and has no limit of them.
+    """
+    dearest: int | None = None
+    for tier in tiers:
+        if tier.us is not None:
+            raise Unbounded("the model is billed by time, which nothing limits; set no hard cap")
+        if tier.output is not None and output is None:
+            raise Unbounded("the call has no limit of output tokens; set max_tokens")
+        usage_tokens = tier.input, tier.cached, tier.written
+        prices = [price for price in usage_tokens if price is not None]
+        if not (prices or tier.output is not None or tier.image is not None or tier.request):
+            continue
+        if images and tier.image is None and tier.output is None and tier.request is None:
+            continue
+        top = tokens * max(prices, default=0) + images * (tier.image or 0)
+        top += (output or 0) * (tier.output or 0) + (tier.request or 0)
+        dearest = top if dearest is None else max(dearest, top)
+    return dearest
