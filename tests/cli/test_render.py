@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
+from packshot.core.money import show_eur
 from packshot.core.types import STAGES
+from packshot.ledger.stores import open_store
 from packshot.studio.record import read_record
 from tests.cli.conftest import Packshot
 from tests.studio.stub import StubEngine
@@ -145,6 +148,103 @@ def test_the_real_engine_from_brief_to_the_same_bits(packshot: Packshot, tiny_sd
     with Image.open("x.png") as x, Image.open("y.png") as y, Image.open("preview.png") as preview:
         assert (np.asarray(x) == np.asarray(y)).all()
         assert x.size == preview.size == (64, 64)
+
+
+def rows(state_home: Path, columns: str) -> list[tuple]:
+    """Return columns of what the ledger's store holds, in the order of its arrival."""
+    store = open_store(str(state_home / "packshot" / "ledger.db"), read_only=True)
+    try:
+        return store.query(f"select {columns} from entries order by seq")  # noqa: S608 - ours
+    finally:
+        store.close()
+
+
+RATE = "ledger: {gpu_eur_per_hour: {cpu: 0.05}}"
+
+
+def test_the_table_has_the_cost_and_the_store_the_entries(packshot, model, engine, state_home):
+    Path("packshot.yaml").write_text(RATE)
+    done = packshot("render", BRIEF, "--model", model, "-n", "2")
+    assert (done.code, done.err) == (0, "")
+    match = re.search(
+        r"^cost (0\.01[34]\d{6}) EUR \(cpu at 0\.05 EUR/h\)\nrender ([0-9a-f]{32}) and 1 more$",
+        done.out,
+        re.MULTILINE,
+    )
+    assert match, done.out
+    assert f" {match[1]}" in next(row for row in done.out.splitlines() if " total " in row)
+    assert " 0.009722222 " in next(row for row in done.out.splitlines() if " denoise " in row)
+    entries = rows(state_home, "render, stage, outcome, amount, depreciation, device, recipe")
+    assert match[2] in {row[0] for row in entries}
+    assert len(entries) == 2 * len(STAGES)
+    assert show_eur(sum(row[3] for row in entries), 9) == match[1]
+    assert {row[2:3] + row[5:] for row in entries} == {("succeeded", "cpu", "render")}
+    assert all(row[3] == row[4] for row in entries)
+
+
+def test_json_has_the_cost_and_the_ids(packshot, model, engine, state_home) -> None:
+    Path("packshot.yaml").write_text(RATE)
+    facts = packshot("render", BRIEF, "--model", model, "-n", "3", "--json").json
+    assert len(facts["renders"]) == 3
+    assert facts["cost_nano_eur"] == sum(part["cost_nano_eur"] for part in facts["usage"])
+    entries = rows(state_home, "render, amount")
+    assert {row[0] for row in entries} == set(facts["renders"])
+    assert sum(row[1] for row in entries) == facts["cost_nano_eur"] > 0
+
+
+def test_a_device_without_a_price_is_not_free(packshot, model, engine, state_home) -> None:
+    engine.device_kind = "b9000"
+    done = packshot("render", BRIEF, "--model", model)
+    assert " unpriced " in next(row for row in done.out.splitlines() if " denoise " in row)
+    assert " unpriced " in next(row for row in done.out.splitlines() if " total " in row)
+    assert "b9000 has no price: set ledger.gpu_eur_per_hour.b9000 in packshot.yaml" in done.out
+    facts = packshot("render", BRIEF, "--model", model, "--json").json
+    assert facts["cost_nano_eur"] is None
+    assert {p["stage"] for p in facts["usage"] if p["cost_nano_eur"] is None} == {
+        "encode",
+        "denoise",
+        "decode",
+    }
+    assert sum(not row[0] for row in rows(state_home, "priced")) == 6
+
+
+def test_a_cancelled_render_is_waste_in_the_store(packshot, model, engine, state_home) -> None:
+    engine.fail_at = 2
+    assert packshot("render", BRIEF, "--model", model).code == 130
+    entries = rows(state_home, "stage, outcome, account, reason")
+    assert ("denoise", "failed_billed", "waste", "cancelled") in entries
+    assert {row[1] for row in entries} <= {"failed_billed", "failed_free"}
+
+
+def test_without_a_journal_there_is_no_render(packshot, model, engine, state_home) -> None:
+    (state_home / "packshot").write_text("not a folder")
+    done = packshot("render", BRIEF, "--model", model)
+    assert (done.code, done.out) == (5, "")
+    assert engine.requests == []
+
+
+def test_a_store_that_cannot_be_reached_is_a_warning(packshot, model, engine, tmp_path) -> None:
+    (tmp_path / "folder").mkdir()
+    Path("packshot.yaml").write_text(f"ledger: {{store: {tmp_path / 'folder'}}}")
+    done = packshot("render", BRIEF, "--model", model)
+    assert done.code == 0
+    assert "warning: the cost is in the journal, and not in the store yet" in done.err
+
+
+def test_an_exhausted_cap_refuses_the_render(packshot, model, engine) -> None:
+    Path("packshot.yaml").write_text(
+        "ledger: {gpu_eur_per_hour: {cpu: 100}, caps: [{scope: total, eur: 0.01}]}"
+    )
+    done = packshot("render", BRIEF, "--model", model)
+    assert (done.code, done.out) == (5, "")
+    assert engine.requests == []
+
+
+def test_a_mistake_in_the_configuration_is_named(packshot, model, engine) -> None:
+    Path("packshot.yaml").write_text("ledger:\n  stroe: x\n")
+    done = packshot("render", BRIEF, "--model", model)
+    assert done.code == 2
+    assert "packshot.yaml, line 2: ledger: unknown key 'stroe'. Did you mean 'store'?" in done.err
 
 
 INTERRUPTED = """

@@ -20,6 +20,7 @@ from packshot.core.money import decimal_of, show_eur
 if TYPE_CHECKING:
     from packshot.ledger.reports.period import Period
     from packshot.ledger.reports.stages import Line, Table
+    from packshot.ledger.settings import Settings
     from packshot.ledger.stores.base import Store
 
 __all__ = ["app"]
@@ -53,9 +54,6 @@ Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write C
 Parquet = Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write Parquet.")]
 
 EMPTY = "the ledger is empty: nothing has been booked"
-DRAIN_STEPS = 1000
-"""Bounds how long a report waits while others go on writing."""
-
 BAR = 8
 """Characters of the longest bar."""
 
@@ -349,7 +347,7 @@ def _opened(ledger: str, config: Path | None, *, writing: bool = False) -> Gener
         yield None
         return
     if pending:
-        _drain(url, settings.journal)
+        _drain(url, settings)
     store = open_store(url, read_only=not writing)
     try:
         yield store if store.query("SELECT seq FROM entries LIMIT 1") else None
@@ -357,22 +355,15 @@ def _opened(ledger: str, config: Path | None, *, writing: bool = False) -> Gener
         store.close()
 
 
-def _drain(url: str, journal: Path) -> None:
+def _drain(url: str, settings: Settings) -> None:
     """Bring in what the journals hold; where that cannot be, say so and report what is stored."""
-    from importlib import import_module
-    from importlib.util import find_spec
-
     from packshot.ledger.stores import open_store
+    from packshot.ledger.wiring import bring_in
 
-    if find_spec("packshot.ledger.drain") is None:
-        return
     try:
         store = open_store(url)
         try:
-            drain = import_module("packshot.ledger.drain").Drain(journal, store, None, wall_us)
-            for _ in range(DRAIN_STEPS):
-                if not drain.step():
-                    break
+            bring_in(settings, store)
         finally:
             store.close()
     except LedgerUnavailable as error:

@@ -99,18 +99,17 @@ def drain(
     as_json: o.AsJson = False,
 ) -> None:
     """Bring settled attempts from the journals into the store, until Ctrl-C."""
-    from packshot.core.clock import wall_us
-    from packshot.ledger.drain import Drain
     from packshot.ledger.settings import load_settings
+    from packshot.ledger.wiring import drain_of
 
     settings = load_settings()
     with _opened(store) as opened:
-        drain = Drain(settings.journal, opened, None, wall_us)
+        drain = drain_of(settings, opened)
         if not once:
             terminal.note(f"draining {settings.journal}; Ctrl-C ends it")
             stop = threading.Event()
             for asked in (signal.SIGINT, signal.SIGTERM):
-                signal.signal(asked, lambda *_: stop.set())
+                signal.signal(asked, lambda _number, _frame: stop.set())
             drain.run(stop)
             return
         moved = 0

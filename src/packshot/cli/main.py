@@ -12,6 +12,8 @@ import typer
 import packshot
 from packshot.cli import options as o
 from packshot.cli import terminal
+from packshot.cli.cost import app as cost_app
+from packshot.cli.ledger import app as ledger_app
 from packshot.cli.model import app as model_app
 from packshot.cli.render import render
 from packshot.cli.sheet import sheet
@@ -34,6 +36,8 @@ app = typer.Typer(
 app.command()(render)
 app.command()(sheet)
 app.add_typer(model_app, name="model")
+app.add_typer(cost_app, name="cost")
+app.add_typer(ledger_app, name="ledger")
 
 
 @app.command()
@@ -65,7 +69,7 @@ def _root(
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run the command line and exit: 0, 1 (ours), 2 (the call), 3 (the model), 4 (a file), 130."""
+    """Run the command line and exit: 0, 1 ours, 2 call, 3 model, 4 file, 5 ledger, 130."""
     # Read by OpenMP when torch is imported. Threads that wait for the slowest one sleep instead of
     # spinning: as fast on a free machine, 2 to 10 times faster where another process has a core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -15,6 +15,7 @@ from packshot.studio import defaults
 
 if TYPE_CHECKING:
     from packshot.engine.results import OnStep, Progress
+    from packshot.studio.booking import Bill
     from packshot.studio.plan import Plan
     from packshot.studio.render import Delivery
 
@@ -112,17 +113,21 @@ def _deliver(plan: Plan, *, preview: bool, show_caption: bool, as_json: bool) ->
         terminal.warn(warning)
     if plan.caption.ignored:
         terminal.note(f"left out of the caption: {', '.join(plan.caption.ignored)}")
-    delivery, load_seconds = _render(plan, preview=preview)
+    delivery, load_seconds, bill = _render(plan, preview=preview)
     for warning in delivery.warnings[len(plan.warnings) :]:
         terminal.warn(warning)
     if as_json:
-        report.print_json(report.render_facts(plan, delivery, load_seconds))
+        report.print_json(report.render_facts(plan, delivery, load_seconds, bill))
     else:
-        report.show_render(plan, delivery, load_seconds)
+        report.show_render(plan, delivery, load_seconds, bill)
 
 
-def _render(plan: Plan, *, preview: bool) -> tuple[Delivery, float]:
-    """Return what was delivered, and the seconds that loading took, torch's import included."""
+def _render(plan: Plan, *, preview: bool) -> tuple[Delivery, float, Bill]:
+    """Return what was delivered, the seconds that loading took with torch's import, and the cost.
+
+    The ledger is opened first: where it cannot be written, nothing is rendered.
+    """
+    from packshot.cli.booking import bookkeeping
     from packshot.cli.progress import bar, spinner
     from packshot.studio.preview import watch_into
     from packshot.studio.render import load_engine, render
@@ -130,15 +135,17 @@ def _render(plan: Plan, *, preview: bool) -> tuple[Delivery, float]:
     watchers: list[OnStep] = []
     if preview:
         watchers.append(watch_into(plan.targets[0].path.with_name(defaults.PREVIEW_NAME)))
-    start = perf_counter()
-    with spinner(f"loading {plan.folder.name}"):
-        engine = load_engine(plan)
-    load_seconds = perf_counter() - start
-    with bar(len(plan.request.seeds), plan.request.steps) as tell:
-        watchers.append(tell)
+    with bookkeeping("render") as keeper:
+        start = perf_counter()
+        with spinner(f"loading {plan.folder.name}"):
+            engine = load_engine(plan)
+        load_seconds = perf_counter() - start
+        keeper.device = engine.device_kind
+        with bar(len(plan.request.seeds), plan.request.steps) as tell:
+            watchers.append(tell)
 
-        def on_step(progress: Progress) -> None:
-            for watcher in watchers:
-                watcher(progress)
+            def on_step(progress: Progress) -> None:
+                for watcher in watchers:
+                    watcher(progress)
 
-        return render(plan, engine, on_step), load_seconds
+            return render(plan, engine, on_step, keeper), load_seconds, keeper.bill

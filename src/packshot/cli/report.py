@@ -8,17 +8,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packshot.cli import terminal
-from packshot.core.types import Usage
+from packshot.core.money import Nanos, show_eur
+from packshot.core.types import Stage, Usage
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from packshot.studio.booking import Bill
     from packshot.studio.caption import Caption
     from packshot.studio.plan import Plan
     from packshot.studio.render import Delivery
     from packshot.studio.sheet import Sheet
 
-__all__ = ["print_json", "render_facts", "sheet_facts", "show_caption", "show_render", "show_sheet"]
+__all__ = [
+    "cost_lines",
+    "print_json",
+    "render_facts",
+    "sheet_facts",
+    "show_caption",
+    "show_render",
+    "show_sheet",
+]
+
+
+PLACES = 9
+"""Digits of EUR: all there are, so that the rows add up to the total, and few cost nothing."""
 
 
 def show_caption(caption: Caption) -> None:
@@ -35,16 +49,16 @@ def show_caption(caption: Caption) -> None:
     terminal.out().print(grid)
 
 
-def show_render(plan: Plan, delivery: Delivery, load_seconds: float) -> None:
-    """Print the stage table and the path of each picture."""
-    _show_stages(delivery, load_seconds)
+def show_render(plan: Plan, delivery: Delivery, load_seconds: float, bill: Bill) -> None:
+    """Print the stage table, what it cost, and the path of each picture."""
+    _show_stages(delivery, load_seconds, bill)
     for picture in delivery.pictures:
         _show_file(picture.path, plan.size, picture.seed)
 
 
-def show_sheet(plans: Sequence[Plan], sheet: Sheet, load_seconds: float) -> None:
-    """Print the stage table, summed over the tiles, and the path of the sheet."""
-    _show_stages(sheet, load_seconds)
+def show_sheet(plans: Sequence[Plan], sheet: Sheet, load_seconds: float, bill: Bill) -> None:
+    """Print the stage table, summed over the tiles, what they cost, and the path of the sheet."""
+    _show_stages(sheet, load_seconds, bill)
     _show_file(sheet.path, sheet.size, plans[0].request.seeds[0])
 
 
@@ -55,15 +69,17 @@ def _show_file(path: Path, size: tuple[int, int], seed: int) -> None:
     terminal.out().print(Text.assemble((str(path), "bold"), (said, "dim")), soft_wrap=True)
 
 
-def _show_stages(made: Delivery | Sheet, load_seconds: float) -> None:
-    """Print one row per stage: seconds, share of the total, and its speed where it has steps."""
+def _show_stages(made: Delivery | Sheet, load_seconds: float, bill: Bill) -> None:
+    """Print one row per stage: seconds, share, cost, and its speed where it has steps."""
     console = terminal.out()
-    console.print(_stage_table(made.usage))
+    console.print(_stage_table(made.usage, bill))
     used = f"on {made.device} in {made.precision}; loading took {load_seconds:.2f} s more"
     console.print(used, style="dim")
+    for line in cost_lines(bill):
+        console.print(line, soft_wrap=True)
 
 
-def _stage_table(usage: Sequence[Usage]) -> Table:
+def _stage_table(usage: Sequence[Usage], bill: Bill) -> Table:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -72,13 +88,51 @@ def _stage_table(usage: Sequence[Usage]) -> Table:
     table.add_column("stage", footer="total")
     table.add_column("seconds", justify="right", footer=f"{seconds:.3f}")
     table.add_column("share", justify="right", footer="100.0 %")
+    table.add_column("EUR", justify="right", footer=_cost(bill, None))
     table.add_column("", style="dim")
     for part in usage:
         share = part.seconds / seconds if seconds else 0.0
         table.add_row(
-            part.stage, f"{part.seconds:.3f}", f"{share:.1%}".replace("%", " %"), _speed(part)
+            part.stage,
+            f"{part.seconds:.3f}",
+            f"{share:.1%}".replace("%", " %"),
+            _cost(bill, part.stage),
+            _speed(part),
         )
     return table
+
+
+def _cost(bill: Bill, stage: Stage | None) -> str:
+    """Return what a stage cost, or all of them; what has no price is never shown as nothing."""
+    if bill.problem:
+        return "not booked"
+    if bill.unpriced_stages if stage is None else stage in bill.unpriced_stages:
+        return "unpriced"
+    amount = bill.amount if stage is None else bill.stages.get(stage, 0)
+    return show_eur(amount, PLACES)
+
+
+def cost_lines(bill: Bill) -> list[str]:
+    """Return the total with its rates, what has no price, and the ids that the ledger has it by."""
+    first, *others = bill.renders
+    ids = f"render {first}" + (f" and {len(others)} more" if others else "")
+    if bill.problem:
+        return ["cost not booked", ids]
+    rates = ", ".join(f"{kind} at {_plain(rate)} EUR/h" for kind, rate in bill.rates.items())
+    without = f", without {', '.join(sorted(bill.unpriced))}" if bill.unpriced else ""
+    known = f"cost {show_eur(bill.amount, PLACES)} EUR ({rates}){without}"
+    known = known if rates else "cost unpriced"
+    missing = [
+        f"{kind} has no price: set ledger.gpu_eur_per_hour.{kind} in packshot.yaml"
+        for kind in sorted(bill.unpriced)
+    ]
+    return [known, *missing, ids]
+
+
+def _plain(amount: Nanos) -> str:
+    """Return EUR without spare zeros, with two digits at least: "0.05", "2.30"."""
+    whole, _, digits = show_eur(amount, PLACES).partition(".")
+    return f"{whole}.{digits.rstrip('0'):0<2}"
 
 
 def _speed(part: Usage) -> str:
@@ -86,7 +140,7 @@ def _speed(part: Usage) -> str:
     return f"{part.steps} steps, {pace}" if pace else ""
 
 
-def render_facts(plan: Plan, delivery: Delivery, load_seconds: float) -> dict[str, Any]:
+def render_facts(plan: Plan, delivery: Delivery, load_seconds: float, bill: Bill) -> dict[str, Any]:
     """Return everything about a render that a program may want."""
     return {
         "pictures": [
@@ -98,11 +152,13 @@ def render_facts(plan: Plan, delivery: Delivery, load_seconds: float) -> dict[st
         "unknown": plan.caption.unknown,
         "ignored": list(plan.caption.ignored),
         "warnings": list(delivery.warnings),
-        **_machine_facts(plan, delivery, load_seconds),
+        **_machine_facts(plan, delivery, load_seconds, bill),
     }
 
 
-def sheet_facts(plans: Sequence[Plan], sheet: Sheet, load_seconds: float) -> dict[str, Any]:
+def sheet_facts(
+    plans: Sequence[Plan], sheet: Sheet, load_seconds: float, bill: Bill
+) -> dict[str, Any]:
     """Return everything about a contact sheet that a program may want."""
     return {
         "path": str(sheet.path),
@@ -111,11 +167,13 @@ def sheet_facts(plans: Sequence[Plan], sheet: Sheet, load_seconds: float) -> dic
         "seed": plans[0].request.seeds[0],
         "tiles": [{"brief": plan.brief, "caption": plan.caption.text} for plan in plans],
         "warnings": list(sheet.warnings),
-        **_machine_facts(plans[0], sheet, load_seconds),
+        **_machine_facts(plans[0], sheet, load_seconds, bill),
     }
 
 
-def _machine_facts(plan: Plan, made: Delivery | Sheet, load_seconds: float) -> dict[str, Any]:
+def _machine_facts(
+    plan: Plan, made: Delivery | Sheet, load_seconds: float, bill: Bill
+) -> dict[str, Any]:
     """Return what both kinds of result say of the choices, the model, the machine and the time."""
     request, folder = plan.request, plan.folder
     return {
@@ -131,11 +189,14 @@ def _machine_facts(plan: Plan, made: Delivery | Sheet, load_seconds: float) -> d
         "device": made.device,
         "precision": made.precision,
         "load_seconds": round(load_seconds, 6),
-        "usage": _usage_facts(made.usage),
+        "usage": _usage_facts(made.usage, bill),
+        "renders": list(bill.renders),
+        "cost_nano_eur": None if bill.problem or bill.unpriced else bill.amount,
     }
 
 
-def _usage_facts(usage: Sequence[Usage]) -> list[dict[str, Any]]:
+def _usage_facts(usage: Sequence[Usage], bill: Bill) -> list[dict[str, Any]]:
+    """Return what each stage consumed; its cost is null where no price is known."""
     return [
         {
             "stage": part.stage,
@@ -143,6 +204,11 @@ def _usage_facts(usage: Sequence[Usage]) -> list[dict[str, Any]]:
             "device": part.device,
             "steps": part.steps,
             "pixels": part.pixels,
+            "cost_nano_eur": (
+                None
+                if bill.problem or part.stage in bill.unpriced_stages
+                else bill.stages.get(part.stage, 0)
+            ),
         }
         for part in usage
     ]

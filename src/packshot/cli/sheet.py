@@ -10,6 +10,7 @@ from packshot.cli import terminal
 from packshot.studio import defaults
 
 if TYPE_CHECKING:
+    from packshot.studio.booking import Bill
     from packshot.studio.plan import Plan
     from packshot.studio.sheet import Sheet
 
@@ -70,24 +71,28 @@ def _deliver(plans: tuple[Plan, ...], columns: int, *, as_json: bool) -> None:
     """Load the model once, render every plan, and say what came of it."""
     from packshot.cli import report
 
-    made, load_seconds = _render(plans, columns)
+    made, load_seconds, bill = _render(plans, columns)
     for warning in made.warnings:
         terminal.warn(warning)
     if as_json:
-        report.print_json(report.sheet_facts(plans, made, load_seconds))
+        report.print_json(report.sheet_facts(plans, made, load_seconds, bill))
     else:
-        report.show_sheet(plans, made, load_seconds)
+        report.show_sheet(plans, made, load_seconds, bill)
 
 
-def _render(plans: tuple[Plan, ...], columns: int) -> tuple[Sheet, float]:
-    """Return the sheet, and the seconds that loading took, torch's import included."""
+def _render(plans: tuple[Plan, ...], columns: int) -> tuple[Sheet, float, Bill]:
+    """Return the sheet, the seconds that loading took with torch's import, and the cost."""
+    from packshot.cli.booking import bookkeeping
     from packshot.cli.progress import bar, spinner
     from packshot.studio.render import load_engine
     from packshot.studio.sheet import render_sheet
 
-    start = perf_counter()
-    with spinner(f"loading {plans[0].folder.name}"):
-        engine = load_engine(plans[0])
-    load_seconds = perf_counter() - start
-    with bar(len(plans), plans[0].request.steps) as tell:
-        return render_sheet(plans, engine, columns, tell), load_seconds
+    with bookkeeping("sheet") as keeper:
+        start = perf_counter()
+        with spinner(f"loading {plans[0].folder.name}"):
+            engine = load_engine(plans[0])
+        load_seconds = perf_counter() - start
+        keeper.device = engine.device_kind
+        with bar(len(plans), plans[0].request.steps) as tell:
+            made = render_sheet(plans, engine, columns, tell, keeper)
+            return made, load_seconds, keeper.bill

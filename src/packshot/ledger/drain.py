@@ -129,6 +129,11 @@ class Drain:
         except OSError as error:
             raise LedgerUnavailable(f"the journals in {self.folder} fail: {error}") from error
 
+    def close(self) -> None:
+        """Release the leases' connection; the store is its owner's."""
+        if self.leases is not None:
+            self.leases.close()
+
     @contextmanager
     def _alone(self) -> Generator[None]:
         with locked(self.folder / "drain.lock") as alone:

@@ -1,0 +1,61 @@
+"""The ledger around a command that renders: opened before, drained into the store after it."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from packshot.cli import terminal
+from packshot.core.errors import LedgerError
+
+if TYPE_CHECKING:
+    from packshot.ledger.settings import Settings
+    from packshot.studio.booking import Bookkeeper
+
+__all__ = ["bookkeeping"]
+
+
+@contextmanager
+def bookkeeping(recipe: Literal["render", "sheet"]) -> Generator[Bookkeeper]:
+    """Yield who books this command's renders; say what could not be booked, once they are done.
+
+    Raises:
+        InvalidRequest: packshot.yaml has a mistake.
+        LedgerUnavailable: the journal cannot be written: there is to be no render.
+    """
+    from packshot.core.clock import wall_us
+    from packshot.ledger.prices.book import book_of
+    from packshot.ledger.settings import load_settings
+    from packshot.ledger.wiring import local_ledger
+    from packshot.studio.booking import Bookkeeper
+
+    settings = load_settings()
+    book = book_of(settings)
+    ledger = local_ledger(settings, book)
+    try:
+        keeper = Bookkeeper(ledger, book, recipe, "cpu", wall_us)
+        yield keeper
+        if keeper.bill.problem:
+            terminal.warn(f"the cost of this render is not booked: {keeper.bill.problem}")
+    finally:
+        ledger.close()
+        _drain(settings)
+
+
+def _drain(settings: Settings) -> None:
+    """Move what the journals hold into the store, where no other process does so already."""
+    from packshot.ledger.stores import open_store
+    from packshot.ledger.wiring import bring_in
+
+    try:
+        if "://" not in settings.store:
+            Path(settings.store).parent.mkdir(parents=True, exist_ok=True)
+        store = open_store(settings.store)
+        try:
+            bring_in(settings, store)
+        finally:
+            store.close()
+    except (LedgerError, OSError) as error:
+        terminal.warn(f"the cost is in the journal, and not in the store yet: {error}")

@@ -1,0 +1,74 @@
+"""From settings to a ledger that works: what every command needs, put together in one place."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from packshot.core.clock import wall_us
+from packshot.core.errors import InvalidRequest, LedgerUnavailable
+from packshot.ledger.drain import Drain, DrainBusy
+from packshot.ledger.leases import LeaseTable, open_shared
+from packshot.ledger.ledger import Ledger, Prices, open_ledger
+from packshot.ledger.settings import Settings
+from packshot.ledger.stores.base import Store
+
+__all__ = ["bring_in", "drain_of", "local_ledger"]
+
+SLOTS = 256
+"""How many commands may write journals in one folder at once."""
+
+
+def drain_of(settings: Settings, store: Store) -> Drain:
+    """Return the drain of the settings' journals into an open store; close it in the end."""
+    leases = LeaseTable(open_shared(settings.store)) if settings.caps else None
+    return Drain(settings.journal, store, leases, wall_us)
+
+
+def bring_in(settings: Settings, store: Store) -> int:
+    """Drain once what the journals hold, unless another drain does; return how many were new.
+
+    Raises:
+        LedgerUnavailable: a journal cannot be read, or the store not written; nothing is lost.
+    """
+    drain = drain_of(settings, store)
+    try:
+        return drain.step()
+    except DrainBusy:
+        return 0
+    finally:
+        drain.close()
+
+
+def local_ledger(settings: Settings, book: Prices) -> Ledger:
+    """Open a ledger for a command: under the first name, local-0 …, that nobody alive has.
+
+    Raises:
+        LedgerUnavailable: the journals' folder cannot be written.
+        InvalidRequest: the mode of durability is not offered.
+    """
+    if settings.durability == "store":
+        raise InvalidRequest(
+            "ledger.durability store is not offered by this version; expected process or power"
+        )
+    for slot in range(SLOTS):
+        worker = f"local-{slot}"
+        if not _is_taken(settings.journal / worker / "lock"):
+            return open_ledger(settings, book, worker)
+    raise LedgerUnavailable(
+        f"{SLOTS} commands write journals in {settings.journal}; are they all alive?"
+    )
+
+
+def _is_taken(lock: Path) -> bool:
+    if not lock.exists():
+        return False
+    descriptor = os.open(lock, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
