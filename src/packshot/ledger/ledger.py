@@ -78,7 +78,7 @@ class _Whole:
     currency: str = "EUR"
     original: str = "0"
     rate: str = "1"
-    price: str = "hold"
+    price: str = "upper bound of its hold"
 
 
 @dataclass(slots=True, eq=False)
