@@ -12,7 +12,7 @@ import pytest
 import packshot
 
 ROOT = Path(__file__).parent.parent
-FOLDERS = ("src", "packages", "training", "benchmarks", "examples", "tests")
+FOLDERS = ("src", "packages", "training", "benchmarks", "deploy", "examples", "tests")
 FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 LONGEST_FUNCTION = 70
 LONGEST_FILE = 600
@@ -24,7 +24,10 @@ try:
 except SystemExit as end:
     assert not end.code
 """
-HEAVY = ("torch", "numpy", "PIL", "safetensors", "tokenizers", "diffusers", "transformers")
+HEAVY = (
+    *("torch", "numpy", "PIL", "safetensors", "tokenizers", "diffusers", "transformers"),
+    *("asyncpg", "genai_prices", "pyarrow", "pydantic"),
+)
 
 
 def name_of(file: Path) -> str:

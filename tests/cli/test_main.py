@@ -46,6 +46,9 @@ def test_the_commands_are_these(packshot: Packshot) -> None:
         "sheet",
         "doctor",
         "model",
+        "cost",
+        "prices",
+        "ledger",
     ]
 
 
