@@ -14,7 +14,7 @@ from decimal import Decimal
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from packshot.core.clock import HOUR_US
 from packshot.core.config import read
@@ -37,6 +37,8 @@ __all__ = [
 ]
 
 Credit = Literal["payable", "depreciation", "storage"]
+
+_Key: TypeAlias = tuple[str, str, int, "str | None", str, bool]
 
 SLOT_US = HOUR_US // 4
 """How long a tariff is kept as it is: cheaper hours of providers start on a quarter of an hour."""
@@ -86,10 +88,8 @@ class PriceBook:
     own_rates: tuple[RateRow, ...]
     shipped_rates: tuple[RateRow, ...]
     _index: tuple[dict[str, list[PriceRow]], ...] = field(init=False, repr=False)
-    _tariffs: dict[tuple[str, str, int, str | None, str], Tariff | None] = field(
-        default_factory=dict[tuple[str, str, int, "str | None", str], "Tariff | None"],
-        init=False,
-        repr=False,
+    _tariffs: dict[_Key, Tariff | None] = field(
+        default_factory=dict[_Key, "Tariff | None"], init=False, repr=False
     )
 
     def __post_init__(self) -> None:
@@ -128,7 +128,10 @@ class PriceBook:
         return self._charge(usage, provider, model, at, "payable")
 
     def _charge(self, usage: Usage, provider: str, model: str, at: int, credit: Credit) -> Charge:
-        tariff = self.tariff(provider, model, at, usage.image_size, usage.image_quality)
+        by_picture = usage.images > 0 and not usage.output_tokens
+        tariff = self.tariff(
+            provider, model, at, usage.image_size, usage.image_quality, by_picture=by_picture
+        )
         if tariff is None:
             top_of(usage, NOTHING)  # refuses what is negative
             return Charge(0, credit, priced=not _used(usage))
@@ -161,6 +164,8 @@ class PriceBook:
 
         Input tokens that are not counted are at most as many as the body has bytes. The dearest
         tier, and for pictures the dearest size and quality, that the call could fall into counts.
+        A model that is billed by its tokens, but has a price of pictures too, makes no more output
+        tokens for a picture than the dearest costs: that bounds a call without a limit of them.
 
         Raises:
             Unbounded: it is billed by time, or by output tokens and ``max_output_tokens`` is None.
@@ -169,55 +174,62 @@ class PriceBook:
         if tariff is None:
             return None
         tokens = body_bytes if input_tokens is None else input_tokens
-        tiers = [tier for tier in tariff.tiers if not tier.above or tokens > tier.above]
-        top = bound_of(tiers, tokens, max_output_tokens, images)
-        return None if top is None else -((-top * tariff.nano) // tariff.bottom)
+        pictures = self.tariff(provider, model, at, None, by_picture=True) if images else tariff
+        if pictures is None or pictures == tariff:
+            return _bound(tariff, tokens, max_output_tokens, images)
+        by_picture = _bound(pictures, tokens, max_output_tokens, images) or 0
+        if max_output_tokens is None:
+            return (_bound(tariff, tokens, 0, images) or 0) + by_picture
+        return max(_bound(tariff, tokens, max_output_tokens, images) or 0, by_picture)
 
     def tariff(
-        self, provider: str, model: str, at: int, size: str | None = "", quality: str = ""
+        self,
+        provider: str,
+        model: str,
+        at: int,
+        size: str | None = "",
+        quality: str = "",
+        *,
+        by_picture: bool = False,
     ) -> Tariff | None:
-        """Return what a model asks at ``at``, None if unknown; ``size`` None: the dearest one."""
-        key = (provider, model, at // SLOT_US, size, quality)
+        """Return what a model asks at ``at``, None if unknown; ``size`` None: the dearest one.
+
+        ``by_picture`` prefers, of what is not the operator's, a price of pictures to one of tokens:
+        for calls whose answer does not count its tokens.
+        """
+        key = (provider, model, at // SLOT_US, size, quality, by_picture)
         try:
             return self._tariffs[key]
         except KeyError:
-            found = self._find(provider, model, at, size, quality)
+            found = self._find(provider, model, at, size, quality, by_picture=by_picture)
         if len(self._tariffs) >= CACHED:
             self._tariffs.clear()
         self._tariffs[key] = found
         return found
 
     def _find(
-        self, provider: str, model: str, at: int, size: str | None, quality: str
+        self,
+        provider: str,
+        model: str,
+        at: int,
+        size: str | None,
+        quality: str,
+        *,
+        by_picture: bool,
     ) -> Tariff | None:
         day = day_of(at)
-        rows = self.rows(provider, model, day, self._index[0])
+        rows = _in_force(self._index[0], provider, model, day)
         if rows:
+            return self._of_rows(rows, day, size, quality)
+        rows = _in_force(self._index[1], provider, model, day)
+        if by_picture and any(row.unit == "image" for row in rows):
             return self._of_rows(rows, day, size, quality)
         parts = genai.parts(provider, model, at)
         if parts:
             since = genai.since(provider, model, at)
             name = f"{genai.source()}: {provider}/{model}" + (f"@{since}" if since else "")
             return self._tariff(parts, day, name)
-        rows = self.rows(provider, model, day, self._index[1])
         return self._of_rows(rows, day, size, quality) if rows else None
-
-    def rows(
-        self,
-        provider: str,
-        model: str,
-        day: date,
-        index: dict[str, list[PriceRow]],
-    ) -> list[PriceRow]:
-        """Return the rows of one source in force for a model, else those for all its models."""
-        for wanted in (model, "") if provider else (model,):
-            held: dict[tuple[str, str, str], PriceRow] = {}
-            for row in index.get(provider, ()):
-                if row.model == wanted and row.start <= day:
-                    held[row.unit, row.size, row.quality] = row  # the later one last
-            if held:
-                return list(held.values())
-        return []
 
     def _of_rows(
         self, rows: Sequence[PriceRow], day: date, size: str | None, quality: str
@@ -253,6 +265,26 @@ class PriceBook:
             if held:
                 return max(held, key=lambda row: row.start).eur
         return None
+
+
+def _in_force(
+    index: dict[str, list[PriceRow]], provider: str, model: str, day: date
+) -> list[PriceRow]:
+    """Return the rows of one source in force for a model, else those for all its models."""
+    for wanted in (model, "") if provider else (model,):
+        held: dict[tuple[str, str, str], PriceRow] = {}
+        for row in index.get(provider, ()):
+            if row.model == wanted and row.start <= day:
+                held[row.unit, row.size, row.quality] = row  # the later one last
+        if held:
+            return list(held.values())
+    return []
+
+
+def _bound(tariff: Tariff, tokens: int, output: int | None, images: int) -> Nanos | None:
+    tiers = [tier for tier in tariff.tiers if not tier.above or tokens > tier.above]
+    top = bound_of(tiers, tokens, output, images)
+    return None if top is None else -((-top * tariff.nano) // tariff.bottom)
 
 
 def _rank(row: PriceRow, size: str | None) -> tuple[Fraction, bool, bool]:
