@@ -10,6 +10,10 @@ __all__ = ["new_id"]
 BATCH = 256
 """Random tails drawn with one call of the system's generator."""
 
+FIXED = int("70008000000000000000" * BATCH, 16)
+RANDOM = int("0fff3fffffffffffffff" * BATCH, 16)
+"""Version 7 and variant 0b10 in each tail of a batch, and the bits that are drawn."""
+
 tails: list[str] = []
 """What follows the time: version, 12 random bits, variant, 62 random bits, as 20 hex digits."""
 
@@ -28,7 +32,7 @@ def new_id() -> str:
 
 def _refill() -> str:
     """Draw a batch of tails and return one of them, which no other thread can have taken."""
-    digits = os.urandom(10 * BATCH).hex()
+    digits = (int.from_bytes(os.urandom(10 * BATCH)) & RANDOM | FIXED).to_bytes(10 * BATCH).hex()
     fresh = [digits[at : at + 20] for at in range(0, len(digits), 20)]
-    tails.extend(f"7{t[1:4]}{'89ab'[int(t[4], 16) & 3]}{t[5:]}" for t in fresh[1:])
-    return f"7{fresh[0][1:4]}{'89ab'[int(fresh[0][4], 16) & 3]}{fresh[0][5:]}"
+    tails.extend(fresh[1:])
+    return fresh[0]

@@ -158,7 +158,7 @@ class Ledger:
         )
         self._capped = bool(caps)
         self._answers = answers
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open: dict[str, Hold] = {}
 
     def hold(
@@ -311,11 +311,14 @@ class Ledger:
         An expired attempt that was dispatched is booked as ``unknown``, at all that was held.
         """
         now = time.monotonic()
-        for hold in [hold for hold in list(self._open.values()) if hold.until <= now]:
-            if hold.dispatched_at:
-                self._settle(hold, None, _whole(hold), "unknown", "expired")
-            else:
-                self._settle(hold, None, _FREE, "failed_free", "expired")
+        for hold in list(self._open.values()):
+            with self._lock:  # or another thread may post it in between
+                if hold.until > now or self._open.get(hold.attempt) is not hold:
+                    continue
+                if hold.dispatched_at:
+                    self._settle(hold, None, _whole(hold), "unknown", "expired")
+                else:
+                    self._settle(hold, None, _FREE, "failed_free", "expired")
         if self._caps is not None:
             with self._lock:
                 self._caps.tick(self._clock())
@@ -352,12 +355,11 @@ class Ledger:
             settled = self._journal.settle(
                 lambda number: _record(hold, usage, charge, (outcome, reason, at, number))
             )
-            seq = self._journal.seq
             del self._open[hold.attempt]
             if hold.slices and self._caps is not None:
                 self._caps.settle(hold.slices, hold.held.amount, settled.amount)
         if self._durable:
-            self._journal.wait(seq)
+            self._journal.wait(self._journal.seq)
         return settled
 
     def _own(self, hold: Hold) -> None:
