@@ -392,4 +392,4 @@ def test_tariffs_kept_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     for size in range(10):
         usage = Usage("denoise", images=1, image_size=str(size))
         assert book.charge(usage, "acme", "m", NOON).amount == 10**9
-    assert len(book._tariffs) <= 3
+    assert len(book._tariffs) <= 3  # pyright: ignore[reportPrivateUsage]
