@@ -44,7 +44,7 @@ def cpu_us(work: Callable[[], object], count: int) -> float:
 
 
 def book_attempts(ledger: Ledger, count: int, rng: random.Random) -> None:
-    """Hold and post ``count`` stages of renders of twenty teams."""
+    """Hold and post ``count`` calls of a model that is paid by the token, for twenty teams."""
     teams = [f"team-{n}" for n in range(20)]
     for number in range(count):
         stage = STAGES[number % 5]
@@ -52,12 +52,13 @@ def book_attempts(ledger: Ledger, count: int, rng: random.Random) -> None:
             render=f"r{number // 5}",
             recipe="render",
             stage=stage,
-            model="sdxl",
+            provider="openai",
+            model="gpt-4o-mini",
             team=teams[number // 5 % 20],
-            device="h100",
         )
         hold = ledger.hold(of, 10_000_000)
-        ledger.post(hold, Usage("denoise", rng.uniform(0.001, 2), "h100"))
+        used = Usage("caption", input_tokens=rng.randrange(50, 900), output_tokens=120)
+        ledger.post(hold, used)
 
 
 def writes_alone(folder: Path, count: int) -> None:

@@ -15,6 +15,7 @@ from packshot.cli import terminal
 from packshot.cli.cost import app as cost_app
 from packshot.cli.ledger import app as ledger_app
 from packshot.cli.model import app as model_app
+from packshot.cli.prices import app as prices_app
 from packshot.cli.render import render
 from packshot.cli.sheet import sheet
 from packshot.core.errors import PackshotError
@@ -37,6 +38,7 @@ app.command()(render)
 app.command()(sheet)
 app.add_typer(model_app, name="model")
 app.add_typer(cost_app, name="cost")
+app.add_typer(prices_app, name="prices")
 app.add_typer(ledger_app, name="ledger")
 
 
