@@ -117,6 +117,14 @@ def test_a_dead_worker_s_attempts_end(world: World) -> None:
     assert world.store.verify() == []
 
 
+def test_what_has_no_price_is_never_booked_as_nothing(world: World) -> None:
+    journal = Journal(world.journals, "gateway-0")
+    journal.append(Held("a", 1, 0, 10**18, SENT, dispatched=True, priced=False))
+    die(journal)
+    world.drain().step()
+    assert world.entries("attempt, priced") == [("a", 0)]
+
+
 def test_a_worker_that_came_back_left_a_life_that_ends(world: World) -> None:
     first = Journal(world.journals, "gateway-0")
     first.append(held("a"))

@@ -173,7 +173,7 @@ class FullDisk(RealFiles):
 
     full = False
 
-    def write(self, descriptor: int, data: bytearray, /) -> int:  # type: ignore[override]
+    def write(self, descriptor: int, data: bytes, /) -> int:  # type: ignore[override]
         if self.full:
             raise OSError(28, "No space left on device")
         return RealFiles.write(descriptor, data)

@@ -57,7 +57,7 @@ class LedgerStub:
     posts: list[tuple[Dimensions, Usage, str, str]] = field(default_factory=list)
     voids: list[tuple[Dimensions, str]] = field(default_factory=list)
 
-    def hold(self, dimensions, amount_or_bound, *, dispatched, expires_in_s) -> Hold:
+    def hold(self, dimensions, amount_or_bound, *, priced, dispatched, expires_in_s) -> Hold:
         if len(self.open) == self.fail_hold:
             raise BudgetExceeded("the cap is reached")
         assert dispatched

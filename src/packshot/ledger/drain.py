@@ -211,13 +211,12 @@ class Drain:
         )
         for seq, number in stored:  # of segments that are deleted
             life.seq, life.number = max(life.seq, seq), max(life.number, number)
-        frame, frames = bytearray(), bytearray()
+        frames = bytearray()
         for left in life.open.values():
             life.seq += 1
             life.number += 1
             settled = ended(left, life.number, self.clock())
-            encode_frame(life.seq, settled, frame)
-            frames += frame
+            frames += encode_frame(life.seq, settled)
             rows.append(Stamped(life.worker, life.epoch, life.seq, settled))
         with segment.open("r+b") as file:
             file.truncate(life.offsets[segment])  # a record that the death cut in two
@@ -295,7 +294,8 @@ def ended(left: Open, number: int, now: int) -> Settled:
         amount=amount,
         payable=amount if owed else 0,
         depreciation=0 if owed else amount,
-        price="upper bound of its hold" if sent else "",
+        priced=held.priced or not sent,
+        price="upper bound of its hold" if sent and held.priced else "",
         caps=held.caps,
     )
 

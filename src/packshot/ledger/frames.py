@@ -54,11 +54,10 @@ class Scan:
     stuck: bool = False
 
 
-def encode_frame(seq: int, event: Event, buffer: bytearray) -> None:
-    """Make ``buffer`` the frame of ``event``: nothing else is in it afterwards."""
-    ENCODER.encode_into((seq, event), buffer, 8)
-    with memoryview(buffer) as view:
-        HEADER.pack_into(buffer, 0, len(buffer) - 8, crc32(view[8:]))
+def encode_frame(seq: int, event: Event) -> bytes:
+    """Return the frame of ``event``."""
+    payload = ENCODER.encode((seq, event))
+    return HEADER.pack(len(payload), crc32(payload)) + payload
 
 
 def frame_end(data: bytes, offset: int) -> int:

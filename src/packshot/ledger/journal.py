@@ -51,7 +51,7 @@ class Files(Protocol):
         """Create a file for appending and return its descriptor."""
         ...
 
-    def write(self, descriptor: int, data: bytearray, /) -> int:
+    def write(self, descriptor: int, data: bytes, /) -> int:
         """Append; return how many bytes were taken."""
         ...
 
@@ -131,7 +131,6 @@ class Journal:
         self._lock = threading.Lock()
         self._synced_more = threading.Condition()
         self._asked = threading.Event()
-        self._buffer = bytearray()
         self._broken = ""
         self._seq = self._number = self._synced = self._segment = self._size = 0
         self._retired: list[int] = []
@@ -210,18 +209,17 @@ class Journal:
     def _write(self, event: Event) -> int:
         if self._broken:
             raise LedgerUnavailable(self._broken)
-        buffer = self._buffer
-        encode_frame(self._seq + 1, event, buffer)
+        frame = encode_frame(self._seq + 1, event)
         try:
             if self._size >= self._segment_bytes:
                 fresh = self._create()
                 self._retired.append(self._descriptor)
                 self._descriptor = fresh
-            written = self._files.write(self._descriptor, buffer)
+            written = self._files.write(self._descriptor, frame)
         except OSError as error:
             self._cut()
             raise LedgerUnavailable(f"the journal cannot be written: {error}") from error
-        if written != len(buffer):
+        if written != len(frame):
             self._cut()
             raise LedgerUnavailable("the journal took only a part of a record: is the disk full?")
         self._size += written

@@ -202,6 +202,7 @@ class Ledger:
             tuple([part.period for part in slices]) if slices else (),
             dispatched,
             sha256(key.encode()).hexdigest() if key else "",
+            priced,
         )
         until = time.monotonic() + expires_in_s
         hold = Hold(held, slices, priced, at if dispatched else 0, until)

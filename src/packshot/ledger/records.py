@@ -74,6 +74,8 @@ class Held(msgspec.Struct, frozen=True, array_like=True, tag=1):
     dispatched: bool = False
     key: str = ""
     """Hash of the caller's idempotency key, or ""."""
+    priced: bool = True
+    """False where no price is known: ``amount`` is 0 then, and says nothing."""
 
 
 class Dispatched(msgspec.Struct, frozen=True, array_like=True, tag=2):

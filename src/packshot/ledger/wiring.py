@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from packshot.core.clock import wall_us
-from packshot.core.errors import InvalidRequest, LedgerUnavailable
+from packshot.core.errors import LedgerUnavailable
 from packshot.ledger.drain import Drain, DrainBusy
 from packshot.ledger.leases import LeaseTable, open_shared
 from packshot.ledger.ledger import Ledger, Prices, open_ledger
@@ -48,10 +48,6 @@ def local_ledger(settings: Settings, book: Prices) -> Ledger:
         LedgerUnavailable: the journals' folder cannot be written.
         InvalidRequest: the mode of durability is not offered.
     """
-    if settings.durability == "store":
-        raise InvalidRequest(
-            "ledger.durability store is not offered by this version; expected process or power"
-        )
     for slot in range(SLOTS):
         worker = f"local-{slot}"
         if not _is_taken(settings.journal / worker / "lock"):

@@ -68,7 +68,14 @@ class Ledger(Protocol):
     """What is asked of a ledger; `packshot.ledger` has the real one."""
 
     def hold(
-        self, dimensions: Dimensions, amount: Nanos, /, *, dispatched: bool, expires_in_s: int
+        self,
+        dimensions: Dimensions,
+        amount: Nanos,
+        /,
+        *,
+        priced: bool,
+        dispatched: bool,
+        expires_in_s: int,
     ) -> Hold:
         """Reserve an upper bound, or raise LedgerError."""
         ...
@@ -178,7 +185,11 @@ class Bookkeeper:
                         device=self._device_of(stage),
                     )
                     work[-1][stage] = self.ledger.hold(
-                        dimensions, bounds[stage], dispatched=True, expires_in_s=EXPIRES_S
+                        dimensions,
+                        bounds[stage].amount,
+                        priced=bounds[stage].priced,
+                        dispatched=True,
+                        expires_in_s=EXPIRES_S,
                     )
         except LedgerError:
             for holds in work:
@@ -187,13 +198,13 @@ class Bookkeeper:
             raise
         return work
 
-    def _bound(self, stage: Stage) -> Nanos:
+    def _bound(self, stage: Stage) -> Charge:
         device = self._device_of(stage)
         seconds = LIMIT_S[stage] if device == "cpu" else LIMIT_S[stage] / 10
         hour = self.book.charge(Usage(stage, 3600.0, device), "", "", self.clock())
         if hour.priced:
             self.bill.rates[device] = hour.amount
-        return self.book.charge(Usage(stage, seconds, device), "", "", self.clock()).amount
+        return self.book.charge(Usage(stage, seconds, device), "", "", self.clock())
 
     def _device_of(self, stage: Stage) -> str:
         return self.device if stage in ON_DEVICE else "cpu"
