@@ -303,6 +303,8 @@ def test_without_a_limit_of_output_there_is_no_bound() -> None:
         Usage("caption", input_tokens=-1),
         Usage("denoise", images=-1),
         Usage("denoise", seconds=-1.0),
+        Usage("denoise", seconds=float("nan")),
+        Usage("denoise", seconds=float("inf")),
     ],
 )
 @pytest.mark.parametrize("provider", ["acme", "nobody"])

@@ -22,7 +22,7 @@ from packshot.core.money import Nanos
 from packshot.core.types import Usage
 from packshot.ledger.prices import genai
 from packshot.ledger.prices.rows import PriceRow, RateRow, check, price_row, rate_row
-from packshot.ledger.prices.tokens import Part, Tariff, Tier, bound_of, tariff_of, top_of
+from packshot.ledger.prices.tokens import Part, Tariff, Tier, bound_of, micros_of, tariff_of, top_of
 from packshot.ledger.settings import PriceEntry, RateEntry, Settings, state_folder
 
 __all__ = [
@@ -123,11 +123,8 @@ class PriceBook:
             InvalidRequest: a count is negative, or the parts of the input tokens exceed them.
         """
         if not provider:
-            used = Usage(stage=usage.stage, seconds=usage.seconds, device=usage.device)
-            return self._charge(used, "", usage.device, at, "depreciation")
-        return self._charge(usage, provider, model, at, "payable")
-
-    def _charge(self, usage: Usage, provider: str, model: str, at: int, credit: Credit) -> Charge:
+            return self._of_device(usage, at)
+        credit: Credit = "payable"
         by_picture = usage.images > 0 and not usage.output_tokens
         tariff = self.tariff(
             provider, model, at, usage.image_size, usage.image_quality, by_picture=by_picture
@@ -140,14 +137,14 @@ class PriceBook:
         top = top_of(usage, tariff.tier(usage.input_tokens))
         if top is None or (usage.stored_bytes and not tariff.stored):
             return Charge(0, credit, priced=False)
-        return Charge(
-            amount=tariff.amount(top),
-            credit=credit,
-            currency=tariff.currency,
-            original=tariff.original(top),
-            rate=tariff.rate,
-            price=tariff.price,
-        )
+        return _charge(tariff, top, credit)
+
+    def _of_device(self, usage: Usage, at: int) -> Charge:
+        us = micros_of(usage)
+        tariff = self.tariff("", usage.device, at)
+        if tariff is None:
+            return Charge(0, "depreciation", priced=not us)
+        return _charge(tariff, us * (tariff.tiers[0].us or 0), "depreciation")
 
     def bound(
         self,
@@ -265,6 +262,17 @@ class PriceBook:
             if held:
                 return max(held, key=lambda row: row.start).eur
         return None
+
+
+def _charge(tariff: Tariff, top: int, credit: Credit) -> Charge:
+    return Charge(
+        amount=tariff.amount(top),
+        credit=credit,
+        currency=tariff.currency,
+        original=tariff.original(top),
+        rate=tariff.rate,
+        price=tariff.price,
+    )
 
 
 def _in_force(

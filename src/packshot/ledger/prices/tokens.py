@@ -11,17 +11,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from math import lcm
+from math import inf, lcm
 
 from packshot.core.clock import HOUR_US, SECOND_US
 from packshot.core.errors import InvalidRequest, Unbounded
 from packshot.core.money import EXACT, NANO, Nanos
 from packshot.core.types import Usage
 
-__all__ = ["Part", "Tariff", "Tier", "bound_of", "half_even", "tariff_of", "top_of"]
+__all__ = ["Part", "Tariff", "Tier", "bound_of", "half_even", "micros_of", "tariff_of", "top_of"]
 
 PLACES = 30
-"""Digits after the point of an original amount that has no end as a decimal (a third of a cent)."""
+"""Digits after the point of an amount whose denominator is no power of ten, as of a price per hour.
+Where it ends before, it is exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,13 +109,8 @@ def decimal_text(top: int, bottom: int) -> str:
         return "0"
     digits = len(str(bottom)) - 1
     if bottom != 10**digits:
-        bound = Fraction(top, bottom)
-        twos_fives = bound.denominator
-        for prime in (2, 5):
-            while twos_fives % prime == 0:
-                twos_fives //= prime
-        digits = PLACES if twos_fives > 1 else bound.denominator.bit_length()
-        top = half_even(bound.numerator * 10**digits, bound.denominator)
+        digits = PLACES
+        top = half_even(top * 10**digits, bottom)
     if not digits:
         return str(top)
     text = str(top).rjust(digits + 1, "0")
@@ -189,12 +185,12 @@ def top_of(usage: Usage, tier: Tier) -> int | None:
     output tokens.
 
     Raises:
-        InvalidRequest: a count is negative, or cached and written tokens exceed the input tokens.
+        InvalidRequest: a number is negative, or cached and written tokens exceed the input tokens.
     """
     plain = usage.input_tokens - usage.cached_tokens - usage.written_tokens
-    us = round(usage.seconds * SECOND_US)
+    us = micros_of(usage)
     counts = (plain, usage.cached_tokens, usage.written_tokens, usage.output_tokens)
-    if min(*counts, us, usage.images, usage.requests, usage.stored_bytes) < 0:
+    if min(*counts, usage.images, usage.requests, usage.stored_bytes) < 0:
         raise InvalidRequest(
             "usage must not be negative, and its cached and written tokens must be part of its "
             f"input tokens; got {usage}"
@@ -211,6 +207,19 @@ def top_of(usage: Usage, tier: Tier) -> int | None:
     elif usage.requests and not (tier.tokens or tier.otherwise):
         return None
     return top
+
+
+def micros_of(usage: Usage) -> int:
+    """Return the seconds of a usage as whole microseconds.
+
+    Raises:
+        InvalidRequest: they are negative or not finite.
+    """
+    if not 0 <= usage.seconds < inf:
+        raise InvalidRequest(
+            f"seconds of a usage must be finite and not negative, got {usage.seconds}"
+        )
+    return round(usage.seconds * SECOND_US)
 
 
 def _tokens(counts: tuple[int, int, int, int], tier: Tier) -> int | None:
