@@ -234,6 +234,11 @@ def test_own_devices_by_the_second() -> None:
         book.bound("", "h100", NOON, body_bytes=0)
 
 
+@pytest.mark.parametrize("kind", ["cpu", "h100", "h200", "a100", "a10g", "l4", "rtx-4090"])
+def test_devices_are_filed_under_the_name_that_the_engine_gives_them(kind: str) -> None:
+    assert PriceBook.load().charge(Usage("denoise", seconds=1.0, device=kind), "", "", NOON).amount
+
+
 def test_storage_is_credited_to_storage() -> None:
     charge = PriceBook.load().charge(
         Usage("store", stored_bytes=10**6, requests=2), "s3", "bucket", NOON

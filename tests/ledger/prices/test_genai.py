@@ -88,3 +88,20 @@ def test_what_is_unknown_has_no_parts(name: tuple[str, str]) -> None:
 def test_every_model_has_a_tariff_or_none_and_never_an_error() -> None:
     for name in genai.models():
         BOOK.tariff(*name, LAST * 1_000_000)
+
+
+@pytest.mark.parametrize("provider", ["my-openai-proxy", "local-openai", "OpenAI", "openai2"])
+def test_a_name_that_only_resembles_a_provider_has_no_price(provider: str) -> None:
+    assert genai.parts("openai", "gpt-4o-mini", AT)
+    assert genai.parts(provider, "gpt-4o-mini", AT) == []
+
+
+def test_tokens_of_pictures_are_charged_at_their_own_higher_price() -> None:
+    prices = {part.unit: part.price for part in genai.parts("google", "gemini-2.5-flash-image", AT)}
+    assert prices["output_token"] == 30
+
+
+def test_other_names_of_a_provider_are_known() -> None:
+    assert genai.parts("gemini", "gemini-2.5-flash", AT) == genai.parts(
+        "google", "gemini-2.5-flash", AT
+    )

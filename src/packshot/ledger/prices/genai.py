@@ -15,7 +15,7 @@ from packshot.ledger.prices.tokens import Part
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
-    from genai_prices.types import ModelInfo
+    from genai_prices.types import ModelInfo, TieredPrices
 
 __all__ = ["models", "parts", "since"]
 
@@ -29,6 +29,14 @@ FIELDS = {
     "requests_kcount": ("request", 1000),
 }
 """The fields of a model's price that `Usage` can be multiplied with: our unit, and per how many."""
+
+
+DEARER = {"input_mtok": ("input_image_mtok",), "output_mtok": ("output_image_mtok",)}
+"""Tokens of pictures, which some models charge at a higher price. `Usage` does not tell them from
+those of text, so all count at the dearer one: too much for the text, never too little."""
+
+ALIASES = {"bedrock": "aws", "gemini": "google", "vertex": "google", "xai": "x-ai"}
+"""Other names of providers, as configurations have them."""
 
 
 @cache
@@ -47,9 +55,18 @@ def source() -> str:
     return f"genai-prices {version('genai-prices')}"
 
 
+@cache
+def _providers() -> frozenset[str]:
+    return frozenset(provider.id for provider in _snapshot().providers)
+
+
 def _find(provider: str, model: str) -> ModelInfo | None:
+    """Find a model by its provider's exact name: the package would take "my-openai" for OpenAI."""
+    known = ALIASES.get(provider, provider)
+    if known not in _providers():
+        return None
     try:
-        return _snapshot().find_provider_model(model, None, provider, None)[1]
+        return _snapshot().find_provider_model(model, None, known, None)[1]
     except LookupError:
         return None
 
@@ -66,14 +83,20 @@ def parts(provider: str, model: str, at: int) -> list[Part]:
     listed = found.get_prices(when)
     result: list[Part] = []
     for field, (unit, per) in FIELDS.items():
-        value = getattr(listed, field, None)
-        if value is None:
+        prices = [getattr(listed, name, None) for name in (field, *DEARER.get(field, ()))]
+        known = [price for price in prices if price is not None]
+        if not known:
             continue
+        value = max(known, key=_base)
         steps = [(0, value)]
         if not isinstance(value, Decimal):
             steps = [(0, value.base), *((tier.start, tier.price) for tier in value.tiers)]
         result.extend(Part(unit, price, per, "USD", above) for above, price in steps)
     return result
+
+
+def _base(value: Decimal | TieredPrices) -> Decimal:
+    return value if isinstance(value, Decimal) else value.base
 
 
 def since(provider: str, model: str, at: int) -> date | None:
