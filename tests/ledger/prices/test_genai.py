@@ -26,6 +26,7 @@ MODELS = (
 BOOK = PriceBook.load()
 FIRST = 1_735_689_600  # 2025-01-01
 LAST = 1_798_761_600  # 2027-01-01
+AT = 1_790_000_000_000_000  # 2026-09-21
 
 
 @settings(deadline=None)
