@@ -280,10 +280,10 @@ def test_pictures_by_size_and_quality_and_without_counted_tokens() -> None:
     plain = Usage("denoise", images=1, image_size="1024x1024", image_quality="low")
     assert book.charge(plain, "openai", "gpt-image-1", NOON).original == "0.011"
     counted = Usage("denoise", images=1, input_tokens=10, output_tokens=1000)
-    assert book.charge(counted, "openai", "gpt-image-1", NOON).original == "0.04005"
+    assert book.charge(counted, "openai", "gpt-image-1", NOON).original == "0.0401"
     assert not book.charge(Usage("denoise", images=1), "openai", "dall-e-3", NOON).priced
     bound = book.bound("openai", "gpt-image-1", NOON, body_bytes=100, images=2)
-    assert bound == 430_430_000  # two of the dearest, 0.25, and 100 tokens of 5 per million
+    assert bound == 430_860_000  # two of the dearest, 0.25, and 100 tokens of 10 per million
 
 
 def test_a_call_is_a_request_also_where_nobody_counts() -> None:
