@@ -31,7 +31,11 @@ FIELDS = {
 """The fields of a model's price that `Usage` can be multiplied with: our unit, and per how many."""
 
 
-DEARER = {"input_mtok": ("input_image_mtok",), "output_mtok": ("output_image_mtok",)}
+DEARER = {
+    "input_mtok": ("input_image_mtok",),
+    "cache_read_mtok": ("cache_image_read_mtok",),
+    "output_mtok": ("output_image_mtok",),
+}
 """Tokens of pictures, which some models charge at a higher price. `Usage` does not tell them from
 those of text, so all count at the dearer one: too much for the text, never too little."""
 
