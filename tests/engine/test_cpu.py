@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from packshot.engine import cpu
 from packshot.engine.cpu import PackedConv2d, PhasedUpsample, prepare
 from packshot.engine.folder import ModelFolder
 from packshot.engine.networks.blocks import Upsample
@@ -82,11 +83,13 @@ def prepared(kind, folder: ModelFolder, component: str):
     network = load(kind, folder, component, channels_last=True)
     prepare(network)
     left = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
-    assert not left
+    assert bool(left) != cpu.packing_pays(torch.float32)
     return network
 
 
-def test_whole_networks_are_the_same_but_for_rounding(tiny_sdxl):
+@pytest.mark.parametrize("pays", [True, False])
+def test_whole_networks_are_the_same_but_for_rounding(tiny_sdxl, monkeypatch, pays):
+    monkeypatch.setattr(cpu, "packing_pays", lambda dtype: pays)
     folder = ModelFolder.open(tiny_sdxl)
     latents = torch.randn(2, 4, 8, 12)
     for kind, component in ((VAE, "vae"), (TinyVAE, "tiny_vae")):
@@ -101,6 +104,12 @@ def test_whole_networks_are_the_same_but_for_rounding(tiny_sdxl):
         noisy = torch.randn(2, 4, *size)
         ours, theirs = (net.predict(noisy, torch.tensor(401), *told) for net in (fast, plain))
         assert relative(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize(("capability", "pays"), [("AVX2", False), ("AVX512", True)])
+def test_packing_is_for_processors_where_it_pays(monkeypatch, capability, pays):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert cpu.packing_pays(torch.float32) == pays
 
 
 def test_without_onednn_only_the_algebra_changes(monkeypatch):

@@ -20,14 +20,28 @@ def prepare(network: nn.Module) -> None:
 
     Its outputs stay the same but for rounding; its state dict does not, so load weights before.
     """
-    packs = hasattr(torch.ops.mkldnn, "_reorder_convolution_weight")
     for name, child in list(network.named_children()):
         if isinstance(child, Upsample):
             setattr(network, name, PhasedUpsample(child))
-        elif isinstance(child, nn.Conv2d) and packs and torch.backends.mkldnn.is_available():
+        elif isinstance(child, nn.Conv2d) and packing_pays(child.weight.dtype):
             setattr(network, name, PackedConv2d(child))
         else:
             prepare(child)
+
+
+def packing_pays(dtype: torch.dtype) -> bool:
+    """Tell whether oneDNN's own layout of weights is the faster one here, and can be had.
+
+    With AVX-512 it saves a twentieth; without, the kernels that it leads to take 3.4 times as long
+    (an AMD EPYC with AVX2, benchmarks/LOG.md), and 16-bit weights are refused.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    if not hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):
+        return False
+    if dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():  # noqa: SLF001
+        return False
+    return torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
 class PackedConv2d(nn.Module):

@@ -33,6 +33,9 @@ UNAVAILABLE = ("08", "53", "57", "58", "28", "3D", "40", "55", "25")
 """Classes of SQLSTATE: connection, resources, shutdown, system, login, no such database, deadlock,
 lock, read-only (PostgreSQL 18, appendix A)."""
 
+LOST = (OSError, EOFError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""The connection is gone. The last is asyncpg's when that happens as a COPY begins."""
+
 CORRUPT = ("22", "23", "XX", "P0")
 """Data, constraints, damaged files, and our triggers that refuse a change."""
 
@@ -134,7 +137,7 @@ class PostgresDatabase:
             raise
         except OverflowError as error:
             raise LedgerCorrupt(f"{self.name}: a number exceeds 64 bits: {error}") from error
-        except (OSError, EOFError, TimeoutError, asyncpg.InterfaceError) as error:
+        except LOST as error:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: BaseException) -> LedgerUnavailable:
@@ -270,5 +273,5 @@ async def _leave(connection: Connection) -> None:
     """Say goodbye; a server that does not answer within the time is left without."""
     try:
         await connection.close(timeout=CONNECT_S)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except (*LOST, asyncpg.PostgresError):
         connection.terminate()
