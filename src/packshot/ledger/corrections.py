@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Literal, Protocol
 
 import msgspec
 
@@ -11,22 +10,10 @@ from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import InvalidRequest
 from packshot.core.ids import new_id
 from packshot.core.money import EXACT, Nanos, eur
+from packshot.ledger.prices.book import Charge
 from packshot.ledger.records import Settled
 
 __all__ = ["reprice", "reverse"]
-
-
-class Charge(Protocol):
-    """What a price book says of a usage."""
-
-    @property
-    def amount(self) -> Nanos: ...
-    @property
-    def credit(self) -> Literal["payable", "depreciation", "storage"]: ...
-    @property
-    def priced(self) -> bool: ...
-    @property
-    def price(self) -> str: ...
 
 
 def reverse(row: Settled, reason: str = "reversed", clock: Clock = wall_us) -> Settled:

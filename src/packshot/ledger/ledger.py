@@ -29,6 +29,7 @@ from packshot.ledger.caps import Cap, Caps, Slice
 from packshot.ledger.idempotency import Answers
 from packshot.ledger.journal import Journal
 from packshot.ledger.leases import Leases, LeaseTable, open_shared
+from packshot.ledger.prices.book import Charge
 from packshot.ledger.records import Dimensions, Dispatched, Held, Outcome, Settled
 from packshot.ledger.settings import Settings
 
@@ -41,44 +42,12 @@ ABOVE = "above its hold"
 """The reason of an entry whose bound was none: it is booked in full all the same."""
 
 
-class Charge(Protocol):
-    """What a price book says of a usage; ``amount`` is 0 where ``priced`` is false."""
-
-    @property
-    def amount(self) -> Nanos: ...
-    @property
-    def credit(self) -> Literal["payable", "depreciation", "storage"]: ...
-    @property
-    def priced(self) -> bool: ...
-    @property
-    def currency(self) -> str: ...
-    @property
-    def original(self) -> str: ...
-    @property
-    def rate(self) -> str: ...
-    @property
-    def price(self) -> str: ...
-
-
 class Prices(Protocol):
     """What is asked of a price book."""
 
     def charge(self, usage: Usage, provider: str, model: str, at: int, /) -> Charge:
         """Return what a usage costs at an instant, in microseconds since 1970."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class _Whole:
-    """The charge of an attempt whose usage nobody knows: all that was held for it."""
-
-    amount: Nanos
-    credit: Literal["payable", "depreciation", "storage"]
-    priced: bool
-    currency: str = "EUR"
-    original: str = "0"
-    rate: str = "1"
-    price: str = "upper bound of its hold"
 
 
 @dataclass(slots=True, eq=False)
@@ -381,14 +350,20 @@ class Ledger:
         return self._answers
 
 
-_FREE = _Whole(0, "payable", priced=True, price="")
+_FREE = Charge(0, "payable")
 
 
-def _whole(hold: Hold) -> _Whole:
+def _whole(hold: Hold) -> Charge:
+    """Return the charge of an attempt whose usage nobody knows: all that was held for it."""
     amount = hold.held.amount
     own = not hold.held.dimensions.provider
-    credit = "depreciation" if own else "payable"
-    return _Whole(amount, credit, hold.priced, original=f"{eur(amount):f}")
+    return Charge(
+        amount,
+        "depreciation" if own else "payable",
+        hold.priced,
+        original=f"{eur(amount):f}",
+        price="upper bound of its hold",
+    )
 
 
 def _record(
