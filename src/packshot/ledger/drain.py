@@ -27,7 +27,7 @@ from packshot.ledger.leases import Leases
 from packshot.ledger.records import Dispatched, Held, Settled, Stamped
 from packshot.ledger.stores.base import Finding, Store
 
-__all__ = ["BATCH", "Drain", "DrainBusy"]
+__all__ = ["BATCH", "Drain", "DrainBusy", "locked"]
 
 BATCH = 5000
 """Settled attempts per transaction of the store."""

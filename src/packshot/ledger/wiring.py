@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
 from pathlib import Path
 
 from packshot.core.clock import wall_us
 from packshot.core.errors import LedgerUnavailable
-from packshot.ledger.drain import Drain, DrainBusy
+from packshot.ledger.drain import Drain, DrainBusy, locked
 from packshot.ledger.leases import LeaseTable, open_shared
 from packshot.ledger.ledger import Ledger, Prices, open_ledger
 from packshot.ledger.settings import Settings
@@ -60,11 +58,5 @@ def local_ledger(settings: Settings, book: Prices) -> Ledger:
 def _is_taken(lock: Path) -> bool:
     if not lock.exists():
         return False
-    descriptor = os.open(lock, os.O_RDWR)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    with locked(lock) as free:
+        return not free
