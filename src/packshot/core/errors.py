@@ -17,6 +17,10 @@
     │   ├── IdempotencyError the key came before with another body, or is still in flight
     │   ├── LedgerUnavailable  journal or store cannot be written: no new paid work is taken
     │   └── LedgerCorrupt    a sum, a hash, a sequence or a schema is not what it must be
+    ├── UpstreamError        a provider's server could not be talked to (no answer of its own)
+    │   ├── UpstreamUnreachable  no connection: nothing was sent
+    │   ├── UpstreamTimeout  silence: before the connection, the first byte, the next, or the end
+    │   └── UpstreamBroken   the connection broke, or what came was no HTTP
     ├── RenderFailed         the network produced NaN or a constant picture, twice
     └── Cancelled            the caller asked to stop between two steps
 
@@ -48,6 +52,10 @@ __all__ = [
     "UnknownConcept",
     "Unpriced",
     "UnsafeModel",
+    "UpstreamBroken",
+    "UpstreamError",
+    "UpstreamTimeout",
+    "UpstreamUnreachable",
     "unknown_name",
 ]
 
@@ -120,6 +128,31 @@ class LedgerUnavailable(LedgerError):
 
 class LedgerCorrupt(LedgerError):
     """The ledger's files are damaged, or of a newer version than this packshot."""
+
+
+class UpstreamError(PackshotError):
+    """A provider's server could not be talked to.
+
+    ``sent`` is true where the request may have reached it, and so may be billed; ``began`` where
+    bytes of an answer came.
+    """
+
+    def __init__(self, message: str, *, sent: bool, began: bool = False) -> None:
+        super().__init__(message)
+        self.sent = sent
+        self.began = began
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection could be made; nothing was sent."""
+
+
+class UpstreamTimeout(UpstreamError):
+    """The connection, the first byte, the next byte or the end did not come in time."""
+
+
+class UpstreamBroken(UpstreamError):
+    """The connection was reset or closed in the middle, or what came was not HTTP."""
 
 
 class RenderFailed(PackshotError):

@@ -1,0 +1,1 @@
+"""Sockets: the pool of upstream connections, the server's protocol, the framing of events."""

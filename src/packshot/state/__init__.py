@@ -1,0 +1,1 @@
+"""What the workers of a gateway, and its replicas, share: rate limits, in process or in Valkey."""
