@@ -19,7 +19,7 @@ from packshot.ledger.drain import Drain, DrainBusy, locked
 from packshot.ledger.frames import HEADER
 from packshot.ledger.journal import Journal
 from packshot.ledger.leases import LeaseTable, Want, open_shared
-from packshot.ledger.records import Dimensions, Dispatched, Held, Settled, Stamped
+from packshot.ledger.records import Dimensions, Dispatched, Held, Settled
 from packshot.ledger.stores import open_store
 
 OWN = Dimensions(render="r", stage="denoise", device="cpu")
@@ -221,18 +221,49 @@ def test_one_drain_at_a_time(world: World) -> None:
             world.drain().step()
 
 
-def test_a_store_that_is_away_loses_nothing(world: World, monkeypatch) -> None:
-    journal, drain = Journal(world.journals, "gateway-0"), world.drain()
-    settle(journal, "a")
+@pytest.mark.parametrize("part", ["store", "leases"])
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_a_store_that_is_away_loses_nothing(world: World, monkeypatch, part, batch) -> None:
+    monkeypatch.setattr("packshot.ledger.drain.BATCH", batch)
+    journal, drain = Journal(world.journals, "gateway-0", segment_bytes=300), world.drain()
+    world.leases.take("gateway-0", journal.epoch, [Want("total@ever", 100, 1000)])
+    for name in "abcdefg":
+        settle(journal, name, 5, ("total@ever",))
+    journal.append(held("open"))
 
-    def away(rows: list[Stamped]) -> int:
+    def away(*_arguments: object) -> int:
         raise LedgerUnavailable("gone")
 
+    broken = (world.store, "append") if part == "store" else (world.leases, "settle")
     with monkeypatch.context() as patched:
-        patched.setattr(world.store, "append", away)
-        with pytest.raises(LedgerUnavailable):
-            drain.step()
-    assert world.drain().step() == 1, "a fresh drain reads again"
+        patched.setattr(*broken, away)
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailable):
+                drain.step()
+    drain.step()
+    settle(journal, "open", 5, ("total@ever",))
+    assert drain.step() == 1
+    assert [row[0] for row in world.entries()] == [*"abcdefg", "open"]
+    (grant,) = world.leases.take("another", 1, [Want("total@ever", 1, 1000)])
+    assert grant.spent == 40
+    assert world.store.verify() == []
+    journal.close()
+
+
+def test_journals_are_read_in_parts(world: World, monkeypatch) -> None:
+    monkeypatch.setattr("packshot.ledger.drain.CHUNK", 50)
+    journal, drain = Journal(world.journals, "gateway-0"), world.drain()
+    for name in "abc":
+        settle(journal, name)
+    (file,) = world.journals.glob("*/*.journal")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 0xFF
+    file.write_bytes(data)
+    settle(journal, "d")
+    assert drain.step() == 3
+    assert [row[0] for row in world.entries()] == ["a", "c", "d"]
+    (found,) = drain.findings
+    assert f"at byte {len(data) // 3}, {len(data) // 3} bytes" in found.where
     journal.close()
 
 

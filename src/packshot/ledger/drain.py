@@ -24,13 +24,16 @@ from packshot.core.money import Nanos
 from packshot.ledger.frames import encode_frame, scan
 from packshot.ledger.journal import SEGMENT
 from packshot.ledger.leases import Leases
-from packshot.ledger.records import Dispatched, Held, Settled, Stamped
+from packshot.ledger.records import Event, Held, Settled, Stamped
 from packshot.ledger.stores.base import Finding, Store
 
 __all__ = ["BATCH", "Drain", "DrainBusy", "locked"]
 
 BATCH = 5000
 """Settled attempts per transaction of the store."""
+
+CHUNK = 256 << 10
+"""Bytes of a journal decoded at once: so many records stay in the processor's cache."""
 
 EVERY_S = 0.25
 """Seconds between two looks at journals in which nothing was new."""
@@ -159,6 +162,14 @@ class Drain:
             return moved
 
     def _life(self, life: Life, segments: list[Path], *, over: bool) -> int:
+        try:
+            return self._bring_in(life, segments, over=over)
+        except BaseException:
+            # What was read and not stored is known to nobody but the journal: read it again.
+            self._lives.pop((life.worker, life.epoch), None)
+            raise
+
+    def _bring_in(self, life: Life, segments: list[Path], *, over: bool) -> int:
         rows: list[Stamped] = []
         moved = 0
         for segment in segments:
@@ -177,28 +188,40 @@ class Drain:
 
     def _read(self, life: Life, segment: Path, *, sealed: bool) -> Iterator[Stamped]:
         """Yield the settled attempts behind what was read of a segment before."""
-        offset = life.offsets.get(segment, 0)
-        with segment.open("rb") as file:
-            file.seek(offset)
-            data = file.read()
-        found = scan(data, sealed=sealed)
-        for damage in found.damage:
-            life.damaged.add(segment)
-            where = f"{segment} at byte {offset + damage.offset}, {damage.length} bytes"
-            self.findings.append(Finding("journal", where, damage.why))
-        for seq, event in found.events:
+        for seq, event in self._events(life, segment, sealed=sealed):
             life.seq = max(life.seq, seq)
-            if isinstance(event, Held):
-                at = event.at if event.dispatched else 0
-                life.open[event.attempt] = Open(event, at, segment)
-            elif isinstance(event, Dispatched):
-                if event.attempt in life.open:
-                    life.open[event.attempt].dispatched_at = event.at
-            else:
+            if isinstance(event, Settled):
                 life.open.pop(event.attempt, None)
                 life.number = max(life.number, event.number)
                 yield Stamped(life.worker, life.epoch, seq, event)
-        life.offsets[segment] = offset + found.end
+            elif isinstance(event, Held):
+                at = event.at if event.dispatched else 0
+                life.open[event.attempt] = Open(event, at, segment)
+            elif event.attempt in life.open:
+                life.open[event.attempt].dispatched_at = event.at
+
+    def _events(self, life: Life, segment: Path, *, sealed: bool) -> Iterator[tuple[int, Event]]:
+        """Yield what was written to a segment since it was read before, and note the damage."""
+        offset = life.offsets.setdefault(segment, 0)
+        with segment.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)  # what comes meanwhile waits: there are other workers
+            size = CHUNK
+            while offset < end:
+                file.seek(offset)
+                data = file.read(min(size, end - offset))
+                last = offset + len(data) >= end
+                found = scan(data, sealed=sealed and last)
+                for damage in found.damage:
+                    life.damaged.add(segment)
+                    where = f"{segment} at byte {offset + damage.offset}, {damage.length} bytes"
+                    self.findings.append(Finding("journal", where, damage.why))
+                yield from found.events
+                offset += found.end
+                life.offsets[segment] = offset
+                if last:
+                    return
+                # Damage may have no end in sight: look further.
+                size = CHUNK if found.end else 2 * size
 
     def _recover(self, life: Life, segment: Path) -> list[Stamped]:
         """Settle what a dead worker left open, in its own journal, before the store hears of it."""

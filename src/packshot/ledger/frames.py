@@ -60,25 +60,32 @@ def encode_frame(seq: int, event: Event) -> bytes:
     return HEADER.pack(len(payload), crc32(payload)) + payload
 
 
-def frame_end(data: bytes, offset: int) -> int:
-    """Return the end of the frame at ``offset``; 0 if it is cut off, -1 if it is no frame."""
+def payload_at(data: bytes, offset: int) -> bytes:
+    """Return the payload of the whole frame at ``offset``, or b"" if none is there."""
     start = offset + 8
     if len(data) < start:
-        return 0
+        return b""
     length, crc = HEADER.unpack_from(data, offset)
-    if not 0 < length <= MAX_PAYLOAD:
-        return -1
-    end = start + length
-    if len(data) < end:
-        return 0
-    return end if crc32(data[start:end]) == crc else -1
+    if length > MAX_PAYLOAD:
+        return b""
+    payload = data[start : start + length]
+    return payload if len(payload) == length and crc32(payload) == crc else b""
+
+
+def is_cut(data: bytes, offset: int) -> bool:
+    """Return whether the bytes at ``offset``, no whole frame, may be the beginning of one."""
+    start = offset + 8
+    if len(data) < start:
+        return True
+    length, _ = HEADER.unpack_from(data, offset)
+    return 0 < length <= MAX_PAYLOAD and len(data) < start + length
 
 
 def next_frame(data: bytes, offset: int) -> int:
     """Return where the next whole frame at or after ``offset`` begins, or -1."""
     at = data.find(PAIR, offset + 8)
     while at >= 0:
-        if frame_end(data, at - 8) > 0:
+        if payload_at(data, at - 8):
             return at - 8
         at = data.find(PAIR, at + 1)
     return -1
@@ -91,11 +98,11 @@ def scan(data: bytes, *, sealed: bool) -> Scan:
     searched for whole ones behind it, too. Otherwise it is taken to be still under way.
     """
     found = Scan()
-    offset = 0
-    while offset < len(data):
-        end = frame_end(data, offset)
-        if end <= 0:
-            found.stuck = sealed or end < 0
+    offset, size = 0, len(data)
+    while offset < size:
+        payload = payload_at(data, offset)
+        if not payload:
+            found.stuck = sealed or not is_cut(data, offset)
             again = next_frame(data, offset + 1) if found.stuck else -1
             if again < 0:
                 break
@@ -103,8 +110,9 @@ def scan(data: bytes, *, sealed: bool) -> Scan:
             found.stuck = False
             offset = again
             continue
+        end = offset + 8 + len(payload)
         try:
-            found.events.append(DECODER.decode(data[offset + 8 : end]))
+            found.events.append(DECODER.decode(payload))
         except (msgspec.DecodeError, LedgerCorrupt) as error:
             found.damage.append(Damage(offset, end - offset, str(error)))
         offset = end

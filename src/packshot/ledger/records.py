@@ -5,7 +5,8 @@ An attempt is one billable call, or one stage on our own device. Its life is thr
     Held ──► Dispatched ──► Settled        (Settled alone is a row of the store)
 
 Each is a msgpack array, so fields are only ever appended, never moved. Times are microseconds since
-1970-01-01 UTC, amounts nano-EUR.
+1970-01-01 UTC, amounts nano-EUR. The garbage collector need not follow them (``gc=False``): they
+refer to numbers, text and each other, never in a circle, and a drain holds very many.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ reversing or repricing entry, and what accrues with time (idle devices, stored b
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
-class Dimensions(msgspec.Struct, frozen=True, array_like=True):
+class Dimensions(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """By what a cost can be asked for; "" where a dimension does not apply.
 
     ``stage`` is a stage of a render (DESIGN §3), or "chat", "embeddings", "images" for a call of
-    the gateway that belongs to none. ``tags`` are "name=value", sorted.
+    the gateway that belongs to none, or "load", "idle" for a device's time beside the renders.
+    ``tags`` are "name=value", sorted.
     """
 
     render: str = ""
@@ -58,7 +60,7 @@ class Dimensions(msgspec.Struct, frozen=True, array_like=True):
     tags: tuple[str, ...] = ()
 
 
-class Held(msgspec.Struct, frozen=True, array_like=True, tag=1):
+class Held(msgspec.Struct, frozen=True, array_like=True, tag=1, gc=False):
     """Money reserved: an upper bound of what the attempt may cost, until ``expires``.
 
     ``caps`` names the cap periods that carry the hold ("team:research@2026-11"). ``dispatched`` is
@@ -76,20 +78,26 @@ class Held(msgspec.Struct, frozen=True, array_like=True, tag=1):
     """Hash of the caller's idempotency key, or ""."""
     priced: bool = True
     """False where no price is known: ``amount`` is 0 then, and says nothing."""
+    limit_us: int = 0
+    """On our own device: the microseconds of it that cost ``amount``. 0 for a provider's call."""
+    since: int = 0
+    """`packshot.ledger.signs.tick_us` of the dispatch, in a hold that is sent at once."""
 
 
-class Dispatched(msgspec.Struct, frozen=True, array_like=True, tag=2):
+class Dispatched(msgspec.Struct, frozen=True, array_like=True, tag=2, gc=False):
     """The first byte is about to go upstream: from here on the attempt may cost money."""
 
     attempt: str
     at: int
+    since: int = 0
+    """`packshot.ledger.signs.tick_us` of it."""
 
 
-class Settled(msgspec.Struct, frozen=True, array_like=True, tag=3):
+class Settled(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
     """How an attempt ended and what it cost: all that a row of the store holds.
 
-    ``amount`` is debited to ``account`` (the stage; "waste" if billed and not delivered; "idle";
-    "storage") and equals the sum of the credits ``payable`` (owed to the provider),
+    ``amount`` is debited to ``account`` (the stage; "waste" if billed and not delivered; "load",
+    "idle"; "storage") and equals the sum of the credits ``payable`` (owed to the provider),
     ``depreciation`` (own devices) and ``storage``. It is 0 with ``priced`` false where no price is
     known. ``original`` is the exact amount in ``currency`` as decimal text, ``rate`` EUR per unit
     of it; ``price`` names the price rows used, with their dates. ``corrects`` is the attempt whose
@@ -138,7 +146,7 @@ class Settled(msgspec.Struct, frozen=True, array_like=True, tag=3):
 Event: TypeAlias = Held | Dispatched | Settled
 
 
-class Stamped(msgspec.Struct, frozen=True):
+class Stamped(msgspec.Struct, frozen=True, gc=False):
     """An event with its place in the journals: file of ``worker``, life ``epoch`` of it, sequence
     ``seq`` from 1 within the epoch, without gaps.
     """
