@@ -1,1 +1,1 @@
-"""One door to every model: keys, retries, fallbacks, limits and money in front of every provider."""
+"""One door to every model: keys, retries, fallbacks, limits and money before every provider."""
