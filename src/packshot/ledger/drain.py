@@ -12,19 +12,22 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 
 from packshot.core.clock import Clock
 from packshot.core.errors import LedgerUnavailable
 from packshot.core.money import Nanos
+from packshot.ledger.devices import BESIDE, used_until
 from packshot.ledger.frames import encode_frame, scan
 from packshot.ledger.journal import SEGMENT
 from packshot.ledger.leases import Leases
-from packshot.ledger.records import Event, Held, Settled, Stamped
+from packshot.ledger.records import Event, Held, Outcome, Settled, Stamped
+from packshot.ledger.signs import last_sign, sign_path
 from packshot.ledger.stores.base import Finding, Store
 
 __all__ = ["BATCH", "Drain", "DrainBusy", "locked"]
@@ -45,11 +48,15 @@ class DrainBusy(LedgerUnavailable):
 
 @dataclass(slots=True)
 class Open:
-    """A hold without an end: the hold, when it was dispatched (0: never), where it is written."""
+    """A hold without an end: the hold, when it was dispatched (0: never), where it is written.
+
+    ``since`` is the same instant by `packshot.ledger.signs.tick_us`, where a device is used.
+    """
 
     held: Held
     dispatched_at: int
     segment: Path
+    since: int = 0
 
 
 @dataclass(slots=True)
@@ -196,9 +203,10 @@ class Drain:
                 yield Stamped(life.worker, life.epoch, seq, event)
             elif isinstance(event, Held):
                 at = event.at if event.dispatched else 0
-                life.open[event.attempt] = Open(event, at, segment)
+                life.open[event.attempt] = Open(event, at, segment, event.since)
             elif event.attempt in life.open:
                 life.open[event.attempt].dispatched_at = event.at
+                life.open[event.attempt].since = event.since
 
     def _events(self, life: Life, segment: Path, *, sealed: bool) -> Iterator[tuple[int, Event]]:
         """Yield what was written to a segment since it was read before, and note the damage."""
@@ -235,10 +243,11 @@ class Drain:
         for seq, number in stored:  # of segments that are deleted
             life.seq, life.number = max(life.seq, seq), max(life.number, number)
         frames = bytearray()
-        for left in life.open.values():
+        used = seconds_of(life.open, last_sign(segment.parent, life.epoch))
+        for name, left in life.open.items():
             life.seq += 1
             life.number += 1
-            settled = ended(left, life.number, self.clock())
+            settled = ended(left, life.number, self.clock(), used.get(name))
             frames += encode_frame(life.seq, settled)
             rows.append(Stamped(life.worker, life.epoch, life.seq, settled))
         with segment.open("r+b") as file:
@@ -276,6 +285,7 @@ class Drain:
             else:
                 segment.unlink()
         if over:
+            sign_path(segments[0].parent, life.epoch).unlink(missing_ok=True)
             self._lives.pop((life.worker, life.epoch), None)
 
 
@@ -294,14 +304,39 @@ def locked(file: Path) -> Generator[bool]:
         os.close(descriptor)
 
 
-def ended(left: Open, number: int, now: int) -> Settled:
+def seconds_of(left: Mapping[str, Open], last: int | None) -> dict[str, int]:
+    """Return the microseconds that attempts on our own devices have used until the ``last`` sign.
+
+    Those without one are not in it, nor those that were never dispatched: nobody can tell.
+    """
+    own = {
+        name: (each.held.dimensions.device, each.since)
+        for name, each in left.items()
+        if each.dispatched_at and each.held.limit_us and each.since
+    }
+    return {} if last is None else used_until(own, last)
+
+
+def ended(left: Open, number: int, now: int, used_us: int | None = None) -> Settled:
     """Return how an attempt ends whose worker died: free if never dispatched, else unknown.
 
-    What is unknown is booked at its hold, the upper bound, until an invoice says otherwise.
+    What is unknown is booked at its hold, the upper bound, until an invoice says otherwise. Where
+    the time of our own device is known, ``used_us``, that is booked, at the rate of the hold.
     """
     held = left.held
     sent = left.dispatched_at > 0
     amount = held.amount if sent else 0
+    price = "upper bound of its hold" if sent and held.priced else ""
+    outcome: Outcome = "unknown" if sent else "failed_free"
+    stage = held.dimensions.stage
+    reason = f"worker died {'after' if sent else 'before'} dispatch"
+    seconds = 0
+    if sent and used_us is not None and held.limit_us:
+        seconds = min(used_us, held.limit_us)
+        amount = round(Fraction(held.amount * seconds, held.limit_us))  # half to even
+        price = "rate of its hold, until the last sign of life" if held.priced else ""
+        outcome = "accrual" if stage in BESIDE else "failed_billed"
+        reason = "worker died"
     owed = bool(held.dimensions.provider)
     return Settled(
         attempt=held.attempt,
@@ -309,16 +344,17 @@ def ended(left: Open, number: int, now: int) -> Settled:
         held_at=held.at,
         dispatched_at=left.dispatched_at,
         settled_at=now,
-        outcome="unknown" if sent else "failed_free",
-        reason=f"worker died {'after' if sent else 'before'} dispatch",
+        outcome=outcome,
+        reason=reason,
         dimensions=held.dimensions,
+        seconds_us=seconds,
         held=held.amount,
-        account="waste" if sent else held.dimensions.stage,
+        account="waste" if sent and outcome != "accrual" else stage,
         amount=amount,
         payable=amount if owed else 0,
         depreciation=0 if owed else amount,
         priced=held.priced or not sent,
-        price="upper bound of its hold" if sent and held.priced else "",
+        price=price,
         caps=held.caps,
     )
 

@@ -3,6 +3,7 @@
 ``folder/WORKER/`` holds the journal of one worker: ``lock``, flocked for as long as the worker
 lives (so that anybody can tell that it died); ``epoch``, the last life that was begun; and the
 segments ``EPOCH-SEGMENT.journal``. A segment is only appended to; the drain deletes it.
+``EPOCH.alive`` tells until when the worker was seen alive (`packshot.ledger.signs`).
 
 What is written is in the kernel's hands and survives the death of the process. A thread syncs to
 the disk in groups; `Journal.wait` returns when that has happened (docs/durability.md).
@@ -22,6 +23,7 @@ from typing import Literal, Protocol
 from packshot.core.errors import InvalidRequest, LedgerUnavailable
 from packshot.ledger.frames import encode_frame, scan
 from packshot.ledger.records import Event, Settled, Stamped
+from packshot.ledger.signs import BEAT_US, Sign
 
 __all__ = [
     "DEFAULT_SEGMENT_BYTES",
@@ -33,8 +35,8 @@ __all__ = [
 ]
 
 DEFAULT_SEGMENT_BYTES = 64 << 20
-SYNC_EVERY_S = 0.05
-"""Seconds between two group syncs while nobody waits for one."""
+SYNC_EVERY_S = BEAT_US / 1_000_000
+"""Seconds between two group syncs while nobody waits for one, and between two signs of life."""
 
 LOCK_PATIENCE_S = 2.0
 """The drain holds a worker's lock for microseconds, to see whether it is dead."""
@@ -101,8 +103,8 @@ class Journal:
     Args:
         folder: where the journals of all workers are; on a local disk.
         worker: this process's name in it, one that it gets again when it restarts ("gateway-0").
-        durability: with "power" the sync thread starts as soon as somebody waits, and else
-            sleeps; with "process" it syncs every `SYNC_EVERY_S` as well.
+        durability: with "power" the sync thread syncs as soon as somebody waits, and else not;
+            with "process" it syncs every `SYNC_EVERY_S` as well.
         segment_bytes: a segment that has grown past this is followed by a new one.
         files: the operating system.
 
@@ -127,7 +129,7 @@ class Journal:
         self._folder = folder / worker
         self._files = RealFiles() if files is None else files
         self._segment_bytes = segment_bytes
-        self._every = SYNC_EVERY_S if durability == "process" else None
+        self._eager = durability == "process"
         self._lock = threading.Lock()
         self._synced_more = threading.Condition()
         self._asked = threading.Event()
@@ -168,6 +170,7 @@ class Journal:
             settled = make(self._number + 1)
             self._write(settled)
             self._number += 1
+            self._sign = Sign(self._folder, self.epoch)
             return settled
 
     def wait(self, seq: int) -> None:
@@ -222,6 +225,8 @@ class Journal:
         if written != len(frame):
             self._cut()
             raise LedgerUnavailable("the journal took only a part of a record: is the disk full?")
+        self._sign.beat()
+        self._sign.close()
         self._size += written
         self._seq += 1
         return self._seq
@@ -255,9 +260,10 @@ class Journal:
 
     def _sync_loop(self) -> None:
         while not self._broken:
-            self._asked.wait(self._every)
+            asked = self._asked.wait(SYNC_EVERY_S)
             self._asked.clear()
-            if not self._broken:
+            self._sign.beat()
+            if not self._broken and (asked or self._eager):
                 self._sync()
 
 

@@ -26,12 +26,14 @@ from packshot.core.ids import new_id
 from packshot.core.money import Nanos, eur, nanos_of
 from packshot.core.types import Usage
 from packshot.ledger.caps import Cap, Caps, Slice
+from packshot.ledger.devices import BESIDE
 from packshot.ledger.idempotency import Answers
 from packshot.ledger.journal import Journal
 from packshot.ledger.leases import Leases, LeaseTable, open_shared
 from packshot.ledger.prices.book import Charge
 from packshot.ledger.records import Dimensions, Dispatched, Held, Outcome, Settled
 from packshot.ledger.settings import Settings
+from packshot.ledger.signs import tick_us
 
 __all__ = ["Charge", "Hold", "Ledger", "Policy", "Prices", "open_ledger"]
 
@@ -140,10 +142,13 @@ class Ledger:
         dispatched: bool = True,
         expires_in_s: int = 600,
     ) -> Hold:
+        limit_us: int = 0,
         """Hold an upper bound of what an attempt may cost, in nano-EUR, before it is made.
 
         ``amount`` is None where no bound is known; ``priced`` is false where no price is, and then
-        nothing is held. With ``dispatched`` the call may go out on return.
+        nothing is held. With ``dispatched`` the call may go out on return. ``limit_us`` is the time
+        of our own device that ``amount`` is the price of: should this process be killed, no more
+        is booked than the time until its last sign of life. "load" and "idle" are in no cap.
 
         Raises:
             BudgetExceeded, Unbounded, Unpriced: a cap refuses; nothing is held.
@@ -159,7 +164,7 @@ class Ledger:
         at = self._clock()
         bound = amount or 0
         slices: tuple[Slice, ...] = ()
-        if self._capped and self._caps is not None:
+        if self._capped and self._caps is not None and dimensions.stage not in BESIDE:
             with self._lock:
                 slices = self._caps.reserve(dimensions, amount, at, priced=priced)
         held = Held(
@@ -173,6 +178,8 @@ class Ledger:
             sha256(key.encode()).hexdigest() if key else "",
             priced,
         )
+            limit_us,
+            tick_us() if limit_us and dispatched else 0,
         until = time.monotonic() + expires_in_s
         hold = Hold(held, slices, priced, at if dispatched else 0, until)
         try:
@@ -197,7 +204,8 @@ class Ledger:
             if hold.dispatched_at:
                 raise LedgerError(f"attempt {hold.attempt} is dispatched already; hold another")
             at = self._clock()
-            seq = self._journal.append(Dispatched(hold.attempt, at))
+            since = tick_us() if hold.held.limit_us else 0
+            seq = self._journal.append(Dispatched(hold.attempt, at, since))
             hold.dispatched_at = at
         if self._durable:
             self._journal.wait(seq)
@@ -208,19 +216,20 @@ class Ledger:
         """Settle an attempt by what it used; without a usage, by all that was held.
 
         Prices are those of the dispatch. An attempt that was billed and not delivered is waste, and
-        needs a reason.
+        needs a reason. The load and idle time of a device accrue: that is their only outcome.
 
         Raises:
             LedgerError: the hold is settled already, or was never dispatched.
             LedgerUnavailable: it is not in the journal, and the hold can be posted again; or the
                 disk failed under it (`Policy.durable`), and this worker takes no more.
         """
-        if outcome not in BILLED:
+        accrues = hold.held.dimensions.stage in BESIDE
+        if outcome != "accrual" if accrues else outcome not in BILLED:
             raise InvalidRequest(
                 f"a post is succeeded, failed_billed or unknown, got {outcome!r}; what cost "
                 "nothing is voided"
             )
-        if outcome != "succeeded" and not reason:
+        if outcome in {"failed_billed", "unknown"} and not reason:
             raise InvalidRequest(f"{outcome} needs a reason: why is there no picture for it?")
         if not hold.dispatched_at:
             raise LedgerError(f"attempt {hold.attempt} was not dispatched: dispatch it, or void it")
@@ -229,7 +238,7 @@ class Ledger:
         else:
             of = hold.held.dimensions
             charge = self._book.charge(usage, of.provider, of.model, hold.dispatched_at)
-        if charge.amount > hold.held.amount and hold.priced:
+        if charge.amount > hold.held.amount and hold.priced and not accrues:
             reason = f"{reason}; {ABOVE}" if reason else ABOVE
         return self._settle(hold, usage, charge, outcome, reason)
 
