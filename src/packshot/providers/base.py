@@ -13,6 +13,7 @@ from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
+from packshot.core.sse import Event
 from packshot.core.types import Usage
 
 __all__ = [
@@ -65,14 +66,6 @@ class Failure:
     code: str = ""
     param: str = ""
     retry_after_s: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Event:
-    """A server-sent event: its name ("" where it has none) and its data."""
-
-    name: str
-    data: bytes
 
 
 class Relay(Protocol):
