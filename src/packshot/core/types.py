@@ -18,6 +18,7 @@ __all__ = [
     "Spacing",
     "Stage",
     "Usage",
+    "UsageDetail",
 ]
 
 Stage = Literal["caption", "encode", "denoise", "decode", "finish", "store"]
@@ -63,6 +64,27 @@ class RenderRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class UsageDetail:
+    """The parts of a `Usage` that few providers count, and charge otherwise; all 0 or more.
+
+    Where a usage has one, its tokens of pictures and of sound are counted: what is not among them
+    is text. ``input_image_tokens`` and ``input_audio_tokens`` are parts of ``input_tokens``, the
+    cached ones parts of both those and ``cached_tokens``, the output ones of ``output_tokens``.
+    ``written_long_tokens`` are the part of ``written_tokens`` that is kept for an hour, not for
+    minutes. ``searches`` are those of the web that the provider made for the call.
+    """
+
+    written_long_tokens: int = 0
+    input_image_tokens: int = 0
+    cached_image_tokens: int = 0
+    output_image_tokens: int = 0
+    input_audio_tokens: int = 0
+    cached_audio_tokens: int = 0
+    output_audio_tokens: int = 0
+    searches: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What one stage or one attempt consumed; never money (only the ledger knows prices).
 
@@ -70,7 +92,9 @@ class Usage:
     over the pictures made. ``input_tokens`` counts every token that went in: ``cached_tokens`` and
     ``written_tokens`` (read from, written to the provider's prompt cache) are parts of it, whatever
     the provider's own counting. ``image_size`` is "1024x1024", ``image_quality`` the provider's
-    word. ``stored_bytes`` were written to the object store by ``requests`` requests.
+    word. ``stored_bytes`` were written to the object store by ``requests`` requests. ``tier`` is
+    how the provider says that it served the call: "standard", "batch", "flex", "priority", or
+    another word of its own. ``detail`` is None where nobody counted what is in it.
     """
 
     stage: Stage
@@ -87,3 +111,5 @@ class Usage:
     image_quality: str = ""
     stored_bytes: int = 0
     requests: int = 0
+    tier: str = "standard"
+    detail: UsageDetail | None = None

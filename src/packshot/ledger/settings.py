@@ -89,6 +89,7 @@ class PriceEntry:
     currency: str = "EUR"
     size: str = ""
     quality: str = ""
+    tier: str = "standard"
 
 
 @dataclass(frozen=True, slots=True)

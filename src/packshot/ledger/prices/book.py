@@ -8,7 +8,7 @@ sources are never mixed, as one may count in a picture what the other counts in 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import Decimal
 from fractions import Fraction
@@ -18,11 +18,21 @@ from typing import Literal, TypeAlias
 
 from packshot.core.clock import HOUR_US
 from packshot.core.config import read
-from packshot.core.money import Nanos
+from packshot.core.errors import InvalidRequest, Unbounded
+from packshot.core.money import EXACT, Nanos
 from packshot.core.types import Usage
 from packshot.ledger.prices import genai
-from packshot.ledger.prices.rows import PriceRow, RateRow, check, price_row, rate_row
+from packshot.ledger.prices.rows import (
+    STANDARD,
+    PriceRow,
+    RateRow,
+    TierRow,
+    check,
+    price_row,
+    rate_row,
+)
 from packshot.ledger.prices.tokens import Part, Tariff, Tier, bound_of, micros_of, tariff_of, top_of
+from packshot.ledger.prices.usage import kept_of
 from packshot.ledger.settings import PriceEntry, RateEntry, Settings, state_folder
 
 __all__ = [
@@ -38,7 +48,10 @@ __all__ = [
 
 Credit = Literal["payable", "depreciation", "storage"]
 
-_Key: TypeAlias = tuple[str, str, int, "str | None", str, bool]
+_Key: TypeAlias = tuple[str, str, int, "str | None", str, bool, str]
+
+_Of: TypeAlias = "tuple[str | None, str, str]"  # size (None: the dearest), quality, tier
+_Most: TypeAlias = "tuple[int, int | None, int, int]"  # tokens in, out, images, searches
 
 SLOT_US = HOUR_US // 4
 """How long a tariff is kept as it is: cheaper hours of providers start on a quarter of an hour."""
@@ -46,8 +59,14 @@ SLOT_US = HOUR_US // 4
 CACHED = 4096
 """Tariffs kept; models and picture sizes come from callers, so that there must be an end."""
 
+TIERS = (STANDARD, "batch", "flex", "priority", "fast")
+"""How providers serve calls, as far as prices of it are known anywhere: what a bound looks at."""
+
 SETTINGS = "packshot.yaml"
 """Source of the rows that stand in the settings."""
+
+BILLION = 1_000_000_000
+"""So many tokens that the ratio of two tiers' prices is seen exactly enough."""
 
 EPOCH = date(1970, 1, 1)
 NOTHING = Tier(0, None, None, None, None, None, None, None)
@@ -72,11 +91,23 @@ class Charge:
 
 
 @dataclass(frozen=True, slots=True)
+class _TierEntry:
+    """A line of ``tiers``, of a shipped file only."""
+
+    provider: str
+    tier: str
+    times: Decimal
+    since: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class _File:
     """The one section, ``book``, of a file of prices."""
 
     exchange_rates: tuple[RateEntry, ...] = ()
     prices: tuple[PriceEntry, ...] = ()
+    tiers: tuple[_TierEntry, ...] = ()
 
 
 @dataclass(slots=True)
@@ -87,6 +118,7 @@ class PriceBook:
     shipped: tuple[PriceRow, ...]
     own_rates: tuple[RateRow, ...]
     shipped_rates: tuple[RateRow, ...]
+    shipped_tiers: tuple[TierRow, ...] = ()
     _index: tuple[dict[str, list[PriceRow]], ...] = field(init=False, repr=False)
     _tariffs: dict[_Key, Tariff | None] = field(
         default_factory=dict[_Key, "Tariff | None"], init=False, repr=False
@@ -109,15 +141,17 @@ class PriceBook:
         Raises:
             InvalidRequest: two rows of one thing start on one day, or a currency has no rate.
         """
-        shipped, shipped_rates = _shipped()
+        shipped, shipped_rates, tiers = _shipped()
         check(own, rates, (*rates, *shipped_rates))
-        return cls(tuple(own), shipped, tuple(rates), shipped_rates)
+        return cls(tuple(own), shipped, tuple(rates), shipped_rates, tiers)
 
     def charge(self, usage: Usage, provider: str, model: str, at: int) -> Charge:
         """Return what a usage cost at ``at`` (microseconds), rounded once to nano-EUR.
 
         ``provider`` "" is our own device: seconds times the price of ``usage.device``; ``model``
-        does not matter then. Stored bytes cost nothing here: they accrue by the day.
+        does not matter then. Stored bytes cost nothing here: they accrue by the day. A call served
+        in a tier that no price is known of is unpriced; ``price`` then keeps what the columns of an
+        entry do not (`packshot.ledger.prices.usage.kept_of`).
 
         Raises:
             InvalidRequest: a count is negative, or the parts of the input tokens exceed them.
@@ -127,16 +161,24 @@ class PriceBook:
         credit: Credit = "payable"
         by_picture = usage.images > 0 and not usage.output_tokens
         tariff = self.tariff(
-            provider, model, at, usage.image_size, usage.image_quality, by_picture=by_picture
+            provider,
+            model,
+            at,
+            usage.image_size,
+            usage.image_quality,
+            by_picture=by_picture,
+            tier=usage.tier,
         )
         if tariff is None:
             top_of(usage, NOTHING)  # refuses what is negative
-            return Charge(0, credit, priced=not _used(usage))
+            if not _used(usage):
+                return Charge(0, credit)
+            return Charge(0, credit, priced=False, price=kept_of(usage))
         if tariff.stored:
             credit = "storage"
         top = top_of(usage, tariff.tier(usage.input_tokens))
         if top is None or (usage.stored_bytes and not tariff.stored):
-            return Charge(0, credit, priced=False)
+            return Charge(0, credit, priced=False, price=kept_of(usage))
         return _charge(tariff, top, credit)
 
     def _of_device(self, usage: Usage, at: int) -> Charge:
@@ -146,7 +188,7 @@ class PriceBook:
             return Charge(0, "depreciation", priced=not us)
         return _charge(tariff, us * (tariff.tiers[0].us or 0), "depreciation")
 
-    def bound(
+    def bound(  # noqa: PLR0913 - each of them limits what a call can cost
         self,
         provider: str,
         model: str,
@@ -156,28 +198,62 @@ class PriceBook:
         input_tokens: int | None = None,
         max_output_tokens: int | None = None,
         images: int = 0,
+        searches: int = 0,
+        tier: str | None = None,
     ) -> Nanos | None:
         """Return the most that a call at ``at`` can cost; None where no price is known.
 
         Input tokens that are not counted are at most as many as the body has bytes. The dearest
-        tier, and for pictures the dearest size and quality, that the call could fall into counts.
+        step, kind of token and tier, and for pictures the dearest size and quality, that the call
+        could fall into counts. Where the caller asks for a ``tier`` it is that or the standard one.
         A model that is billed by its tokens, but has a price of pictures too, makes no more output
         tokens for a picture than the dearest costs: that bounds a call without a limit of them.
 
         Raises:
             Unbounded: it is billed by time, or by output tokens and ``max_output_tokens`` is None.
         """
-        tariff = self.tariff(provider, model, at, None)
+        tokens = body_bytes if input_tokens is None else input_tokens
+        if self.tariff(provider, model, at, None, tier=tier or STANDARD) is None:
+            return None
+        found = [
+            self._bound_in(each, provider, model, at, (tokens, max_output_tokens, images, searches))
+            for each in (TIERS if tier is None else {STANDARD: 0, tier: 0})
+        ]
+        return max((each for each in found if each is not None), default=None)
+
+    def _bound_in(self, tier: str, provider: str, model: str, at: int, most: _Most) -> Nanos | None:
+        tariff = self.tariff(provider, model, at, None, tier=tier)
         if tariff is None:
             return None
-        tokens = body_bytes if input_tokens is None else input_tokens
-        pictures = self.tariff(provider, model, at, None, by_picture=True) if images else tariff
+        tokens, output, images, searches = most
+        if output is None and images and tier != STANDARD and tariff.by_output:
+            return self._pictures_in(tier, provider, model, at, most)
+        pictures = tariff
+        if images:
+            pictures = self.tariff(provider, model, at, None, by_picture=True, tier=tier)
         if pictures is None or pictures == tariff:
-            return _bound(tariff, tokens, max_output_tokens, images)
-        by_picture = _bound(pictures, tokens, max_output_tokens, images) or 0
-        if max_output_tokens is None:
-            return (_bound(tariff, tokens, 0, images) or 0) + by_picture
-        return max(_bound(tariff, tokens, max_output_tokens, images) or 0, by_picture)
+            return _bound(tariff, most)
+        by_picture = _bound(pictures, most) or 0
+        if output is None:
+            return (_bound(tariff, (tokens, 0, images, searches)) or 0) + by_picture
+        return max(_bound(tariff, most) or 0, by_picture)
+
+    def _pictures_in(
+        self, tier: str, provider: str, model: str, at: int, most: _Most
+    ) -> Nanos | None:
+        """Bound pictures in a tier that only has prices of tokens: as many as in the standard one.
+
+        The dearest picture costs there what it does in the standard tier, times the price of its
+        output tokens over theirs.
+        """
+        tokens, _, images, searches = most
+        tariffs = [self.tariff(provider, model, at, None, tier=each) for each in (tier, STANDARD)]
+        drawn = self._bound_in(STANDARD, provider, model, at, (0, None, images, 0))
+        many = [each and _bound(each, (0, BILLION, 0, 0)) for each in tariffs]
+        if drawn is None or not tariffs[0] or not many[0] or not many[1]:
+            raise Unbounded("the call has no limit of output tokens; set max_tokens")
+        rest = _bound(tariffs[0], (tokens, 0, 0, searches)) or 0
+        return rest - (-drawn * many[0] // many[1])
 
     def tariff(
         self,
@@ -188,51 +264,61 @@ class PriceBook:
         quality: str = "",
         *,
         by_picture: bool = False,
+        tier: str = STANDARD,
     ) -> Tariff | None:
         """Return what a model asks at ``at``, None if unknown; ``size`` None: the dearest one.
 
         ``by_picture`` prefers, of what is not the operator's, a price of pictures to one of tokens:
         for calls whose answer does not count its tokens.
         """
-        key = (provider, model, at // SLOT_US, size, quality, by_picture)
+        key = (provider, model, at // SLOT_US, size, quality, by_picture, tier)
         try:
             return self._tariffs[key]
         except KeyError:
-            found = self._find(provider, model, at, size, quality, by_picture=by_picture)
+            found = self._find(provider, model, at, (size, quality, tier), by_picture=by_picture)
         if len(self._tariffs) >= CACHED:
             self._tariffs.clear()
         self._tariffs[key] = found
         return found
 
     def _find(
-        self,
-        provider: str,
-        model: str,
-        at: int,
-        size: str | None,
-        quality: str,
-        *,
-        by_picture: bool,
+        self, provider: str, model: str, at: int, of: _Of, *, by_picture: bool
     ) -> Tariff | None:
         day = day_of(at)
         rows = _in_force(self._index[0], provider, model, day)
         if rows:
-            return self._of_rows(rows, day, size, quality)
+            return self._of_rows(rows, day, of)
         rows = _in_force(self._index[1], provider, model, day)
         if by_picture and any(row.unit == "image" for row in rows):
-            return self._of_rows(rows, day, size, quality)
-        parts = genai.parts(provider, model, at)
+            return self._of_rows(rows, day, of)
+        tier = of[2]
+        since = genai.since(provider, model, at)
+        name = f"{genai.source()}: {provider}/{model}" + (f"@{since}" if since else "")
+        parts = genai.parts(provider, model, at, tier)
         if parts:
-            since = genai.since(provider, model, at)
-            name = f"{genai.source()}: {provider}/{model}" + (f"@{since}" if since else "")
+            name += "" if tier == STANDARD else f" {tier}"
             return self._tariff(parts, day, name)
-        return self._of_rows(rows, day, size, quality) if rows else None
+        times = self._times(provider, tier, day)
+        parts = genai.parts(provider, model, at) if times else []
+        if times and parts:
+            name = f"{name} x {times.times:f} {tier}@{times.start}, {times.source}"
+            return self._tariff(_scaled(parts, times.times), day, name)
+        return self._of_rows(rows, day, of) if rows else None
 
-    def _of_rows(
-        self, rows: Sequence[PriceRow], day: date, size: str | None, quality: str
-    ) -> Tariff | None:
+    def _times(self, provider: str, tier: str, day: date) -> TierRow | None:
+        held = [
+            row
+            for row in self.shipped_tiers
+            if (row.provider, row.tier) == (provider, tier) and row.start <= day
+        ]
+        return max(held, key=lambda row: row.start, default=None)
+
+    def _of_rows(self, rows: Sequence[PriceRow], day: date, of: _Of) -> Tariff | None:
+        size, quality, tier = of
         best: dict[str, PriceRow] = {}
         for row in rows:
+            if row.tier != tier:
+                continue
             if size is not None and (
                 row.size not in {"", size} or row.quality not in {"", quality}
             ):
@@ -243,7 +329,8 @@ class PriceBook:
         if not used:
             return None
         named = {
-            f"{row.source}: {row.provider or 'device'}/{row.model or '*'}@{row.start}": None
+            f"{row.source}: {row.provider or 'device'}/{row.model or '*'}@{row.start}"
+            + ("" if tier == STANDARD else f" {tier}"): None
             for row in used
         }
         parts = [Part(row.unit, row.price, row.per, row.currency) for row in used]
@@ -280,18 +367,29 @@ def _in_force(
 ) -> list[PriceRow]:
     """Return the rows of one source in force for a model, else those for all its models."""
     for wanted in (model, "") if provider else (model,):
-        held: dict[tuple[str, str, str], PriceRow] = {}
+        held: dict[tuple[str, str, str, str], PriceRow] = {}
         for row in index.get(provider, ()):
             if row.model == wanted and row.start <= day:
-                held[row.unit, row.size, row.quality] = row  # the later one last
+                held[row.unit, row.size, row.quality, row.tier] = row  # the later one last
         if held:
             return list(held.values())
     return []
 
 
-def _bound(tariff: Tariff, tokens: int, output: int | None, images: int) -> Nanos | None:
+def _scaled(parts: Iterable[Part], times: Decimal) -> list[Part]:
+    """Return the parts with their tokens at ``times`` the price; a search costs what it did."""
+    return [
+        replace(part, price=EXACT.multiply(part.price, times))
+        if part.unit.endswith("_token")
+        else part
+        for part in parts
+    ]
+
+
+def _bound(tariff: Tariff, most: _Most) -> Nanos | None:
+    tokens = most[0]
     tiers = [tier for tier in tariff.tiers if not tier.above or tokens > tier.above]
-    top = bound_of(tiers, tokens, output, images)
+    top = bound_of(tiers, *most)
     return None if top is None else -((-top * tariff.nano) // tariff.bottom)
 
 
@@ -310,6 +408,7 @@ def _used(usage: Usage) -> bool:
         or usage.images
         or usage.stored_bytes
         or usage.requests
+        or (usage.detail is not None and usage.detail.searches)
     )
 
 
@@ -326,19 +425,26 @@ def read_rows(path: Path) -> tuple[tuple[PriceRow, ...], tuple[RateRow, ...]]:
         InvalidRequest: it has a mistake.
     """
     found = read(path, frozenset({"book"})).section("book", _File) or _File()
+    if found.tiers:
+        raise InvalidRequest(f"{path}: `tiers:` is of shipped files; give a price its `tier:`")
     return tuple(map(price_row, found.prices)), tuple(map(rate_row, found.exchange_rates))
 
 
 @cache
-def _shipped() -> tuple[tuple[PriceRow, ...], tuple[RateRow, ...]]:
+def _shipped() -> tuple[tuple[PriceRow, ...], tuple[RateRow, ...], tuple[TierRow, ...]]:
     prices: list[PriceRow] = []
     rates: list[RateRow] = []
+    tiers: list[TierRow] = []
     for path in sorted((Path(__file__).parent / "data").glob("*.yaml")):
-        some, others = read_rows(path)
-        prices.extend(some)
-        rates.extend(others)
+        found = read(path, frozenset({"book"})).section("book", _File) or _File()
+        prices.extend(map(price_row, found.prices))
+        rates.extend(map(rate_row, found.exchange_rates))
+        tiers += [
+            TierRow(row.provider, row.tier, row.times, date.fromisoformat(row.since), row.source)
+            for row in found.tiers
+        ]
     check(prices, rates, rates)
-    return tuple(prices), tuple(rates)
+    return tuple(prices), tuple(rates), tuple(tiers)
 
 
 def own_file(settings: Settings) -> Path:

@@ -11,11 +11,12 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from packshot.core.clock import SECOND_US
+from packshot.ledger.prices.rows import STANDARD
 from packshot.ledger.prices.tokens import Part
 
 if TYPE_CHECKING:
     from genai_prices.data_snapshot import DataSnapshot
-    from genai_prices.types import ModelInfo, TieredPrices
+    from genai_prices.types import ModelInfo, PriceContext
 
 __all__ = ["models", "parts", "since"]
 
@@ -25,19 +26,18 @@ FIELDS = {
     "input_mtok": ("input_token", MILLION),
     "cache_read_mtok": ("cached_token", MILLION),
     "cache_write_mtok": ("written_token", MILLION),
+    "cache_write_1h_mtok": ("written_long_token", MILLION),
     "output_mtok": ("output_token", MILLION),
+    "input_image_mtok": ("input_image_token", MILLION),
+    "cache_image_read_mtok": ("cached_image_token", MILLION),
+    "output_image_mtok": ("output_image_token", MILLION),
+    "input_audio_mtok": ("input_audio_token", MILLION),
+    "cache_audio_read_mtok": ("cached_audio_token", MILLION),
+    "output_audio_mtok": ("output_audio_token", MILLION),
+    "web_searches_kcount": ("search", 1000),
     "requests_kcount": ("request", 1000),
 }
 """The fields of a model's price that `Usage` can be multiplied with: our unit, and per how many."""
-
-
-DEARER = {
-    "input_mtok": ("input_image_mtok",),
-    "cache_read_mtok": ("cache_image_read_mtok",),
-    "output_mtok": ("output_image_mtok",),
-}
-"""Tokens of pictures, which some models charge at a higher price. `Usage` does not tell them from
-those of text, so all count at the dearer one: too much for the text, never too little."""
 
 ALIASES = {"bedrock": "aws", "gemini": "google", "vertex": "google", "xai": "x-ai"}
 """Other names of providers, as configurations have them."""
@@ -75,32 +75,43 @@ def _find(provider: str, model: str) -> ModelInfo | None:
         return None
 
 
-def parts(provider: str, model: str, at: int) -> list[Part]:
-    """Return what the snapshot asks for a model at ``at`` (microseconds), all tiers; [] if unknown.
+def parts(provider: str, model: str, at: int, tier: str = STANDARD) -> list[Part]:
+    """Return what the snapshot asks for a model at ``at`` (microseconds), all steps; [] if unknown.
 
-    Prices are USD. Times of day, where a provider has cheaper hours, are those of ``at``.
+    Prices are USD. Times of day, where a provider has cheaper hours, are those of ``at``. A tier
+    that the snapshot does not know at that time has no price: the standard one is none of it. What
+    a known tier does not name costs what it costs in the standard one, as the snapshot means it.
     """
     found = _find(provider, model) if provider and model else None
     if found is None:
         return []
     when = datetime.fromtimestamp(at // SECOND_US, UTC)
-    listed = found.get_prices(when)
+    context: PriceContext | None = None
+    if tier != STANDARD:
+        context = _context(found, when, tier)
+        if context is None:
+            return []
+    listed = found.get_prices(when, context)
     result: list[Part] = []
     for field, (unit, per) in FIELDS.items():
-        prices = [getattr(listed, name, None) for name in (field, *DEARER.get(field, ()))]
-        known = [price for price in prices if price is not None]
-        if not known:
+        value = getattr(listed, field, None)
+        if value is None:
             continue
-        value = max(known, key=_base)
         steps = [(0, value)]
         if not isinstance(value, Decimal):
-            steps = [(0, value.base), *((tier.start, tier.price) for tier in value.tiers)]
+            steps = [(0, value.base), *((step.start, step.price) for step in value.tiers)]
         result.extend(Part(unit, price, per, "USD", above) for above, price in steps)
     return result
 
 
-def _base(value: Decimal | TieredPrices) -> Decimal:
-    return value if isinstance(value, Decimal) else value.base
+def _context(model: ModelInfo, when: datetime, tier: str) -> PriceContext | None:
+    """Return what the package calls a tier for a model; None where it has no price of it then."""
+    words = [{"processing": tier}, {"service_tier": tier}, {"speed": tier}]
+    for variant in model.price_variants or ():
+        active = variant.constraint is None or variant.constraint.active(when)
+        if active and variant.when in words and any(variant.prices.__dict__.values()):
+            return variant.when
+    return None
 
 
 def since(provider: str, model: str, at: int) -> date | None:

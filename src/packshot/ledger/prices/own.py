@@ -58,7 +58,7 @@ def _check(settings: Settings, row: PriceRow) -> None:
 
 
 def _thing(row: PriceRow) -> tuple[str, ...]:
-    return row.provider, row.model, row.unit, row.size, row.quality
+    return row.provider, row.model, row.unit, row.size, row.quality, row.tier
 
 
 def _line(before: bytes, row: PriceRow) -> bytes:
@@ -72,6 +72,7 @@ def _line(before: bytes, row: PriceRow) -> bytes:
         "since": row.start.isoformat(),
         "size": row.size,
         "quality": row.quality,
+        "tier": row.tier,
         "source": row.source,
     }
     head = HEAD if not before.strip() else "" if before.endswith(b"\n") else "\n"

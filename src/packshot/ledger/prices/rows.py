@@ -15,13 +15,21 @@ from decimal import Decimal
 from packshot.core.errors import InvalidRequest, unknown_name
 from packshot.ledger.settings import PriceEntry, RateEntry
 
-__all__ = ["UNITS", "PriceRow", "RateRow", "check", "price_row", "rate_row"]
+__all__ = ["STANDARD", "UNITS", "PriceRow", "RateRow", "TierRow", "check", "price_row", "rate_row"]
 
 UNITS = (
     "input_token",
     "cached_token",
     "written_token",
+    "written_long_token",
     "output_token",
+    "input_image_token",
+    "cached_image_token",
+    "output_image_token",
+    "input_audio_token",
+    "cached_audio_token",
+    "output_audio_token",
+    "search",
     "image",
     "second",
     "gb_month",
@@ -30,7 +38,12 @@ UNITS = (
     "device_hour",
 )
 """What a price can be of. ``cached_token`` was read from the provider's prompt cache,
-``written_token`` written to it; a ``device_hour`` is of our own device, a ``second`` of theirs."""
+``written_token`` written to it (``written_long_token`` for an hour); tokens of pictures and sound
+have units of their own where they are charged otherwise; a ``search`` is one of the web, made for a
+call; a ``device_hour`` is of our own device, a ``second`` of theirs."""
+
+STANDARD = "standard"
+"""The tier of a call about which nothing else was said."""
 
 CURRENCY = re.compile(r"[A-Z]{3}")
 
@@ -41,6 +54,7 @@ class PriceRow:
 
     ``provider`` is "" for our own devices, whose kind is the ``model``. ``model`` "" means every
     model of the provider that has no row of its own, ``size`` and ``quality`` "" every picture.
+    ``tier`` is how the provider serves the call: a price of one tier says nothing of another.
 
     Raises:
         InvalidRequest: the unit is unknown, or a number or the currency could never be meant.
@@ -56,6 +70,7 @@ class PriceRow:
     per: int = 1
     size: str = ""
     quality: str = ""
+    tier: str = STANDARD
 
     def __post_init__(self) -> None:
         """Refuse what could never be meant."""
@@ -63,6 +78,8 @@ class PriceRow:
             raise unknown_name("unit of a price", self.unit, UNITS)
         _amount(self.price, f"price of {self.name}")
         _currency(self.currency, self.name)
+        if not self.tier:
+            raise InvalidRequest(f"tier of {self.name} must not be empty; leave it out")
         if self.per < 1:
             raise InvalidRequest(f"per of {self.name} must be 1 or more, got {self.per}")
         if (self.provider == "") != (self.unit == "device_hour"):
@@ -73,7 +90,8 @@ class PriceRow:
     @property
     def name(self) -> str:
         """Of what this is the price, for messages."""
-        picture = "".join(f" {word}" for word in (self.size, self.quality) if word)
+        words = (self.size, self.quality, "" if self.tier == STANDARD else self.tier)
+        picture = "".join(f" {word}" for word in words if word)
         return f"{self.provider or 'device'}/{self.model or '*'} {self.unit}{picture}"
 
 
@@ -92,6 +110,24 @@ class RateRow:
         _amount(self.eur, f"rate of {self.currency}")
         if not self.eur:
             raise InvalidRequest(f"rate of {self.currency} must be above 0, got {self.eur}")
+
+
+@dataclass(frozen=True, slots=True)
+class TierRow:
+    """All tokens of a provider cost ``times`` their standard price in a tier, from ``start`` on.
+
+    For what a provider says of its whole list, where no price of the tier itself is known.
+    """
+
+    provider: str
+    tier: str
+    times: Decimal
+    start: date
+    source: str
+
+    def __post_init__(self) -> None:
+        """Refuse what could never be meant."""
+        _amount(self.times, f"times of {self.provider} {self.tier}")
 
 
 def _amount(number: Decimal, what: str) -> None:
@@ -133,6 +169,7 @@ def price_row(entry: PriceEntry) -> PriceRow:
         per=int(entry.per),
         size=entry.size,
         quality=entry.quality,
+        tier=entry.tier,
     )
 
 
@@ -155,7 +192,7 @@ def check(prices: Sequence[PriceRow], rates: Sequence[RateRow], known: Iterable[
     """
     seen: set[tuple[object, ...]] = set()
     for row in prices:
-        key = (row.provider, row.model, row.unit, row.size, row.quality, row.start)
+        key = (row.provider, row.model, row.unit, row.size, row.quality, row.tier, row.start)
         if key in seen:
             raise InvalidRequest(
                 f"two prices of {row.name} start on {row.start}; remove one, or date it later"

@@ -8,7 +8,7 @@ make the whole call dearer (or cheaper), not only the tokens beyond.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from decimal import Decimal
 from fractions import Fraction
 from math import inf, lcm
@@ -16,9 +16,19 @@ from math import inf, lcm
 from packshot.core.clock import HOUR_US, SECOND_US
 from packshot.core.errors import InvalidRequest, Unbounded
 from packshot.core.money import EXACT, NANO, Nanos
-from packshot.core.types import Usage
+from packshot.core.types import Usage, UsageDetail
 
-__all__ = ["Part", "Tariff", "Tier", "bound_of", "half_even", "micros_of", "tariff_of", "top_of"]
+__all__ = [
+    "Part",
+    "Split",
+    "Tariff",
+    "Tier",
+    "bound_of",
+    "half_even",
+    "micros_of",
+    "tariff_of",
+    "top_of",
+]
 
 PLACES = 30
 """Digits after the point of an amount whose denominator is no power of ten, as of a price per hour.
@@ -40,10 +50,30 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """The numerators of what a `UsageDetail` tells apart; None where there is no price."""
+
+    input: int | None
+    cached: int | None
+    written: int | None
+    written_long: int | None
+    output: int | None
+    image_input: int | None
+    image_cached: int | None
+    image_output: int | None
+    audio_input: int | None
+    audio_cached: int | None
+    audio_output: int | None
+    search: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Tier:
     """Numerators over the tariff's denominator, in its currency; None where there is no price.
 
-    Of one input, cached, written and output token, picture, microsecond and request.
+    Of one input, cached, written and output token, picture, microsecond and request. Tokens are
+    those of a call in which nobody told text from pictures: each costs what the dearer does, which
+    is too much for the text and never too little. ``split`` is for calls in which somebody did.
     """
 
     above: int
@@ -54,6 +84,7 @@ class Tier:
     image: int | None
     us: int | None
     request: int | None
+    split: Split | None = None
 
     @property
     def tokens(self) -> bool:
@@ -78,6 +109,11 @@ class Tariff:
     nano: int
     bottom: int
     stored: bool
+
+    @property
+    def by_output(self) -> bool:
+        """Whether tokens that come out cost something."""
+        return any(tier.output is not None for tier in self.tiers)
 
     def tier(self, input_tokens: int) -> Tier:
         """Return the tier that a call with so many input tokens falls into."""
@@ -163,18 +199,44 @@ def _tier(exact: Iterable[tuple[Part, Fraction]], above: int, denominator: int) 
     for part, value in sorted(exact, key=lambda pair: pair[0].above):
         if part.above <= above:
             units[part.unit] = int(value * denominator)
-    asked = units.get("input_token")
+    split = _split(units)
     return Tier(
         above=above,
-        input=asked,
-        # Without a price of its own, a cached or written token costs what any other does.
-        cached=units.get("cached_token", asked),
-        written=units.get("written_token", asked),
-        output=units.get("output_token"),
+        input=_dearer(split.input, units.get("input_image_token")),
+        cached=_dearer(split.cached, split.image_cached),
+        written=split.written,
+        output=_dearer(split.output, units.get("output_image_token")),
         image=units.get("image"),
         us=units.get("second", units.get("device_hour")),
         request=units.get("request"),
+        split=split,
     )
+
+
+def _split(units: dict[str, int]) -> Split:
+    asked, written = units.get("input_token"), units.get("written_token")
+    # Without a price of its own, a cached or written token costs what any other does. One written
+    # for an hour does not cost what one written for minutes does: nobody knows what, then.
+    cached = units.get("cached_token", asked)
+    image, audio = units.get("input_image_token"), units.get("input_audio_token")
+    return Split(
+        input=asked,
+        cached=cached,
+        written=asked if written is None else written,
+        written_long=units.get("written_long_token", asked if written is None else None),
+        output=units.get("output_token"),
+        image_input=asked if image is None else image,
+        image_cached=units.get("cached_image_token", cached if image is None else image),
+        image_output=units.get("output_image_token", units.get("output_token")),
+        audio_input=asked if audio is None else audio,
+        audio_cached=units.get("cached_audio_token", cached if audio is None else audio),
+        audio_output=units.get("output_audio_token", units.get("output_token")),
+        search=units.get("search"),
+    )
+
+
+def _dearer(*prices: int | None) -> int | None:
+    return max((price for price in prices if price is not None), default=None)
 
 
 def top_of(usage: Usage, tier: Tier) -> int | None:
@@ -195,7 +257,7 @@ def top_of(usage: Usage, tier: Tier) -> int | None:
             "usage must not be negative, and its cached and written tokens must be part of its "
             f"input tokens; got {usage}"
         )
-    tokens = _tokens(counts, tier)
+    tokens = _tokens(counts, tier) if usage.detail is None else _apart(counts, usage, tier)
     pictures = _pictures(usage, tier)
     if tokens is None or pictures is None:
         return None
@@ -225,14 +287,44 @@ def micros_of(usage: Usage) -> int:
 def _tokens(counts: tuple[int, int, int, int], tier: Tier) -> int | None:
     if not tier.tokens:
         return 0 if tier.otherwise or not any(counts) else None
+    return _sum(counts, (tier.input, tier.cached, tier.written, tier.output))
+
+
+def _sum(counts: Sequence[int], prices: Sequence[int | None]) -> int | None:
     top = 0
-    for count, price in zip(
-        counts, (tier.input, tier.cached, tier.written, tier.output), strict=True
-    ):
+    for count, price in zip(counts, prices, strict=True):
         if count and price is None:
             return None
         top += count * (price or 0)
     return top
+
+
+def _apart(counts: tuple[int, int, int, int], usage: Usage, tier: Tier) -> int | None:
+    """Return what tokens cost whose kinds are counted, and the searches made for them."""
+    detail, split = usage.detail or UsageDetail(), tier.split
+    plain, cached, written, output = counts
+    image = detail.input_image_tokens - detail.cached_image_tokens
+    audio = detail.input_audio_tokens - detail.cached_audio_tokens
+    kinds = (
+        plain - image - audio,
+        cached - detail.cached_image_tokens - detail.cached_audio_tokens,
+        written - detail.written_long_tokens,
+        detail.written_long_tokens,
+        output - detail.output_image_tokens - detail.output_audio_tokens,
+        *(image, detail.cached_image_tokens, detail.output_image_tokens),
+        *(audio, detail.cached_audio_tokens, detail.output_audio_tokens),
+        detail.searches,
+    )
+    if min(kinds) < 0:
+        raise InvalidRequest(
+            "the parts of a usage must not be negative, and not exceed what they are parts of; "
+            f"got {usage}"
+        )
+    if split is None:
+        return _tokens(counts, tier)
+    if not tier.tokens and tier.otherwise:
+        return _sum((detail.searches,), (split.search,))
+    return _sum(kinds, astuple(split))
 
 
 def _pictures(usage: Usage, tier: Tier) -> int | None:
@@ -243,7 +335,9 @@ def _pictures(usage: Usage, tier: Tier) -> int | None:
     return 0 if not usage.images or elsewhere or in_tokens else None
 
 
-def bound_of(tiers: Iterable[Tier], tokens: int, output: int | None, images: int) -> int | None:
+def bound_of(
+    tiers: Iterable[Tier], tokens: int, output: int | None, images: int, searches: int = 0
+) -> int | None:
     """Return the most that a call can cost over the tiers it may fall into; None if unpriced.
 
     Raises:
@@ -253,15 +347,28 @@ def bound_of(tiers: Iterable[Tier], tokens: int, output: int | None, images: int
     for tier in tiers:
         if tier.us is not None:
             raise Unbounded("the model is billed by time, which nothing limits; set no hard cap")
-        if tier.output is not None and output is None:
+        into, out, search = _dearest(tier)
+        if out is not None and output is None:
             raise Unbounded("the call has no limit of output tokens; set max_tokens")
-        usage_tokens = tier.input, tier.cached, tier.written
-        prices = [price for price in usage_tokens if price is not None]
-        if not (prices or tier.output is not None or tier.image is not None or tier.request):
+        if not (into is not None or out is not None or tier.image is not None or tier.request):
             continue
         if images and tier.image is None and tier.output is None and tier.request is None:
             continue
-        top = tokens * max(prices, default=0) + images * (tier.image or 0)
-        top += (output or 0) * (tier.output or 0) + (tier.request or 0)
+        if searches and search is None:
+            return None
+        top = tokens * (into or 0) + images * (tier.image or 0) + searches * (search or 0)
+        top += (output or 0) * (out or 0) + (tier.request or 0)
         dearest = top if dearest is None else max(dearest, top)
     return dearest
+
+
+def _dearest(tier: Tier) -> tuple[int | None, int | None, int | None]:
+    """Return the price of the dearest kind of token in and out, and that of a search."""
+    split = tier.split
+    if split is None:
+        return _dearer(tier.input, tier.cached, tier.written), tier.output, None
+    into = _dearer(
+        *(tier.input, tier.cached, tier.written, split.written_long),
+        *(split.audio_input, split.audio_cached),
+    )
+    return into, _dearer(tier.output, split.audio_output), split.search
