@@ -31,10 +31,12 @@ __all__ = ["Finding", "Store", "amount_of", "bucket_of"]
 BUCKET_GROWTH = 1.04
 """Ratio of neighbouring buckets: percentiles are within 2 % (DDSketch, VLDB 2019)."""
 
+LOG_GROWTH = log(BUCKET_GROWTH)
+
 
 def bucket_of(amount: Nanos) -> int:
     """Return the bucket of an amount: 0 for nothing or less, else ceil(log of it) plus 1."""
-    return 0 if amount <= 0 else ceil(log(amount) / log(BUCKET_GROWTH)) + 1
+    return 0 if amount <= 0 else ceil(log(amount) / LOG_GROWTH) + 1
 
 
 def amount_of(bucket: int) -> Nanos:
