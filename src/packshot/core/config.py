@@ -40,7 +40,7 @@ from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from packshot.core.errors import InvalidRequest, OutputError, PackshotError, unknown_name
 from packshot.core.money import decimal_of
 
-__all__ = ["MAX_BYTES", "MAX_DEPTH", "Document", "read"]
+__all__ = ["MAX_BYTES", "MAX_DEPTH", "Document", "Secret", "read"]
 
 MAX_BYTES = 1 << 20
 """Of the file. The largest that we know of, a thousand virtual keys, has a fifth of it."""
@@ -61,9 +61,22 @@ Value: TypeAlias = Any
 
 VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
 WHOLE_VARIABLE = re.compile(r"env\.([A-Za-z_][A-Za-z0-9_]*)")
+ELSEWHERE = re.compile(r"env\.\w+|file:.+|\$\{\w+\}")
+"""What stands for a secret: a reference to where it really is."""
+
 INTEGER = re.compile(r"[+-]?[0-9][0-9_]*")
 TRUTH = {"true": True, "false": False}
 NOTHING = frozenset(("", "~", "null"))
+
+
+class Secret(str):
+    """A text that no ``repr`` shows, and that the file itself may not hold: env.NAME or file:PATH."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Return what may stand in a log."""
+        return "Secret(…)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +237,10 @@ class _Decoder:
     def _scalar(self, node: Node, kind: Kind, where: str) -> Value:
         if not isinstance(node, ScalarNode):
             raise self._wrong(node, where, f"expected {_name_of(kind)}, got {_shape(node)}")
+        if kind is Secret and node.value and not ELSEWHERE.fullmatch(node.value):
+            raise self._wrong(
+                node, where, "a secret may not stand in the file: write env.NAME or file:PATH"
+            )
         text, shown = self._resolve(node, where)
         if get_origin(kind) is Literal:
             if text not in get_args(kind):
@@ -310,6 +327,7 @@ READERS: dict[Any, Callable[[str], Any]] = {
     bool: _bool,
     Decimal: decimal_of,
     Path: lambda text: Path(text).expanduser(),
+    Secret: Secret,
 }
 """How the text of a scalar becomes a value, by its declared type."""
 
@@ -320,6 +338,7 @@ NAMES: dict[Any, str] = {
     bool: "true or false",
     Decimal: "a finite decimal number",
     Path: "a path",
+    Secret: "a secret",
 }
 
 

@@ -17,6 +17,11 @@
     │   ├── IdempotencyError the key came before with another body, or is still in flight
     │   ├── LedgerUnavailable  journal or store cannot be written: no new paid work is taken
     │   └── LedgerCorrupt    a sum, a hash, a sequence or a schema is not what it must be
+    ├── GatewayError         the gateway did not let the call through
+    │   ├── Unauthorized     no virtual key, or none that is known
+    │   ├── Forbidden        the virtual key may not do this
+    │   ├── RateLimited      its requests or tokens per minute are used up
+    │   └── Saturated        too much is under way already: come back
     ├── UpstreamError        a provider's server could not be talked to (no answer of its own)
     │   ├── UpstreamUnreachable  no connection: nothing was sent
     │   ├── UpstreamTimeout  silence: before the connection, the first byte, the next, or the end
@@ -37,6 +42,8 @@ from difflib import get_close_matches
 __all__ = [
     "BudgetExceeded",
     "Cancelled",
+    "Forbidden",
+    "GatewayError",
     "IdempotencyError",
     "InvalidRequest",
     "LedgerCorrupt",
@@ -47,7 +54,10 @@ __all__ = [
     "ModelNotFound",
     "OutputError",
     "PackshotError",
+    "RateLimited",
     "RenderFailed",
+    "Saturated",
+    "Unauthorized",
     "Unbounded",
     "UnknownConcept",
     "Unpriced",
@@ -128,6 +138,30 @@ class LedgerUnavailable(LedgerError):
 
 class LedgerCorrupt(LedgerError):
     """The ledger's files are damaged, or of a newer version than this packshot."""
+
+
+class GatewayError(PackshotError):
+    """The gateway did not let the call through; ``retry_after_s`` is when it may, if known."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unauthorized(GatewayError):
+    """The call has no virtual key, or one that is unknown, revoked or expired."""
+
+
+class Forbidden(GatewayError):
+    """The virtual key is good, but not for this route, model, key or address."""
+
+
+class RateLimited(GatewayError):
+    """The requests or tokens per minute of the virtual key are used up."""
+
+
+class Saturated(GatewayError):
+    """As many calls are under way, or wait, as there may be."""
 
 
 class UpstreamError(PackshotError):

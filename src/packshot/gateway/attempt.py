@@ -1,0 +1,126 @@
+"""One call of one target with one key: its hold, its place in flight, and its one end."""
+
+from __future__ import annotations
+
+from time import monotonic
+
+from packshot.core.types import Usage
+from packshot.gateway.health import Breaker
+from packshot.gateway.job import Job
+from packshot.gateway.keys import Key
+from packshot.gateway.money import Money
+from packshot.gateway.plan import Target
+from packshot.gateway.telemetry import Telemetry
+from packshot.ledger.ledger import Hold
+from packshot.providers.base import Failure
+
+__all__ = ["Attempt", "may_be_billed"]
+
+BILLED_STATUS = frozenset({502, 504})
+"""Answers of a proxy before the provider: the call behind it may have been made, and be billed."""
+
+
+def may_be_billed(failure: Failure, *, sent: bool) -> bool:
+    """Tell whether a failed attempt may cost money: then it is booked as unknown, at its bound.
+
+    Providers do not bill for an error of their own. Silence and a broken connection after the
+    request went out say nothing, nor does a proxy's 502 or 504.
+    """
+    if failure.status:
+        return failure.status in BILLED_STATUS or failure.status < 300
+    return sent
+
+
+class Attempt:
+    """Begun when its hold stands; ended exactly once, by whichever of its methods comes first."""
+
+    __slots__ = ("breaker", "ended", "hold", "job", "key", "money", "target", "telemetry")
+
+    def __init__(
+        self,
+        job: Job,
+        target: Target,
+        key: Key,
+        hold: Hold | None,
+        money: Money,
+        telemetry: Telemetry,
+    ) -> None:
+        self.job = job
+        self.target = target
+        self.key = key
+        self.hold = hold
+        self.money = money
+        self.telemetry = telemetry
+        self.ended = False
+        self.breaker: Breaker = key.breaker(target.model)
+        self.breaker.begin(monotonic())
+        key.in_flight += 1
+        target.in_flight += 1
+        job.attempts += 1
+        job.target = target
+        job.key = key.name
+
+    def succeed(self, usage: Usage | None) -> None:
+        """End it by what it used; by its whole hold where the provider did not say."""
+        if self._leave():
+            self.breaker.success(monotonic())
+            self.key.succeeded()
+            if self.hold is not None:
+                reason = "" if usage is not None else "the provider reported no usage"
+                self.money.post(self.job, self.hold, usage, "succeeded", reason)
+            self.telemetry.attempt(self.job, self.target, self.key, "succeeded")
+
+    def waste(self, usage: Usage, reason: str) -> None:
+        """End what was billed and reached nobody."""
+        if self._leave():
+            self.breaker.success(monotonic())
+            if self.hold is not None:
+                self.money.post(self.job, self.hold, usage, "failed_billed", reason)
+            self.telemetry.attempt(self.job, self.target, self.key, "failed_billed")
+
+    def fail(self, failure: Failure, *, sent: bool) -> None:
+        """End it in trouble; what may have been billed is booked at its bound."""
+        if not self._leave():
+            return
+        self._note_health(failure)
+        if self.hold is not None:
+            if may_be_billed(failure, sent=sent):
+                self.money.post(self.job, self.hold, None, "unknown", failure.kind)
+            else:
+                self.money.void(self.hold, failure.kind)
+        self.telemetry.attempt(self.job, self.target, self.key, failure.kind)
+
+    def abandon(self, reason: str, *, sent: bool) -> None:
+        """End it for the caller's sake: it hung up, or another attempt was faster."""
+        if not self._leave():
+            return
+        self.breaker.neutral()
+        if self.hold is not None:
+            if sent:
+                self.money.post(self.job, self.hold, None, "unknown", reason)
+            else:
+                self.money.void(self.hold, reason)
+        self.telemetry.attempt(self.job, self.target, self.key, "abandoned")
+
+    def _leave(self) -> bool:
+        if self.ended:
+            return False
+        self.ended = True
+        self.key.in_flight -= 1
+        self.target.in_flight -= 1
+        return True
+
+    def _note_health(self, failure: Failure) -> None:
+        now = monotonic()
+        match failure.kind:
+            case "rate_limit":
+                self.key.cool(now, failure.retry_after_s)
+                self.breaker.neutral()
+            case "quota" | "auth":
+                self.key.take_out(now, failure.kind)
+                self.breaker.neutral()
+            case "overloaded" | "server" | "timeout" | "network" | "garbage":
+                if self.breaker.failure(now):
+                    self.telemetry.opened(self.target, self.key)
+            case "context" | "refusal" | "bad_request" | "not_found":
+                self.breaker.success(now)

@@ -1,0 +1,102 @@
+"""When a key is left alone: the circuit breaker of one (provider, key, model), and its cooldown.
+
+The figures are Envoy's defaults for outlier detection (envoy/config/cluster/v3/
+outlier_detection.proto). Two things differ. Envoy never ejects more than a tenth of its hosts,
+since it has nowhere else to go; a target here has other keys, and others behind it, so all may be
+out. And what comes back is tried with one call before the others follow.
+
+A rate limit is no illness: it cools the key, and neither trips nor closes the breaker.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Breaker"]
+
+CONSECUTIVE = 5
+"""Failures in a row that open the breaker (``consecutive_5xx``)."""
+
+WINDOW_S = 10.0
+"""Length of a window of the share of failures (``interval``)."""
+
+SHARE = 0.85
+"""Share of failures in a window that opens it (``failure_percentage_threshold``)."""
+
+SHARE_OF = 50
+"""Calls that a window must have for that (``failure_percentage_request_volume``)."""
+
+EJECT_S = 30.0
+"""How long it stays open the first time (``base_ejection_time``); twice that the second time …"""
+
+EJECT_MAX_S = 300.0
+"""… and at most this (``max_ejection_time``)."""
+
+PROBE_S = 60.0
+"""A probe that has not ended after this is taken to be lost: the next call is one, too."""
+
+
+@dataclass(slots=True)
+class Breaker:
+    """Times are seconds of a monotonic clock, handed in.
+
+    Call `begin` for each attempt, and then one of `success`, `failure` and `neutral`.
+    """
+
+    open_until: float = 0.0
+    times: int = 0
+    """How often it opened of late; a healthy window takes one off."""
+    in_a_row: int = 0
+    good: int = 0
+    bad: int = 0
+    window: float = 0.0
+    probe: float = 0.0
+    """When the one call was let through that decides; 0 while there is none."""
+
+    def allows(self, now: float) -> bool:
+        """Tell whether a call may be made."""
+        if not self.open_until:
+            return True
+        return now >= self.open_until and (not self.probe or now - self.probe > PROBE_S)
+
+    def begin(self, now: float) -> None:
+        """Note that a call is made: after an ejection it is the probe."""
+        if self.open_until:
+            self.probe = now
+
+    def success(self, now: float) -> None:
+        """Note an answer, whatever it says of the caller's request."""
+        self.in_a_row = 0
+        if self.open_until:
+            self.open_until = self.probe = 0.0
+        self._count(now, good=True)
+
+    def failure(self, now: float) -> bool:
+        """Note trouble on the provider's side; return true where that opens the breaker."""
+        self.in_a_row += 1
+        self._count(now, good=False)
+        if self.open_until and not self.probe and now < self.open_until:
+            return False  # a call from before the ejection
+        total = self.good + self.bad
+        bad_share = total >= SHARE_OF and self.bad >= SHARE * total
+        if not (self.probe or self.in_a_row >= CONSECUTIVE or bad_share):
+            return False
+        self.times += 1
+        self.open_until = now + min(EJECT_S * self.times, EJECT_MAX_S)
+        self.probe = 0.0
+        self.in_a_row = self.good = self.bad = 0
+        return True
+
+    def neutral(self) -> None:
+        """Note a call that says nothing about health: a rate limit, a caller that hung up."""
+        self.probe = 0.0
+
+    def _count(self, now: float, *, good: bool) -> None:
+        if now - self.window >= WINDOW_S:
+            if self.times and not self.open_until and not self.bad:
+                self.times -= 1
+            self.window, self.good, self.bad = now, 0, 0
+        if good:
+            self.good += 1
+        else:
+            self.bad += 1

@@ -1,0 +1,108 @@
+"""One caller's request on its way through the gateway."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import msgspec
+
+from packshot.core.errors import InvalidRequest
+from packshot.gateway.access import VirtualKey
+from packshot.gateway.plan import Route, Target
+from packshot.providers.base import Fields, Surface
+
+__all__ = ["Job", "input_bound", "open_fields", "whole_number"]
+
+PER_ATTACHMENT = 64_000
+"""Tokens that one picture or document can cost beside the bytes that name it. The dearest known is
+a picture of many tiles for a small model of OpenAI's: 2,833 + 5,667 a tile, at most 8 tiles."""
+
+FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
+MAX_TAGS = 16
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """What is known of a request, and what came of it so far.
+
+    Times are `time.perf_counter` seconds except ``deadline``, which is `time.monotonic`'s.
+    ``model`` is what the caller wrote. ``upstream_s`` is the time spent waiting for providers,
+    ``cost`` nano-EUR of all attempts, ``target`` and ``key`` those of the last one.
+    """
+
+    id: str
+    surface: Surface
+    owner: VirtualKey
+    route: Route
+    fields: Fields
+    model: str
+    stream: bool
+    began: float
+    deadline: float
+    stage: str
+    render: str = ""
+    recipe: str = ""
+    batch: str = ""
+    tags: tuple[str, ...] = ()
+    session: bytes = b""
+    output_limit: int | None = None
+    """Output tokens that the caller allows for each choice; None where no limit is set."""
+    choices: int = 1
+    input_bound: int = 0
+    """Input tokens that the request cannot exceed."""
+    attempts: int = 0
+    retries: int = 0
+    fallbacks: int = 0
+    upstream_s: float = 0.0
+    first_byte_s: float = 0.0
+    cost: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    target: Target | None = None
+    key: str = ""
+
+
+def open_fields(body: bytes) -> Fields:
+    """Return the members of a JSON object, undecoded.
+
+    Raises:
+        InvalidRequest: it is no JSON object.
+    """
+    try:
+        return FIELDS.decode(body)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"the body is not a JSON object: {error}") from error
+
+
+def whole_number(fields: Fields, name: str, most: int) -> int | None:
+    """Return a field that is a whole number from 1 to ``most``; None where it is absent or null.
+
+    Raises:
+        InvalidRequest: it is something else.
+    """
+    raw = fields.get(name)
+    if raw is None:
+        return None
+    try:
+        value = msgspec.json.decode(raw, type=int | None)
+    except msgspec.MsgspecError:
+        value = 0
+    if value is not None and not 1 <= value <= most:
+        raise InvalidRequest(f"{name} must be a whole number from 1 to {most}")
+    return value
+
+
+def input_bound(fields: Fields, body_bytes: int) -> int:
+    """Return an upper bound of a request's input tokens: its bytes, and what it points to.
+
+    A token has a byte at the least. Pictures and documents are counted by the words that announce
+    them, so a prompt that only speaks of one is held for more than it costs.
+    """
+    messages = fields.get("messages")
+    if messages is None:
+        return body_bytes
+    raw = bytes(messages)
+    if b"image" not in raw and b"file" not in raw and b"document" not in raw:
+        return body_bytes
+    attached = sum(raw.count(b'"' + word + b'"') for word in (b"image_url", b"image", b"file", b"document"))
+    return body_bytes + PER_ATTACHMENT * attached

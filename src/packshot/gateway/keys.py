@@ -1,0 +1,158 @@
+"""Which of a provider's keys makes a call: smooth weighted choice among those that are well.
+
+The choice is nginx's smooth weighted round robin (commit 52327e0): exact over any length of time,
+and never the same key several times in a row where another has weight, too. A session keeps its key
+(weighted rendezvous hashing, so nothing is stored) for as long as that key is well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from hashlib import blake2b
+from math import log
+
+from packshot.gateway.health import Breaker
+
+__all__ = ["Key", "Keys"]
+
+MAX_BREAKERS = 256
+"""Models per key whose health is kept apart: the names come from callers. Then all share one."""
+
+COOL_S = 1.0
+"""Cooldown after a 429 that names no delay; doubled each time, at most `COOL_MAX_S`."""
+
+COOL_MAX_S = 60.0
+OUT_S = 300.0
+"""How long a key that was refused, or has no money, is left alone before it is tried once more."""
+
+
+@dataclass(slots=True, eq=False)
+class Key:
+    """A credential, and what is known of its health. ``header`` is the line that carries it."""
+
+    provider: str
+    name: str
+    header: bytes = field(repr=False)
+    weight: float = 1.0
+    models: tuple[str, ...] = ()
+    current: float = 0.0
+    ready_at: float = 0.0
+    """Cooling down until then (monotonic seconds)."""
+    cooled: int = 0
+    out: str = ""
+    """Why a person has to act: "auth", "quota"; "" while it is good."""
+    in_flight: int = 0
+    breakers: dict[str, Breaker] = field(default_factory=dict[str, Breaker])
+
+    def breaker(self, model: str) -> Breaker:
+        """Return the breaker of this key for a model."""
+        found = self.breakers.get(model)
+        if found is None:
+            if len(self.breakers) >= MAX_BREAKERS:
+                model = ""
+            found = self.breakers.setdefault(model, Breaker())
+        return found
+
+    def may(self, model: str) -> bool:
+        """Tell whether the operator lets this key be used for the model."""
+        return not self.models or any(fnmatchcase(model, each) for each in self.models)
+
+    def well(self, model: str, now: float) -> bool:
+        """Tell whether a call may be made now."""
+        if now < self.ready_at:
+            return False
+        found = self.breakers.get(model)
+        return found is None or found.allows(now)
+
+    def cool(self, now: float, asked_s: float | None) -> None:
+        """Leave the key alone for as long as the provider asked, or a little longer each time."""
+        wait = asked_s if asked_s is not None else min(COOL_S * 2**self.cooled, COOL_MAX_S)
+        self.cooled = min(self.cooled + 1, 8)
+        self.ready_at = max(self.ready_at, now + wait)
+
+    def take_out(self, now: float, why: str) -> None:
+        """Leave the key alone: it is refused, or its account has no money."""
+        self.out = why
+        self.ready_at = now + OUT_S
+
+    def succeeded(self) -> None:
+        """Forget earlier trouble."""
+        if self.cooled or self.out:
+            self.cooled = 0
+            self.out = ""
+
+
+class Keys:
+    """The keys of one provider."""
+
+    def __init__(self, keys: Iterable[Key]) -> None:
+        self._keys = tuple(keys)
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def remember(self, old: Keys | None) -> Keys:
+        """Carry over what was learned of keys of the same name and credential; return self."""
+        known = {(key.name, key.header): key for key in old or ()}
+        for key in self._keys:
+            before = known.get((key.name, key.header))
+            if before is not None:
+                key.ready_at, key.cooled, key.out = before.ready_at, before.cooled, before.out
+                key.breakers = before.breakers
+        return self
+
+    def choose(
+        self,
+        model: str,
+        now: float,
+        *,
+        allowed: Collection[str] = (),
+        tried: Collection[Key] = (),
+        session: bytes = b"",
+    ) -> Key | None:
+        """Return the key for the next call of ``model``, or None where none may be used now.
+
+        ``allowed`` are the names that the virtual key is bound to (empty: all), ``tried`` the keys
+        that this call has had already.
+        """
+        best: Key | None = None
+        total = 0.0
+        well = [
+            key
+            for key in self._keys
+            if (not allowed or key.name in allowed)
+            and key not in tried
+            and key.well(model, now)
+            and (not key.models or key.may(model))
+        ]
+        if session and len(well) > 1:
+            return max(well, key=lambda key: _score(key, session))
+        for key in well:
+            key.current += key.weight
+            total += key.weight
+            if best is None or key.current > best.current:
+                best = key
+        if best is not None:
+            best.current -= total
+        return best
+
+    def ready_in(self, model: str, now: float, allowed: Collection[str] = ()) -> float | None:
+        """Return the seconds until the first key may be used; None where there is none at all."""
+        waits = [
+            max(key.ready_at, key.breaker(model).open_until) - now
+            for key in self._keys
+            if (not allowed or key.name in allowed) and key.may(model)
+        ]
+        return max(0.0, min(waits)) if waits else None
+
+
+def _score(key: Key, session: bytes) -> float:
+    """Return the weighted rendezvous score (Schindelhauer and Schomaker, SPAA 2005)."""
+    digest = blake2b(session, key=key.name.encode()[:64], digest_size=7).digest()
+    share = (int.from_bytes(digest) + 1) / (1 << 56)
+    return -key.weight / log(share) if share < 1 else float("inf")

@@ -1,0 +1,96 @@
+"""What the gateway asks of the ledger: a hold before each attempt, and one end for each hold."""
+
+from __future__ import annotations
+
+from packshot.core.clock import Clock, wall_us
+from packshot.core.errors import Unbounded
+from packshot.core.types import Usage
+from packshot.gateway.job import Job
+from packshot.gateway.plan import Target
+from packshot.ledger.ledger import Hold, Ledger
+from packshot.ledger.prices.book import PriceBook
+from packshot.ledger.records import Dimensions, Outcome
+
+__all__ = ["Money"]
+
+MAX_DIMENSIONS = 65_536
+"""Dimensions that are kept ready; beyond it they are made anew for each call."""
+
+MARGIN_S = 120
+"""A hold outlives the deadline of its call by this much: the call always ends it first."""
+
+
+class Money:
+    """The books of one worker's gateway."""
+
+    def __init__(self, ledger: Ledger, book: PriceBook, clock: Clock = wall_us) -> None:
+        self.ledger = ledger
+        self.book = book
+        self._clock = clock
+        self._dimensions: dict[tuple[object, ...], Dimensions] = {}
+
+    def capped(self, job: Job) -> bool:
+        """Tell whether a cap applies to what the job spends: then it must have an upper bound."""
+        return self.ledger.capped(job.owner.team, job.owner.id, job.batch)
+
+    def hold(
+        self, job: Job, target: Target, key: str, limit: int | None, expires_in_s: float
+    ) -> Hold:
+        """Hold the most that one attempt can cost; it may go out on return.
+
+        ``limit`` is the limit of output tokens, None for none.
+
+        Raises:
+            BudgetExceeded, Unbounded, Unpriced, LedgerUnavailable: do not make the call.
+        """
+        provider = target.provider
+        dimensions = self._of(job, target, key)
+        try:
+            bound = self.book.bound(
+                provider.price_as,
+                target.model,
+                self._clock(),
+                body_bytes=job.input_bound,
+                max_output_tokens=0 if job.surface == "embeddings" else limit,
+            )
+            priced = bound is not None
+        except Unbounded:
+            bound, priced = None, True
+        return self.ledger.hold(
+            dimensions, bound, priced=priced, expires_in_s=int(expires_in_s) + MARGIN_S
+        )
+
+    def post(
+        self, job: Job, hold: Hold, usage: Usage | None, outcome: Outcome, reason: str = ""
+    ) -> None:
+        """End a hold by what was used; without a usage, by all that was held."""
+        settled = self.ledger.post(hold, usage, outcome, reason)
+        job.cost += settled.amount
+        if usage is not None:
+            job.input_tokens += usage.input_tokens
+            job.output_tokens += usage.output_tokens
+
+    def void(self, hold: Hold, reason: str) -> None:
+        """End a hold of what cost nothing."""
+        self.ledger.void(hold, reason)
+
+    def _of(self, job: Job, target: Target, key: str) -> Dimensions:
+        plain = not (job.tags or job.render or job.batch or job.recipe)
+        name = (job.owner.id, job.route.id, target.provider.name, target.model, key, job.stage)
+        found = self._dimensions.get(name) if plain else None
+        if found is None:
+            found = Dimensions(
+                render=job.render,
+                recipe=job.recipe,
+                stage=job.stage,
+                provider=target.provider.price_as,
+                model=target.model,
+                route=job.route.id,
+                virtual_key=job.owner.id,
+                team=job.owner.team,
+                batch=job.batch,
+                tags=tuple(sorted({*job.owner.tags, *job.tags, f"key={key}"})),
+            )
+            if plain and len(self._dimensions) < MAX_DIMENSIONS:
+                self._dimensions[name] = found
+        return found

@@ -1,0 +1,259 @@
+"""From settings to what a call can use: providers with their keys, targets, and named routes.
+
+A `Plan` is built whole or not at all, and never changed: a reload builds another. What is learned
+about a key (its cooldown, its breakers) is carried over where provider and key are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from packshot.core.errors import InvalidRequest, unknown_name
+from packshot.gateway.keys import Key, Keys
+from packshot.gateway.retry import RetryBudget
+from packshot.gateway.settings import (
+    GatewaySettings,
+    KeyEntry,
+    ModelEntry,
+    ProviderEntry,
+    RouteEntry,
+)
+from packshot.gateway.wire.upstream import Origin, Timeouts, Upstream
+from packshot.providers.base import Surface
+from packshot.providers.rows import COMPATIBLE, ROWS, Row, row_of
+
+__all__ = ["Plan", "Provider", "Route", "Target", "build_plan"]
+
+ALWAYS = b"content-type: application/json\r\nuser-agent: packshot\r\n"
+"""Header lines of every call."""
+
+UNBUILT = frozenset({"stability", "fal", "replicate"})
+"""Providers of pictures that the configuration may name already."""
+
+MAX_TARGETS = 2048
+"""Targets that callers named themselves and that are remembered, per plan."""
+
+
+@dataclass(slots=True, eq=False)
+class Provider:
+    """A provider as configured. ``name`` is the operator's, ``price_as`` the price book's."""
+
+    name: str
+    row: Row
+    entry: ProviderEntry
+    origin: Origin
+    keys: Keys
+    timeouts: Timeouts
+    budget: RetryBudget
+    price_as: str
+    upstream: Upstream | None = None
+    """Its connections: set by whoever runs the event loop."""
+
+    @property
+    def drains(self) -> bool:
+        """Whether a stream is read to its end although its caller is gone."""
+        return (self.entry.network.on_hangup or self.row.on_hangup) == "drain"
+
+
+@dataclass(slots=True, eq=False)
+class Target:
+    """A model of a provider: what a call is sent to."""
+
+    provider: Provider
+    model: str
+    entry: ModelEntry
+    latency_s: float = 0.0
+    """A moving average of the time to the first byte; 0 before the first answer."""
+    in_flight: int = 0
+    paths: dict[str, bytes] = field(default_factory=dict[str, bytes])
+
+    def path(self, suffix: str) -> bytes:
+        """Return path and query of a call, made once."""
+        found = self.paths.get(suffix)
+        if found is None:
+            found = self.paths[suffix] = self.provider.row.target(suffix, self.model)
+        return found
+
+    @property
+    def name(self) -> str:
+        """Return "provider/model"."""
+        return f"{self.provider.name}/{self.model}"
+
+    def answered(self, seconds: float) -> None:
+        """Take a time to the first byte into the average: at once when it rose (peak EWMA)."""
+        if seconds > self.latency_s:
+            self.latency_s = seconds
+        else:
+            self.latency_s += 0.1 * (seconds - self.latency_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Targets in the order in which they are tried. ``id`` is "" for one that has no name."""
+
+    id: str
+    targets: tuple[Target, ...]
+    fastest: bool = False
+    hedge_s: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """All that calls are routed by."""
+
+    providers: Mapping[str, Provider]
+    routes: Mapping[str, Route]
+    fallbacks: Mapping[str, tuple[str, ...]]
+    notes: tuple[str, ...] = ()
+    """What is configured, and not built yet or not going to work: told at start."""
+    _named: dict[str, Route] = field(default_factory=dict[str, Route])
+
+    def route(self, model: str, surface: Surface, prefix: str = "") -> Route:
+        """Return the route that a caller's ``model`` means: a route's id, "provider/model", or a
+        bare model of the provider in the path's ``prefix``, or of the surface's own provider.
+
+        Raises:
+            InvalidRequest: no such route or provider; the message lists what there is.
+        """
+        found = self.routes.get(model)
+        if found is not None:
+            return found
+        provider, slash, rest = model.partition("/")
+        if not (slash and provider in self.providers):
+            provider, rest = prefix or self._home(surface, model), model
+        name = f"{provider}/{rest}"
+        route = self._named.get(name)
+        if route is None:
+            targets = [name, *self.fallbacks.get(name, ())]
+            route = Route("", tuple(self.target(each) for each in targets))
+            if len(self._named) < MAX_TARGETS:
+                self._named[name] = route
+        return route
+
+    def target(self, name: str) -> Target:
+        """Return the target "provider/model"."""
+        provider, _, model = name.partition("/")
+        found = self.providers.get(provider)
+        if found is None:
+            raise unknown_name("provider", provider, self.providers)
+        if not model or len(model) > 200 or not model.isprintable():
+            raise InvalidRequest(f"a target is provider/model, got {name[:220]!r}")
+        return Target(found, model, found.entry.models.get(model, ModelEntry()))
+
+    def _home(self, surface: Surface, model: str) -> str:
+        api = "anthropic" if surface in {"messages", "count_tokens"} else "openai"
+        for provider in (api, *self.providers):
+            found = self.providers.get(provider)
+            if found is not None and found.row.api == api:
+                return provider
+        known = [*self.routes, *(f"{name}/…" for name in self.providers)]
+        raise InvalidRequest(
+            f"no provider here serves a model by its bare name {model[:100]!r}; write "
+            f"provider/model, or a route: {', '.join(known) or 'none is configured'}"
+        )
+
+
+def build_plan(settings: GatewaySettings, before: Plan | None = None) -> Plan:
+    """Build the plan of a configuration; ``before`` is the plan that it replaces.
+
+    Raises:
+        InvalidRequest: a route names a provider that there is not, twice the same id, and so on.
+    """
+    providers = {
+        name: _provider(name, entry, None if before is None else before.providers.get(name))
+        for name, entry in settings.providers.items()
+        if not _is_unbuilt(name, entry)
+    }
+    fallbacks = _fallbacks(settings)
+    plan = Plan(providers, {}, fallbacks, _notes(settings, providers))
+    routes: dict[str, Route] = {}
+    for entry in settings.routes:
+        if entry.id in routes:
+            raise InvalidRequest(f"two routes have the id {entry.id!r}: rename one")
+        if "/" in entry.id or not entry.id:
+            raise InvalidRequest(f"a route's id has no slash and is not empty, got {entry.id!r}")
+        routes[entry.id] = _route(plan, entry)
+    for primary, others in fallbacks.items():
+        for name in (primary, *others):
+            plan.target(name)
+    plan.routes = routes
+    return plan
+
+
+def _is_unbuilt(name: str, entry: ProviderEntry) -> bool:
+    return (entry.kind or name) in UNBUILT
+
+
+def _notes(settings: GatewaySettings, providers: Mapping[str, Provider]) -> tuple[str, ...]:
+    """Return what the operator may believe to be at work, and is not."""
+    notes = [
+        f"providers.{name} is read but not built yet: no call goes there"
+        for name, entry in settings.providers.items()
+        if _is_unbuilt(name, entry)
+    ]
+    if settings.semantic_cache.enabled:
+        notes.append("semantic_cache is enabled but not built yet: every call goes upstream")
+    notes += [
+        f"providers.{name} has no keys: calls to it are refused there"
+        for name, provider in providers.items()
+        if not provider.entry.keys and not provider.row.keyless
+    ]
+    return tuple(notes)
+
+
+def _route(plan: Plan, entry: RouteEntry) -> Route:
+    names = [entry.primary, *entry.fallbacks]
+    if not entry.fallbacks:
+        names += plan.fallbacks.get(entry.primary, ())
+    targets = tuple(plan.target(name) for name in names)
+    return Route(entry.id, targets, entry.balance == "fastest", entry.hedge_after_ms / 1000.0)
+
+
+def _fallbacks(settings: GatewaySettings) -> dict[str, tuple[str, ...]]:
+    found: dict[str, tuple[str, ...]] = {}
+    for entry in settings.fallbacks:
+        if entry.primary in found:
+            raise InvalidRequest(f"two fallbacks have the primary {entry.primary!r}: join them")
+        found[entry.primary] = entry.others
+    return found
+
+
+def _provider(name: str, entry: ProviderEntry, old: Provider | None) -> Provider:
+    if not name.isascii() or "/" in name or not name:
+        raise InvalidRequest(f"a provider's name is ASCII without a slash, got {name!r}")
+    kind = entry.kind or (name if name in ROWS or not entry.base_url else COMPATIBLE.name)
+    row = row_of(
+        kind,
+        entry.base_url or None,
+        name=name,
+        api_version=entry.api_version,
+        allow_http=entry.network.allow_http,
+    )
+    at = row.address
+    ca = str(entry.network.ca) if entry.network.ca.name else ""
+    times = entry.network.timeouts
+    keys = Keys([_key(name, row, at, each) for at, each in enumerate(entry.keys)] or _keyless(row))
+    origin = Origin(at.scheme, at.host, at.port, ca)
+    provider = Provider(
+        name,
+        row,
+        entry,
+        origin,
+        keys.remember(old.keys if old else None),
+        Timeouts(times.connect_s, times.first_byte_s, times.idle_s),
+        old.budget if old else RetryBudget(),
+        name if entry.base_url else kind,
+    )
+    if old is not None and old.origin == origin and old.entry.network == entry.network:
+        provider.upstream = old.upstream
+    return provider
+
+
+def _key(provider: str, row: Row, at: int, entry: KeyEntry) -> Key:
+    name = entry.name or f"key-{at + 1}"
+    return Key(provider, name, row.header_lines(entry.value) + ALWAYS, entry.weight, entry.models)
+
+
+def _keyless(row: Row) -> list[Key]:
+    return [Key(row.name, "none", row.header_lines("") + ALWAYS)] if row.keyless else []
