@@ -1,0 +1,480 @@
+"""One connection to a provider, and the answers that come over it.
+
+HTTP is read by llhttp (httptools) and by nothing else. A `Link` lives in the pool that made it; an
+`Answer` belongs to one call. Everything between the two happens in callbacks of the event loop: a
+call suspends once where its answer comes in one piece, and no call has a task or a timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import httptools
+
+from packshot.core.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
+from packshot.gateway.wire.upstream import Call
+
+__all__ = ["Answer", "Link", "LinkLimits", "StaleLink", "request_head"]
+
+HEAD, ANY, ALL = 0, 1, 2
+"""What a waiting call waits for: the head, some of the body, or the end of it."""
+
+STALE_S = 1.0
+"""Seconds after sending in which the end of a kept connection is taken for one that had ended
+before. A later end, without a byte, is a server that took the call and died: it may have done the
+work, so the call is not sent again from here."""
+
+LONGEST_JOIN = 1 << 16
+"""Bytes of a body that is copied behind its head to go out as one segment."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLimits:
+    """What an answer may look like.
+
+    ``head`` bytes of status line and headers, interim answers (1xx) included; ``headers`` lines;
+    ``unread`` bytes of a body that may wait for a slow reader before the connection is no longer
+    read. A segment of the network (at most 256 KiB) comes on top.
+    """
+
+    head: int = 1 << 16
+    headers: int = 200
+    unread: int = 1 << 18
+
+
+class StaleLink(Exception):
+    """A kept connection was dead before any byte of an answer: the call may be sent again."""
+
+
+def request_head(call: Call, host_line: bytes) -> bytes:
+    """Return a call's request line and headers; ``host_line`` is ``Host: …`` with its CRLF.
+
+    Raises:
+        ValueError: the target or the headers would break out of their place; a bug of ours.
+    """
+    target, headers = call.target, call.headers
+    if b" " in target or b"\r" in target or b"\n" in target or b"\0" in target:
+        raise ValueError(f"a target is a path without spaces or control characters: {target!r}")
+    if headers and (not headers.endswith(b"\r\n") or b"\r\n\r\n" in headers or headers[0] == 13):
+        raise ValueError("headers are whole lines, each ended by one CRLF")
+    size = len(call.body)
+    if not size and call.method in {b"GET", b"HEAD", b"DELETE"}:
+        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (call.method, target, host_line, headers)
+    return b"%b %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (
+        call.method,
+        target,
+        host_line,
+        headers,
+        size,
+    )
+
+
+class Answer:
+    """The answer to one call: `Reply` of the contract, filled by its link."""
+
+    __slots__ = (
+        "_link",
+        "began",
+        "call",
+        "cap",
+        "complete",
+        "error",
+        "headers",
+        "parts",
+        "sent_at",
+        "size",
+        "stale",
+        "started",
+        "status",
+        "waiter",
+        "want",
+    )
+
+    def __init__(self, call: Call, link: Link, sent_at: float) -> None:
+        self.call = call
+        self.sent_at = sent_at
+        self.status = 0
+        self.headers: dict[bytes, bytes] = {}
+        self.parts: list[bytes] = []
+        self.size = 0
+        self.began = False
+        """A byte has come."""
+        self.started = False
+        """Status and headers are there."""
+        self.complete = False
+        """The body is there, as its framing says."""
+        self.error: UpstreamError | None = None
+        self.stale = False
+        """The connection had been kept, and was dead: nothing came, the call may go again."""
+        self.want = HEAD
+        self.cap = 0
+        self.waiter: asyncio.Future[None] | None = None
+        self._link: Link | None = link
+
+    async def read(self, limit: int) -> bytes:
+        """Return the whole body; see `Reply.read`."""
+        self.want, self.cap = ALL, limit
+        while not self.complete and self.error is None and self.size <= limit:
+            if int(self.headers.get(b"content-length", b"0")) > limit:
+                break
+            await self._wait()
+        if self.error is not None:
+            raise self.error
+        if self.size > limit or not self.complete:
+            self.abort()
+            raise UpstreamBroken(
+                f"the answer is longer than the {limit} bytes that are allowed for it",
+                sent=True,
+                began=True,
+            )
+        parts = self.parts
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self.parts, self.size = [], 0
+        return body
+
+    async def chunk(self) -> bytes:
+        """Return what has come of the body since the last chunk; see `Reply.chunk`."""
+        self.want = ANY
+        while not self.parts and not self.complete and self.error is None:
+            await self._wait()
+        parts = self.parts
+        if not parts:
+            if self.error is not None:
+                raise self.error
+            return b""
+        self.parts, self.size = [], 0
+        if self._link is not None:
+            self._link.resume()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def abort(self) -> None:
+        """Close the connection, unless the body has ended; see `Reply.abort`."""
+        link, self._link = self._link, None
+        if link is not None:
+            if self.error is None:
+                self.error = UpstreamBroken(
+                    "the call was broken off on our side", sent=True, began=self.began
+                )
+            link.drop()
+
+    async def wait_for_head(self) -> None:
+        """Return once status and headers are there.
+
+        Raises:
+            UpstreamError: they did not come.
+            StaleLink: the connection had been kept, and was dead.
+        """
+        while not self.started and self.error is None:
+            if self.stale:
+                raise StaleLink
+            await self._wait()
+        if self.error is not None and not self.started:
+            raise self.error
+
+    async def _wait(self) -> None:
+        """Sleep until the link has something; a cancelled sleeper takes the connection with it."""
+        link = self._link
+        if link is None:  # only if somebody reads on after `abort`
+            return
+        self.waiter = link.loop.create_future()
+        link.resume()
+        try:
+            await self.waiter
+        except asyncio.CancelledError:
+            self.waiter = None
+            self.abort()
+            raise
+
+    def wake(self) -> None:
+        """Let the sleeper look at what there is now."""
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def settle(self) -> None:
+        """Forget the link: the body has ended, or never will."""
+        self._link = None
+
+    def fail(self, error: UpstreamError) -> None:
+        """End with an error, raised where the body's end would have been."""
+        self._link = None
+        if self.error is None and not self.complete:
+            self.error = error
+        self.wake()
+
+    def fail_stale(self) -> None:
+        """End before it began; `wait_for_head` raises `StaleLink`."""
+        self._link = None
+        self.stale = True
+        self.wake()
+
+
+class Link(asyncio.Protocol):
+    """A connection: at rest in its pool, or busy with one call.
+
+    ``rest`` is called when an answer has ended and the connection can take another call, ``lost``
+    when the connection is gone, unless a call found it stale: that call keeps its place.
+    """
+
+    __slots__ = (
+        "_ends_by_close",
+        "_feed",
+        "_fresh",
+        "_headers",
+        "_keep",
+        "_lines",
+        "_paused",
+        "_problem",
+        "_room",
+        "_seen",
+        "answer",
+        "idle_since",
+        "kept",
+        "limits",
+        "loop",
+        "lost",
+        "parser",
+        "peer",
+        "rest",
+        "transport",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        peer: str,
+        limits: LinkLimits,
+        rest: Callable[[Link], None],
+        lost: Callable[[Link], None],
+    ) -> None:
+        self.loop = loop
+        self.peer = peer
+        self.limits = limits
+        self.rest = rest
+        self.lost = lost
+        self.transport: asyncio.Transport | None = None
+        self.parser = httptools.HttpResponseParser(self)
+        self.answer: Answer | None = None
+        self.kept = False
+        """It has answered before."""
+        self.idle_since = 0.0
+        self._feed = self.parser.feed_data
+        self._headers: dict[bytes, bytes] = {}
+        self._keep = False
+        self._ends_by_close = False
+        self._fresh = True
+        self._seen = 0.0
+        self._paused = False
+        self._room = 0
+        self._lines = 0
+        self._problem = ""
+
+    # ---------------------------------------------------------------- what the pool and answers do
+
+    def send(self, call: Call, host_line: bytes, now: float) -> Answer:
+        """Write a call and return its answer, empty as yet; ``now`` by `time.monotonic`."""
+        head = request_head(call, host_line)
+        answer = self.answer = Answer(call, self, now)
+        self._room, self._lines = self.limits.head, self.limits.headers
+        self._headers = {}
+        self._fresh = True
+        transport = cast("asyncio.Transport", self.transport)
+        if len(call.body) > LONGEST_JOIN:
+            transport.writelines((head, call.body))
+        else:
+            transport.write(head + call.body)
+        return answer
+
+    def usable(self) -> bool:
+        """Tell whether the connection stands, as far as is known here."""
+        return self.transport is not None and not self.transport.is_closing()
+
+    def drop(self) -> None:
+        """Close at once, and let the answer be."""
+        self.answer = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    def fail(self, error: UpstreamError) -> None:
+        """Close at once, and end the answer with an error."""
+        answer = self.answer
+        self.drop()
+        if answer is not None:
+            answer.fail(error)
+
+    def resume(self) -> None:
+        """Read on, where a slow reader had stopped it."""
+        if self._paused and self.transport is not None:
+            self._paused = False
+            self._fresh = True
+            self.transport.resume_reading()
+
+    def check(self, now: float) -> None:
+        """Fail the call if it has waited too long; the pool asks this of each, often."""
+        answer = self.answer
+        if answer is None:
+            return
+        times = answer.call.timeouts
+        if now >= answer.call.deadline:
+            silence = "the call's deadline passed before the end of the answer"
+        elif not answer.started:
+            if now < answer.sent_at + times.first_byte_s:
+                return
+            silence = f"no answer within {times.first_byte_s:g} s"
+        elif self._fresh or self._paused or (answer.parts and answer.want != ALL):
+            # Only the provider's silence counts: not the time that our own reader takes.
+            self._fresh, self._seen = False, now
+            return
+        elif now < self._seen + times.idle_s:
+            return
+        else:
+            silence = f"the answer stood still for {times.idle_s:g} s"
+        self.fail(UpstreamTimeout(f"{self.peer}: {silence}", sent=True, began=answer.began))
+
+    # ---------------------------------------------------------------- what the event loop does
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection."""
+        self.transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Read a segment, and wake the call if there is what it waits for."""
+        answer = self.answer
+        if answer is None:
+            # Bytes that nobody asked for: what comes next could be taken for another call's answer.
+            self.drop()
+            return
+        answer.began = self._fresh = True
+        headless = not answer.started
+        try:
+            self._feed(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            if not answer.complete:
+                reason = self._problem or str(error) or "it wants to change the protocol"
+                self._fail_garbage(reason)
+                return
+            self._keep = False  # the answer was whole; what follows it is not HTTP
+        if headless and not self._head_fits(answer, len(data)):
+            self._fail_garbage(f"its head is longer than {self.limits.head} bytes")
+        elif answer.complete:
+            self._finish(answer)
+        elif answer.started:
+            self._deliver(answer)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the answer as it deserves, and tell the pool."""
+        answer, self.answer = self.answer, None
+        if answer is None:
+            self.lost(self)
+        elif self.kept and not answer.began and time.monotonic() < answer.sent_at + STALE_S:
+            answer.fail_stale()
+        else:
+            if answer.started and self._ends_by_close and exc is None:
+                answer.complete = True
+                answer.settle()
+                answer.wake()
+            else:
+                where = "in the middle of its answer" if answer.began else "without an answer"
+                text = f"{self.peer} closed the connection {where}"
+                if exc is not None and exc.args:
+                    text += f" ({exc.args[-1]})"
+                answer.fail(UpstreamBroken(text, sent=True, began=answer.began))
+            self.lost(self)
+        self.transport = None
+
+    def _deliver(self, answer: Answer) -> None:
+        """Wake the call if there is what it waits for, and stop reading if it is too slow."""
+        if answer.want == ALL:
+            if answer.size > answer.cap:
+                answer.wake()
+            return
+        if answer.size > self.limits.unread and not self._paused:
+            self._paused = True
+            cast("asyncio.Transport", self.transport).pause_reading()
+        if answer.want == HEAD or answer.parts:
+            answer.wake()
+
+    def _head_fits(self, answer: Answer, size: int) -> bool:
+        """Count the bytes of the head, exactly only where a segment brought much."""
+        if size <= self._room:
+            self._room -= size
+            return True
+        if not answer.started:
+            return False
+        head = sum(len(name) + len(value) + 4 for name, value in answer.headers.items())
+        return head <= self._room
+
+    def _fail_garbage(self, reason: str) -> None:
+        text = f"{self.peer} did not answer in HTTP/1.1 as expected: {reason}"
+        self.fail(UpstreamBroken(text, sent=True, began=True))
+
+    def _finish(self, answer: Answer) -> None:
+        """Part with an answer that has ended: back to the pool, or close."""
+        self.answer = None
+        answer.settle()
+        transport = cast("asyncio.Transport", self.transport)
+        # An answer before the end of the request: what is still to be sent would spoil the next.
+        if self._keep and not transport.is_closing() and not transport.get_write_buffer_size():
+            if self._paused:
+                self._paused = False
+                transport.resume_reading()
+            self.kept = True
+            self.rest(self)
+        else:
+            transport.abort()
+        answer.wake()
+
+    # ---------------------------------------------------------------- what llhttp does
+
+    def on_message_begin(self) -> None:
+        """Refuse a second answer to one call."""
+        if self.answer is None or self.answer.complete:
+            raise ValueError("an answer too many")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Note a header; trailers are counted, and go nowhere."""
+        self._lines -= 1
+        if self._lines < 0:
+            self._problem = f"more than {self.limits.headers} headers"
+            raise ValueError(self._problem)
+        self._headers[name.lower()] = value
+
+    def on_headers_complete(self) -> None:
+        """Hand the head over, unless it is an interim one."""
+        status = self.parser.get_status_code()
+        if status < 200:
+            if status == 101 or status < 100:
+                self._problem = f"status {status}"
+                raise ValueError(self._problem)
+            return
+        headers, self._headers = self._headers, {}
+        coding = headers.get(b"transfer-encoding")
+        if coding is not None and coding.strip().lower() != b"chunked":
+            self._problem = f"transfer-encoding {coding[:40]!r}; packshot reads chunked only"
+            raise ValueError(self._problem)
+        self._ends_by_close = coding is None and b"content-length" not in headers
+        answer = cast("Answer", self.answer)
+        answer.status, answer.headers, answer.started = status, headers, True
+        if answer.call.method == b"HEAD":
+            # llhttp cannot be told that no body follows, so such a connection is not kept.
+            answer.complete, self._keep = True, False
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of the body."""
+        answer = cast("Answer", self.answer)
+        if not answer.complete:
+            answer.parts.append(body)
+            answer.size += len(body)
+
+    def on_message_complete(self) -> None:
+        """Note the end of an answer, or of an interim one."""
+        answer = cast("Answer", self.answer)
+        if answer.started:
+            answer.complete = True
+            self._keep = self.parser.should_keep_alive() and answer.call.method != b"HEAD"
+        else:
+            self._headers = {}
