@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from packshot.cli.main import main
+from packshot.ledger.signs import tick_us
 from tests.studio.stub import StubEngine, make_folder
 
 
@@ -57,7 +58,16 @@ def model(tmp_path: Path) -> str:
 
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> StubEngine:
-    """Put a stub where the commands would load an engine."""
+    """Put a stub where the commands would load an engine, and let its seconds pass."""
     stub = StubEngine()
-    monkeypatch.setattr("packshot.studio.render.load_engine", lambda _: stub)
+    took_us = 1_000_000 * round(sum(part.seconds for part in stub.usage(1, 1)))
+    monkeypatch.setattr(
+        "packshot.ledger.signs.tick_us", lambda: tick_us() + took_us * len(stub.requests)
+    )
+
+    def load(plan: object, on_device: Callable[[str], None]) -> StubEngine:
+        on_device(stub.device_kind)
+        return stub
+
+    monkeypatch.setattr("packshot.studio.render.load_engine", load)
     return stub

@@ -150,11 +150,12 @@ def test_the_real_engine_from_brief_to_the_same_bits(packshot: Packshot, tiny_sd
         assert x.size == preview.size == (64, 64)
 
 
-def rows(state_home: Path, columns: str) -> list[tuple]:
-    """Return columns of what the ledger's store holds, in the order of its arrival."""
+def rows(state_home: Path, columns: str, *, accrued: bool = False) -> list[tuple]:
+    """Return columns of the store's entries: of renders, or of what accrued beside them."""
     store = open_store(str(state_home / "packshot" / "ledger.db"), read_only=True)
     try:
-        return store.query(f"select {columns} from entries order by seq")  # noqa: S608 - ours
+        beside = "select {} from entries where outcome {} 'accrual' order by seq"
+        return store.query(beside.format(columns, "=" if accrued else "<>"))
     finally:
         store.close()
 
@@ -180,6 +181,8 @@ def test_the_table_has_the_cost_and_the_store_the_entries(packshot, model, engin
     assert show_eur(sum(row[3] for row in entries), 9) == match[1]
     assert {row[2:3] + row[5:] for row in entries} == {("succeeded", "cpu", "render")}
     assert all(row[3] == row[4] for row in entries)
+    beside = rows(state_home, "account, render, device, priced", accrued=True)
+    assert beside == [(account, "", "cpu", 1) for account in ("load", "idle", "idle")]
 
 
 def test_json_has_the_cost_and_the_ids(packshot, model, engine, state_home) -> None:
@@ -206,6 +209,7 @@ def test_a_device_without_a_price_is_not_free(packshot, model, engine, state_hom
         "decode",
     }
     assert sum(not row[0] for row in rows(state_home, "priced")) == 6
+    assert {row[0] for row in rows(state_home, "priced", accrued=True)} == {0}
 
 
 def test_a_cancelled_render_is_waste_in_the_store(packshot, model, engine, state_home) -> None:
@@ -214,6 +218,8 @@ def test_a_cancelled_render_is_waste_in_the_store(packshot, model, engine, state
     entries = rows(state_home, "stage, outcome, account, reason")
     assert ("denoise", "failed_billed", "waste", "cancelled") in entries
     assert {row[1] for row in entries} <= {"failed_billed", "failed_free"}
+    beside = rows(state_home, "account, device", accrued=True)
+    assert beside == [("load", "cpu"), ("idle", "cpu"), ("idle", "cpu")]
 
 
 def test_without_a_journal_there_is_no_render(packshot, model, engine, state_home) -> None:

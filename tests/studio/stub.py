@@ -46,20 +46,23 @@ class StubEngine:
                             lambda seed=seed: picture_of(request, seed),
                         )
                     )
-        pictures = len(request.seeds)  # their seconds are long, so that ours change no share
         return RenderResult(
             images=tuple(picture_of(request, seed) for seed in request.seeds),
-            usage=(
-                Usage("encode", 100.0, self.device_kind),
-                Usage("denoise", 700.0, self.device_kind, steps=request.steps * pictures),
-                Usage("decode", 200.0, self.device_kind, pixels=NATIVE * NATIVE * pictures),
-            ),
+            usage=self.usage(len(request.seeds), request.steps),
             warnings=("the prompt is long",) if len(request.prompt) > 300 else (),
             request=replace(request, spacing=request.spacing or "trailing"),
             model="stub",
             fingerprint="0" * 64,
             device="cpu",
             precision="fp32",
+        )
+
+    def usage(self, pictures: int, steps: int) -> tuple[Usage, ...]:
+        """Return what a render takes: seconds so long that ours change no share."""
+        return (
+            Usage("encode", 100.0, self.device_kind),
+            Usage("denoise", 700.0, self.device_kind, steps=steps * pictures),
+            Usage("decode", 200.0, self.device_kind, pixels=NATIVE * NATIVE * pictures),
         )
 
 

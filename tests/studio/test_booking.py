@@ -45,6 +45,7 @@ class Book:
 class Hold:
     dimensions: Dimensions
     amount: int
+    dispatched: bool
 
 
 @dataclass
@@ -57,17 +58,23 @@ class LedgerStub:
     posts: list[tuple[Dimensions, Usage, str, str]] = field(default_factory=list)
     voids: list[tuple[Dimensions, str]] = field(default_factory=list)
 
-    def hold(self, dimensions, amount_or_bound, *, priced, dispatched, expires_in_s) -> Hold:
+    def hold(self, dimensions, amount, *, priced, dispatched, expires_in_s, limit_us) -> Hold:
         if len(self.open) == self.fail_hold:
             raise BudgetExceeded("the cap is reached")
-        assert dispatched
+        assert dispatched == (dimensions.stage == "denoise")
+        assert limit_us > 0
         assert expires_in_s > sum(LIMIT_S.values())
-        self.open.append(Hold(dimensions, amount_or_bound))
+        self.open.append(Hold(dimensions, amount, dispatched))
         return self.open[-1]
+
+    def dispatch(self, hold: Hold) -> None:
+        assert not hold.dispatched
+        hold.dispatched = True
 
     def post(self, hold: Hold, usage: Usage, outcome="succeeded", reason="") -> Settled:
         if self.fail_post:
             raise LedgerUnavailable("the disk is full")
+        assert hold.dispatched
         self.open.remove(hold)
         self.posts.append((hold.dimensions, usage, outcome, reason))
         charge = Book().charge(usage, "", "", 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from packshot.cli import terminal
 from packshot.core.errors import LedgerError
@@ -13,13 +13,16 @@ from packshot.core.errors import LedgerError
 if TYPE_CHECKING:
     from packshot.ledger.settings import Settings
     from packshot.studio.booking import Bookkeeper
+    from packshot.studio.session import DeviceSession
+
+    Books: TypeAlias = tuple[Bookkeeper, DeviceSession]
 
 __all__ = ["bookkeeping"]
 
 
 @contextmanager
-def bookkeeping(recipe: Literal["render", "sheet"]) -> Generator[Bookkeeper]:
-    """Yield who books this command's renders; say what could not be booked, once they are done.
+def bookkeeping(recipe: Literal["render", "sheet"]) -> Generator[Books]:
+    """Yield who books this command's renders and its device; say what could not be booked.
 
     Raises:
         InvalidRequest: packshot.yaml has a mistake.
@@ -28,18 +31,25 @@ def bookkeeping(recipe: Literal["render", "sheet"]) -> Generator[Bookkeeper]:
     from packshot.core.clock import wall_us
     from packshot.ledger.prices.book import book_of
     from packshot.ledger.settings import load_settings
+    from packshot.ledger.signs import tick_us
     from packshot.ledger.wiring import local_ledger
     from packshot.studio.booking import Bookkeeper
+    from packshot.studio.session import DeviceSession
 
     settings = load_settings()
     book = book_of(settings)
     ledger = local_ledger(settings, book)
+    session = DeviceSession(ledger, book, recipe, wall_us, tick_us)
     try:
-        keeper = Bookkeeper(ledger, book, recipe, "cpu", wall_us)
-        yield keeper
+        keeper = Bookkeeper(ledger, book, recipe, "cpu", wall_us, session)
+        yield keeper, session
         if keeper.bill.problem:
             terminal.warn(f"the cost of this render is not booked: {keeper.bill.problem}")
     finally:
+        try:
+            session.close()
+        except LedgerError as error:
+            terminal.warn(f"the device's time beside the renders is not booked: {error}")
         ledger.close()
         _drain(settings)
 

@@ -135,12 +135,11 @@ def _render(plan: Plan, *, preview: bool) -> tuple[Delivery, float, Bill]:
     watchers: list[OnStep] = []
     if preview:
         watchers.append(watch_into(plan.targets[0].path.with_name(defaults.PREVIEW_NAME)))
-    with bookkeeping("render") as keeper:
+    with bookkeeping("render") as (keeper, session):
         start = perf_counter()
-        with spinner(f"loading {plan.folder.name}"):
-            engine = load_engine(plan)
+        with spinner(f"loading {plan.folder.name}"), session.loading() as on_device:
+            engine = load_engine(plan, on_device)
         load_seconds = perf_counter() - start
-        keeper.device = engine.device_kind
         with bar(len(plan.request.seeds), plan.request.steps) as tell:
             watchers.append(tell)
 

@@ -87,12 +87,11 @@ def _render(plans: tuple[Plan, ...], columns: int) -> tuple[Sheet, float, Bill]:
     from packshot.studio.render import load_engine
     from packshot.studio.sheet import render_sheet
 
-    with bookkeeping("sheet") as keeper:
+    with bookkeeping("sheet") as (keeper, session):
         start = perf_counter()
-        with spinner(f"loading {plans[0].folder.name}"):
-            engine = load_engine(plans[0])
+        with spinner(f"loading {plans[0].folder.name}"), session.loading() as on_device:
+            engine = load_engine(plans[0], on_device)
         load_seconds = perf_counter() - start
-        keeper.device = engine.device_kind
         with bar(len(plans), plans[0].request.steps) as tell:
             made = render_sheet(plans, engine, columns, tell, keeper)
             return made, load_seconds, keeper.bill

@@ -1,9 +1,10 @@
 """Renders book themselves: each stage of each picture is one attempt in the ledger.
 
 A picture's render id is made before the render, and money is held for every stage of it, so that a
-full disk or an exhausted cap refuses the render before it starts, and a crash leaves a note of what
-was going on. Afterwards each stage is posted with the time it took; a render that fails or is
-cancelled posts the time that was really used, as waste.
+full disk or an exhausted cap refuses the render before it starts. Afterwards each stage is posted
+with the time it took; a render that fails or is cancelled posts the time that was really used, as
+waste. Only denoising is dispatched before, for what the device then does: where the process is
+killed, it is booked until the last sign of life, and what was not begun is free.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ from collections.abc import Generator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal
 
-from packshot.core.clock import Clock, wall_us
-from packshot.core.errors import Cancelled, LedgerError, OutputError
+from packshot.core.clock import SECOND_US, Clock, wall_us
+from packshot.core.errors import LedgerError, OutputError
 from packshot.core.ids import new_id
 from packshot.core.money import Nanos
 from packshot.core.types import STAGES, Stage, Usage
 from packshot.ledger.records import Dimensions, Outcome, Settled
+from packshot.studio.accounts import Charge, Hold, Ledger, Prices, reason_of
 from packshot.studio.render import total
+from packshot.studio.session import DeviceSession
 
 __all__ = ["LIMIT_S", "Bill", "Bookkeeper", "shares"]
 
@@ -41,52 +44,6 @@ ON_DEVICE: frozenset[Stage] = frozenset(("encode", "denoise", "decode"))
 
 EXPIRES_S = 24 * 3600
 """A hold outlives every render; what a crash leaves is settled by the drain, long before."""
-
-
-Hold: TypeAlias = Any
-"""What a ledger gives for a hold; it is only handed back."""
-
-
-class Charge(Protocol):
-    """What a price book says of a usage: nano-EUR, 0 where no price is known."""
-
-    @property
-    def amount(self) -> Nanos: ...
-    @property
-    def priced(self) -> bool: ...
-
-
-class Prices(Protocol):
-    """What is asked of a price book."""
-
-    def charge(self, usage: Usage, provider: str, model: str, at: int, /) -> Charge:
-        """Return what a usage costs at an instant, in microseconds since 1970."""
-        ...
-
-
-class Ledger(Protocol):
-    """What is asked of a ledger; `packshot.ledger` has the real one."""
-
-    def hold(
-        self,
-        dimensions: Dimensions,
-        amount: Nanos,
-        /,
-        *,
-        priced: bool,
-        dispatched: bool,
-        expires_in_s: int,
-    ) -> Hold:
-        """Reserve an upper bound, or raise LedgerError."""
-        ...
-
-    def post(self, hold: Hold, usage: Usage, outcome: Outcome, reason: str, /) -> Settled:
-        """Settle a hold with what was used."""
-        ...
-
-    def void(self, hold: Hold, reason: str, /) -> object:
-        """Settle a hold that cost nothing."""
-        ...
 
 
 @dataclass(slots=True)
@@ -121,7 +78,8 @@ class Bookkeeper:
     """Books the renders of one command.
 
     ``device`` is the kind that the networks run on ("cpu", "h100"). `bill` holds what has been
-    booked, of a render that failed too.
+    booked, of a render that failed too. With a ``session`` the time of its device is divided among
+    all that use it, and ``device`` is the session's.
     """
 
     def __init__(
@@ -131,13 +89,20 @@ class Bookkeeper:
         recipe: Literal["render", "sheet"],
         device: str,
         clock: Clock = wall_us,
+        session: DeviceSession | None = None,
     ) -> None:
+        self.session = session
         self.ledger = ledger
         self.book = book
         self.recipe = recipe
-        self.device = device
+        self._device = device
         self.clock = clock
         self.bill = Bill()
+
+    @property
+    def device(self) -> str:
+        """The kind that the networks run on."""
+        return (self.session.device if self.session else "") or self._device
 
     @contextmanager
     def booked(
@@ -152,21 +117,46 @@ class Bookkeeper:
                 BudgetExceeded, Unpriced, LedgerUnavailable: before the block, which does not run.
         """
         start, before = perf_counter(), _seconds(meter)
-        work = self._hold(models)
+        use = self.session.begin() if self.session else 0
+        try:
+            work = self._hold(models)
+        except BaseException:
+            self._fitted(use, [])
+            raise
         try:
             yield
         except BaseException as error:
             lost = perf_counter() - start - (_seconds(meter) - before)
-            used = total([*meter, self._unfinished(error, lost)])
+            used = self._fitted(use, [*meter, self._unfinished(error, lost)])
             try:
-                self._settle(work, used, len(delivered), _reason(error))
+                self._settle(work, used, len(delivered), reason_of(error))
             except LedgerError as second:
                 error.add_note(f"what this render used is not booked: {second}")
             raise
         try:
-            self._settle(work, total(meter), len(models), "")
+            self._settle(work, self._fitted(use, meter), len(models), "")
         except LedgerError as error:  # the pictures are there: that is what was asked for
             self.bill.problem = str(error)
+
+    def _fitted(self, use: int, meter: Sequence[Usage]) -> tuple[Usage, ...]:
+        """Return the use of each stage, of the device's time no more than this use of it had.
+
+        The caption is older than the use, as the brief is read before the model is loaded.
+        """
+        parts = list(total(meter))
+        if self.session is None:
+            return tuple(parts)
+        device = self.device
+        places = [
+            place
+            for place, part in enumerate(parts)
+            if part.device == device and part.stage != "caption"
+        ]
+        micros = [round(parts[place].seconds * SECOND_US) for place in places]
+        fitted = self.session.end(use, micros)
+        for place, part in zip(places, fitted, strict=True):
+            parts[place] = replace(parts[place], seconds=part / SECOND_US)
+        return tuple(parts)
 
     def _hold(self, models: Sequence[str]) -> list[dict[Stage, Hold]]:
         """Hold money for every stage of every picture, or for none of them."""
@@ -188,8 +178,9 @@ class Bookkeeper:
                         dimensions,
                         bounds[stage].amount,
                         priced=bounds[stage].priced,
-                        dispatched=True,
+                        dispatched=stage == "denoise",
                         expires_in_s=EXPIRES_S,
+                        limit_us=round(self._limit(stage) * SECOND_US),
                     )
         except LedgerError:
             for holds in work:
@@ -199,12 +190,14 @@ class Bookkeeper:
         return work
 
     def _bound(self, stage: Stage) -> Charge:
-        device = self._device_of(stage)
-        seconds = LIMIT_S[stage] if device == "cpu" else LIMIT_S[stage] / 10
+        device, seconds = self._device_of(stage), self._limit(stage)
         hour = self.book.charge(Usage(stage, 3600.0, device), "", "", self.clock())
         if hour.priced:
             self.bill.rates[device] = hour.amount
         return self.book.charge(Usage(stage, seconds, device), "", "", self.clock())
+
+    def _limit(self, stage: Stage) -> float:
+        return LIMIT_S[stage] / (1 if self._device_of(stage) == "cpu" else 10)
 
     def _device_of(self, stage: Stage) -> str:
         return self.device if stage in ON_DEVICE else "cpu"
@@ -232,6 +225,8 @@ class Bookkeeper:
                 if stage not in parts:
                     self.ledger.void(hold, reason)
                     continue
+                if stage != "denoise":
+                    self.ledger.dispatch(hold)
                 why = "" if outcome == "succeeded" else reason
                 self.bill.add(stage, self.ledger.post(hold, parts[stage][number], outcome, why))
 
@@ -256,10 +251,3 @@ def shares(part: Usage, pictures: int) -> list[Usage]:
 
 def _seconds(meter: Sequence[Usage]) -> float:
     return sum(part.seconds for part in meter)
-
-
-def _reason(error: BaseException) -> str:
-    """Return a reason out of few: what happened, without the text that differs each time."""
-    if isinstance(error, (KeyboardInterrupt, Cancelled)):
-        return "cancelled"
-    return type(error).__name__

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,12 +71,13 @@ class Delivery:
     precision: Precision
 
 
-def load_engine(plan: Plan) -> Renderer:
+def load_engine(plan: Plan, on_device: Callable[[str], None] | None = None) -> Renderer:
     """Return the engine for a plan's model, whose folder is not checked a second time.
 
-    This is where torch is imported, and not before.
+    This is where torch is imported, and not before. ``on_device`` is told the kind of the device
+    before anything is loaded there; what it raises comes out.
     """
-    from packshot.engine.devices import pick_device
+    from packshot.engine.devices import device_kind, pick_device
     from packshot.engine.engine import Engine
     from packshot.engine.model import Model
     from packshot.engine.threads import use_threads
@@ -84,6 +85,8 @@ def load_engine(plan: Plan) -> Renderer:
     if plan.threads is not None:
         use_threads(plan.threads)
     device = pick_device(plan.device)
+    if on_device is not None:
+        on_device(device_kind(device))
     return Engine(Model(plan.folder, device, plan.precision, plan.vae_precision))
 
 
