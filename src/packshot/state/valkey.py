@@ -1,0 +1,282 @@
+"""Rate limits that replicas share: one Lua script per decision in Valkey or Redis, at its clock.
+
+Valkey is soft state. It has 50 ms to answer; after five calls in a row without an answer nobody
+asks it any more, and a task in the background looks every second whether it is back. Meanwhile,
+and for the length of the window that follows, each process admits no more than its own share of
+each limit: the limit over the number of processes. No request fails because Valkey does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol, cast
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from packshot.core.errors import InvalidRequest
+from packshot.state.limits import EASE_S, MAX_KEYS, SLOTS, Ask, MemoryLimits, Refusal, Room, Rule
+
+__all__ = ["ANSWER_S", "FAILURES", "PROBE_S", "ValkeyLimits"]
+
+ANSWER_S = 0.05
+"""Seconds for an answer, connecting included (RELIABILITY R12)."""
+
+FAILURES = 5
+"""In a row, after which nobody waits for an answer any more (RELIABILITY R12)."""
+
+PROBE_S = 1.0
+"""Seconds between two looks whether it is back."""
+
+CONNECTIONS = 64
+"""Of one process at most. A call that finds none free in time counts as a failure."""
+
+PREFIX = "{packshot}:limit:"
+"""The braces put all keys on one node of a cluster: a script may touch no other."""
+
+COUNT = """
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local kind, age, n = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local answer, windows, refused, wait = {}, {}, 0, 0
+
+for i, key in ipairs(KEYS) do
+  local width = tonumber(ARGV[3 * i + 3]) / n
+  local slot = math.floor(now / width)
+  local flat = redis.call('HGETALL', key)
+  local parts, total = {}, 0
+  for j = 1, #flat, 2 do
+    local at, amount = tonumber(flat[j]), tonumber(flat[j + 1])
+    if at < slot - n then
+      redis.call('HDEL', key, flat[j])
+    elseif at > slot then -- the clock went back: as if it was taken now
+      redis.call('HDEL', key, flat[j])
+      redis.call('HINCRBY', key, slot, amount)
+      table.insert(parts, {slot, amount})
+      total = total + amount
+    else
+      table.insert(parts, {at, amount})
+      total = total + amount
+    end
+  end
+  table.sort(parts, function(a, b) return a[1] < b[1] end)
+  windows[i] = {key = key, width = width, slot = slot, parts = parts, total = total}
+  local amount, limit = tonumber(ARGV[3 * i + 1]), tonumber(ARGV[3 * i + 2])
+  if kind == 'take' and refused == 0 and total + amount > limit then
+    refused, wait = i, -1
+    local excess = total + amount - limit
+    if amount <= limit then
+      for _, part in ipairs(parts) do
+        excess = excess - part[2]
+        if excess <= 0 then
+          wait = math.max((part[1] + n + 1) * width - now, 0)
+          break
+        end
+      end
+    end
+  end
+end
+
+for i, window in ipairs(windows) do
+  local amount, from = tonumber(ARGV[3 * i + 1]), window.slot
+  if kind == 'back' and amount > 0 then
+    from = math.floor((now - age) / window.width)
+    for k = #window.parts, 1, -1 do
+      local part = window.parts[k]
+      if part[1] <= from and amount > 0 then
+        local less = math.min(amount, part[2])
+        redis.call('HINCRBY', window.key, part[1], -less)
+        amount, window.total = amount - less, window.total - less
+      end
+    end
+  elseif refused == 0 and amount ~= 0 then
+    amount = math.abs(amount)
+    redis.call('HINCRBY', window.key, window.slot, amount)
+    redis.call('PEXPIRE', window.key, math.ceil((n + 2) * window.width / 1000))
+    window.total = window.total + amount
+    table.insert(window.parts, {window.slot, amount})
+  end
+  local last = window.parts[#window.parts]
+  local reset = 0
+  if window.total > 0 then reset = (last[1] + n + 1) * window.width - now end
+  table.insert(answer, window.total)
+  table.insert(answer, math.floor(reset))
+end
+table.insert(answer, refused)
+table.insert(answer, math.floor(wait))
+return answer
+"""
+"""Keys: one hash per window, slot -> amount. Arguments: "take" or "back", age in µs, slots, then
+for each key amount, limit and µs. Returns total and µs to reset for each, then which was refused
+(from 1; 0: none) and µs to wait (-1: for ever)."""
+
+
+class Script(Protocol):
+    """What redis-py makes of a script: it is sent once, and called by its hash."""
+
+    def __call__(self, keys: Sequence[str], args: Sequence[str | int]) -> Awaitable[list[int]]:
+        """Run it."""
+        ...
+
+
+class Pinged(Protocol):
+    """What is used of the client itself, for which redis-py has no types."""
+
+    async def ping(self) -> object:
+        """Ask for a sign of life."""
+        ...
+
+
+class ValkeyLimits:
+    """`Limits` (see there) of all processes that name the same server, with a local fall-back.
+
+    ``processes`` is how many share the limits: replicas times workers. ``fallbacks`` counts the
+    calls that were decided here alone, and ``is_open`` says that all are: alarms hang on both.
+
+    Raises:
+        InvalidRequest: the URL is none of ``valkey://``, ``redis://``, ``rediss://``, ``unix://``.
+    """
+
+    def __init__(
+        self, url: str, processes: int = 1, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.fallbacks = 0
+        self.is_open = False
+        self._processes = max(processes, 1)
+        self._clock = clock
+        self._local = MemoryLimits(clock)
+        self._shares: dict[Rule, Rule] = {}
+        self._rooms: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._failures = 0
+        self._own_until = -math.inf
+        self._probe: asyncio.Task[None] | None = None
+        self._client = _client(url)
+        self._script = cast("Script", self._client.register_script(COUNT))
+
+    async def take(self, asks: Sequence[Ask]) -> Refusal | None:
+        """Take all, or none; 50 ms at the most."""
+        answer = await self._ask("take", asks, 0.0)
+        if answer is None:
+            return self._local.take_now(self._share_of(asks))
+        which, wait = answer[-2], answer[-1]
+        if which:
+            ask = asks[which - 1]
+            room = self.peek(ask.key, ask.rule)
+            wait_s = math.inf if wait < 0 else wait / 1e6 + EASE_S
+            return Refusal(ask, wait_s, room.remaining, room.reset_s)
+        if self._clock() < self._own_until:
+            # Valkey does not know what was taken without it; the shares together are the limit.
+            refusal = self._local.take_now(self._share_of(asks))
+            if refusal is not None:
+                await self._ask("back", asks, 0.0)
+            return refusal
+        self._local.add(asks)
+        return None
+
+    async def give_back(self, asks: Sequence[Ask], age_s: float = 0.0) -> None:
+        """Correct what was taken ``age_s`` seconds ago; where Valkey is away, here alone."""
+        self._local.give_back_now(asks, age_s)
+        await self._ask("back", asks, age_s)
+
+    def peek(self, key: str, rule: Rule) -> Room:
+        """Return what was left at this process's last call for the key."""
+        if self.is_open or key not in self._rooms:
+            return self._local.peek(key, self._shared(rule) if self.is_open else rule)
+        total, until = self._rooms[key]
+        reset = until - self._clock()
+        if reset <= 0:
+            return Room(rule.limit, rule.limit, 0.0)
+        return Room(rule.limit, max(rule.limit - total, 0), reset)
+
+    async def aclose(self) -> None:
+        """End the connections and the look-out."""
+        if self._probe is not None:
+            self._probe.cancel()
+            await asyncio.gather(self._probe, return_exceptions=True)
+        await self._client.aclose()
+
+    async def _ask(self, kind: str, asks: Sequence[Ask], age_s: float) -> list[int] | None:
+        """Return the script's answer, or None where there was none in time."""
+        if self.is_open:
+            self.fallbacks += 1
+            return None
+        arguments: list[str | int] = [kind, int(age_s * 1e6), SLOTS]
+        for ask in asks:
+            arguments += (ask.amount, ask.rule.limit, int(ask.rule.per_s * 1e6))
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                answer = await self._script([PREFIX + ask.key for ask in asks], arguments)
+        except (RedisError, OSError, TimeoutError):
+            self._failed(asks)
+            return None
+        self._failures = 0
+        now = self._clock()
+        for place, ask in enumerate(asks):
+            self._rooms[ask.key] = (answer[2 * place], now + answer[2 * place + 1] / 1e6)
+        while len(self._rooms) > MAX_KEYS:
+            self._rooms.popitem(last=False)
+        return answer
+
+    def _failed(self, asks: Sequence[Ask]) -> None:
+        self.fallbacks += 1
+        self._failures += 1
+        longest = max((ask.rule.per_s for ask in asks), default=0.0)
+        self._own_until = max(self._own_until, self._clock() + longest)
+        if self._failures >= FAILURES and not self.is_open:
+            self.is_open = True
+            self._probe = asyncio.get_running_loop().create_task(self._look_out())
+
+    async def _look_out(self) -> None:
+        """Ask until it answers: no caller waits for that."""
+        opened = self._clock()
+        while self.is_open:
+            await asyncio.sleep(PROBE_S)
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    await cast("Pinged", self._client).ping()
+            except (RedisError, OSError, TimeoutError):
+                continue
+            self._own_until += self._clock() - opened
+            self._failures = 0
+            self.is_open = False
+
+    def _share_of(self, asks: Sequence[Ask]) -> list[Ask]:
+        return [Ask(ask.key, self._shared(ask.rule), ask.amount) for ask in asks]
+
+    def _shared(self, rule: Rule) -> Rule:
+        """Return this process's share of a rule: at least 1, so that it is no outage for anybody.
+
+        A limit below the number of processes can so be exceeded while Valkey is away.
+        """
+        share = self._shares.get(rule)
+        if share is None:
+            if len(self._shares) >= MAX_KEYS:
+                self._shares.clear()
+            part = max(rule.limit // self._processes, min(rule.limit, 1))
+            self._shares[rule] = share = Rule(part, rule.per_s)
+        return share
+
+
+def _client(url: str) -> Redis:
+    """Return a client that tries once, and connects when it is first used."""
+    address = url.replace("valkeys://", "rediss://", 1) if url.startswith("valkeys://") else url
+    address = address.replace("valkey://", "redis://", 1)
+    options: dict[str, Any] = {
+        "socket_timeout": ANSWER_S,
+        "socket_connect_timeout": ANSWER_S,
+        "retry": Retry(NoBackoff(), 0),
+        "max_connections": CONNECTIONS,
+    }
+    try:
+        return Redis.from_url(address, **options)  # pyright: ignore[reportUnknownMemberType]
+    except ValueError as error:
+        raise InvalidRequest(
+            "the address of the shared state is not one of valkey://, valkeys:// (TLS), redis://,"
+            " rediss:// or unix:// with host, port and number of the database"
+        ) from error
