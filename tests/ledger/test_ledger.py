@@ -227,9 +227,6 @@ def test_the_settings_open_a_ledger(tmp_path: Path) -> None:
     ):
         open_ledger(Settings(**at), Book(), "w")
     ledger.close()
-    settings = Settings(store="postgresql://x/y", journal=tmp_path / "j", durability="store")
-    with pytest.raises(InvalidRequest, match="durability store"):
-        open_ledger(settings, Book(), "w")
 
 
 class Money(RuleBasedStateMachine):

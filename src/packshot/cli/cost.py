@@ -340,7 +340,8 @@ def _opened(ledger: str, config: Path | None, *, writing: bool = False) -> Gener
 
     settings = load_settings(config)
     url = ledger or settings.store
-    pending = not ledger and settings.journal.is_dir() and any(settings.journal.iterdir())
+    journals = settings.journal.is_dir() and any(settings.journal.iterdir())
+    pending = not ledger and (journals or settings.durability == "store")
     if "://" not in url and not Path(url).exists() and not pending:
         if ledger:
             raise InvalidRequest(f"there is no ledger {url}")

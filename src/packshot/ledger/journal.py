@@ -28,6 +28,7 @@ from packshot.ledger.signs import BEAT_US, Sign
 __all__ = [
     "DEFAULT_SEGMENT_BYTES",
     "SYNC_EVERY_S",
+    "AnyJournal",
     "Files",
     "Journal",
     "RealFiles",
@@ -44,6 +45,34 @@ LOCK_PATIENCE_S = 2.0
 CLOSED = "the journal is closed"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 SEGMENT = re.compile(r"(\d{10})-(\d{6})\.journal")
+
+
+class AnyJournal(Protocol):
+    """What the ledger asks of a journal: `Journal` in files, `StoreJournal` in PostgreSQL."""
+
+    worker: str
+    epoch: int
+
+    @property
+    def seq(self) -> int:
+        """Sequence of the last event that was appended; 0 before the first."""
+        ...
+
+    def append(self, event: Event) -> int:
+        """Append an event and return its sequence."""
+        ...
+
+    def settle(self, make: Callable[[int], Settled]) -> Settled:
+        """Append what ``make`` makes of the next number, and return it."""
+        ...
+
+    def wait(self, seq: int) -> None:
+        """Return when everything up to ``seq`` is where the durability wants it."""
+        ...
+
+    def close(self) -> None:
+        """End this life."""
+        ...
 
 
 class Files(Protocol):
@@ -141,6 +170,7 @@ class Journal:
             self._lock_file = lock_worker(self._folder)
             self.epoch = next_epoch(self._folder)
             self._descriptor = self._create()
+            self._sign = Sign(self._folder, self.epoch)
         except OSError as error:
             raise LedgerUnavailable(f"cannot write the journal in {folder}: {error}") from error
         self._thread = threading.Thread(target=self._sync_loop, name="journal", daemon=True)
@@ -170,7 +200,6 @@ class Journal:
             settled = make(self._number + 1)
             self._write(settled)
             self._number += 1
-            self._sign = Sign(self._folder, self.epoch)
             return settled
 
     def wait(self, seq: int) -> None:
@@ -196,6 +225,8 @@ class Journal:
             self._broken = CLOSED
         self._asked.set()
         self._thread.join()
+        self._sign.beat()
+        self._sign.close()
         self._files.close(self._descriptor)
         os.close(self._lock_file)
         if failed:
@@ -225,8 +256,6 @@ class Journal:
         if written != len(frame):
             self._cut()
             raise LedgerUnavailable("the journal took only a part of a record: is the disk full?")
-        self._sign.beat()
-        self._sign.close()
         self._size += written
         self._seq += 1
         return self._seq

@@ -71,10 +71,18 @@ class Leases(Protocol):
         """Return the periods of which somebody was refused a slice that is still not there."""
         ...
 
-    def settle(self, worker: str, epoch: int, seq: int, charges: Mapping[str, Nanos]) -> bool:
+    def settle(
+        self,
+        worker: str,
+        epoch: int,
+        seq: int,
+        charges: Mapping[str, Nanos],
+        after: int | None = None,
+    ) -> bool:
         """Move charges from a worker's slices to spent, once for all up to ``seq``.
 
-        False where they had been moved: ``seq`` is not above the mark.
+        ``after`` is the mark that the charges count from, where another drain may move it. False
+        where nothing was moved: ``seq`` is not above the mark, or ``after`` is not the mark.
         """
         ...
 
@@ -155,15 +163,25 @@ class LeaseTable:
         with self._database.transaction() as within:
             return {row[0] for row in within.query(sql, periods)}
 
-    def settle(self, worker: str, epoch: int, seq: int, charges: Mapping[str, Nanos]) -> bool:
+    def settle(
+        self,
+        worker: str,
+        epoch: int,
+        seq: int,
+        charges: Mapping[str, Nanos],
+        after: int | None = None,
+    ) -> bool:
         """Move charges from slices to spent, exactly once."""
+        upsert = (
+            "INSERT INTO cap_marks VALUES (?, ?, ?) ON CONFLICT (worker, epoch)"
+            " DO UPDATE SET seq = excluded.seq WHERE cap_marks.seq < excluded.seq"
+        )
+        marked: list[str | int] = [worker, epoch, seq]
+        if after is not None:
+            upsert += " AND cap_marks.seq = ?"
+            marked.append(after)
         with self._database.transaction() as within:
-            moved = within.query(
-                "INSERT INTO cap_marks VALUES (?, ?, ?) ON CONFLICT (worker, epoch)"
-                " DO UPDATE SET seq = excluded.seq WHERE cap_marks.seq < excluded.seq"
-                " RETURNING seq",
-                (worker, epoch, seq),
-            )
+            moved = within.query(f"{upsert} RETURNING seq", marked)
             if not moved:
                 return False
             for period in sorted(charges):

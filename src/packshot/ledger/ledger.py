@@ -28,7 +28,7 @@ from packshot.core.types import Usage
 from packshot.ledger.caps import Cap, Caps, Slice
 from packshot.ledger.devices import BESIDE
 from packshot.ledger.idempotency import Answers
-from packshot.ledger.journal import Journal
+from packshot.ledger.journal import AnyJournal, Journal
 from packshot.ledger.leases import Leases, LeaseTable, open_shared
 from packshot.ledger.prices.book import Charge
 from packshot.ledger.records import Dimensions, Dispatched, Held, Outcome, Settled
@@ -78,7 +78,8 @@ class Hold:
 class Policy:
     """How careful a ledger is.
 
-    ``durable``: wait for the disk before a dispatch or a settlement is acknowledged (``power``).
+    ``durable``: wait for the disk (``power``) or for PostgreSQL's commit (``store``) before a
+    dispatch or a settlement is acknowledged.
     ``timezone`` is that of the caps' calendar. ``unpriced`` says whether a call without a known
     price is taken where no cap decides.
     """
@@ -105,7 +106,7 @@ class Ledger:
 
     def __init__(
         self,
-        journal: Journal,
+        journal: AnyJournal,
         book: Prices,
         caps: Sequence[Cap] = (),
         leases: Leases | None = None,
@@ -141,8 +142,8 @@ class Ledger:
         key: str = "",
         dispatched: bool = True,
         expires_in_s: int = 600,
-    ) -> Hold:
         limit_us: int = 0,
+    ) -> Hold:
         """Hold an upper bound of what an attempt may cost, in nano-EUR, before it is made.
 
         ``amount`` is None where no bound is known; ``priced`` is false where no price is, and then
@@ -177,9 +178,9 @@ class Ledger:
             dispatched,
             sha256(key.encode()).hexdigest() if key else "",
             priced,
-        )
             limit_us,
             tick_us() if limit_us and dispatched else 0,
+        )
         until = time.monotonic() + expires_in_s
         hold = Hold(held, slices, priced, at if dispatched else 0, until)
         try:
@@ -208,7 +209,11 @@ class Ledger:
             seq = self._journal.append(Dispatched(hold.attempt, at, since))
             hold.dispatched_at = at
         if self._durable:
-            self._journal.wait(seq)
+            try:
+                self._journal.wait(seq)
+            except BaseException:
+                hold.dispatched_at = 0  # not made: it may be dispatched again, or voided
+                raise
 
     def post(
         self, hold: Hold, usage: Usage | None, outcome: Outcome = "succeeded", reason: str = ""
@@ -429,19 +434,13 @@ def open_ledger(
     """Open this process's ledger; ``worker`` is its name among the journals ("gateway-0").
 
     Raises:
-        InvalidRequest: durability "store", which this function cannot give.
         LedgerUnavailable: journal or leases cannot be opened, or another process has the name.
     """
-    if settings.durability == "store":
-        raise InvalidRequest(
-            "durability store is not to be had yet: expected process, or power, which survives "
-            "all but the loss of the disk"
-        )
     caps = [
         Cap(row.scope, row.name, nanos_of(row.eur), row.per, row.unpriced) for row in settings.caps
     ]
-    policy = Policy(settings.durability == "power", settings.timezone, settings.unpriced)
-    journal = Journal(settings.journal, worker, durability=settings.durability)
+    policy = Policy(settings.durability != "process", settings.timezone, settings.unpriced)
+    journal = _journal(settings, worker)
     try:
         shared = open_shared(settings.store) if caps or idempotency else None
         leases = LeaseTable(shared) if shared and caps else None
@@ -449,4 +448,19 @@ def open_ledger(
         return Ledger(journal, book, caps, leases, policy=policy, answers=answers)
     except BaseException:
         journal.close()
+        raise
+
+
+def _journal(settings: Settings, worker: str) -> AnyJournal:
+    if settings.durability != "store":
+        return Journal(settings.journal, worker, durability=settings.durability)
+    from packshot.ledger.notes import Notes
+    from packshot.ledger.store_journal import StoreJournal
+    from packshot.ledger.stores import open_store
+
+    database = open_store(settings.store).database
+    try:
+        return StoreJournal(Notes(database), worker, database=database)
+    except BaseException:
+        database.close()
         raise

@@ -10,7 +10,7 @@ from packshot.ledger.drain import Drain, DrainBusy, locked
 from packshot.ledger.leases import LeaseTable, open_shared
 from packshot.ledger.ledger import Ledger, Prices, open_ledger
 from packshot.ledger.settings import Settings
-from packshot.ledger.stores.base import Store
+from packshot.ledger.stores.table_store import TableStore
 
 __all__ = ["bring_in", "drain_of", "local_ledger"]
 
@@ -18,13 +18,24 @@ SLOTS = 256
 """How many commands may write journals in one folder at once."""
 
 
-def drain_of(settings: Settings, store: Store) -> Drain:
-    """Return the drain of the settings' journals into an open store; close it in the end."""
+def drain_of(settings: Settings, store: TableStore) -> Drain:
+    """Return the drain of the settings' journals into an open store; close it in the end.
+
+    A PostgreSQL store's notes (durability ``store``, of any machine) are drained with them.
+    """
     leases = LeaseTable(open_shared(settings.store)) if settings.caps else None
-    return Drain(settings.journal, store, leases, wall_us)
+    if store.dialect != "postgresql":
+        return Drain(settings.journal, store, leases, wall_us)
+    from packshot.ledger.notes import Notes
+    from packshot.ledger.notes_drain import NotesDrain, SharedDrain
+
+    notes = NotesDrain(
+        store, Notes(store.database), lambda: LeaseTable(open_shared(settings.store))
+    )
+    return SharedDrain(settings.journal, store, leases, wall_us, notes)
 
 
-def bring_in(settings: Settings, store: Store) -> int:
+def bring_in(settings: Settings, store: TableStore) -> int:
     """Drain once what the journals hold, unless another drain does; return how many were new.
 
     Raises:
@@ -43,8 +54,8 @@ def local_ledger(settings: Settings, book: Prices) -> Ledger:
     """Open a ledger for a command: under the first name, local-0 …, that nobody alive has.
 
     Raises:
-        LedgerUnavailable: the journals' folder cannot be written.
-        InvalidRequest: the mode of durability is not offered.
+        LedgerUnavailable: the journals' folder, or with durability ``store`` the store, cannot be
+            written.
     """
     for slot in range(SLOTS):
         worker = f"local-{slot}"

@@ -11,12 +11,14 @@ class Relay:
     """Listen on a loopback port and pass everything on to a local socket.
 
     Once ``cut`` is set, the first message that commits is passed on, and its answer is awaited but
-    not handed back: both sides are closed.
+    not handed back: both sides are closed. While ``gone`` is true, nobody gets through.
     """
 
     def __init__(self, upstream: str) -> None:
         self.cut = False
         self.cuts = 0
+        self.gone = False
+        self._open: list[socket.socket] = []
         self._upstream = upstream
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._server.getsockname()[1]
@@ -25,12 +27,26 @@ class Relay:
     def close(self) -> None:
         self._server.close()
 
+    def leave(self) -> None:
+        """Cut every connection, and take no new one until `come_back`."""
+        self.gone = True
+        for end in self._open:
+            _shut(end)
+        self._open.clear()
+
+    def come_back(self) -> None:
+        self.gone = False
+
     def _accept(self) -> None:
         with contextlib.suppress(OSError):  # closed: the end of the test
             while True:
                 client, _ = self._server.accept()
+                if self.gone:
+                    _shut(client)
+                    continue
                 upstream = socket.socket(socket.AF_UNIX)
                 upstream.connect(self._upstream)
+                self._open += [client, upstream]
                 silent = threading.Event()
                 for run in (
                     threading.Thread(target=self._send, args=(client, upstream, silent)),

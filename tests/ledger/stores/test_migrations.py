@@ -81,4 +81,4 @@ def test_an_older_store_is_brought_up_with_what_it_holds(
     new.append(attempts(5, first=6))
     assert new.verify() == []
     new.close()
-    assert version_of(url) == 2
+    assert version_of(url) == len(STEPS[new.dialect]) > 1

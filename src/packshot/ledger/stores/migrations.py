@@ -11,11 +11,13 @@ from packshot.ledger.stores.database import Database, Transaction
 
 __all__ = ["STEPS", "apply_all", "drop_all", "migrate", "require_current"]
 
+# The outcomes are compared one by one: for IN with so many, SQLite fills a table at every INSERT.
 TABLES = """
 CREATE TABLE entries (
   seq {int} PRIMARY KEY, worker {text}, epoch {int}, attempt {text} UNIQUE, number {int},
   held_at {int}, dispatched_at {int}, settled_at {int}, outcome {text}
-    CHECK (outcome IN ('succeeded','failed_free','failed_billed','unknown','correction','accrual')),
+    CHECK (outcome = 'succeeded' OR outcome = 'failed_free' OR outcome = 'failed_billed'
+      OR outcome = 'unknown' OR outcome = 'correction' OR outcome = 'accrual'),
   reason {text}, render {text}, recipe {text}, stage {text}, provider {text}, model {text},
   route {text}, virtual_key {text}, team {text}, batch {text}, device {text}, tags {text},
   seconds_us {int}, input_tokens {int}, cached_tokens {int}, written_tokens {int},
@@ -96,6 +98,25 @@ INDEXES = [
     "CREATE INDEX entries_corrects ON entries (corrects) WHERE corrects <> ''",
 ]
 
+# Kept by a restore, which takes all steps again: they are money under way, not entries.
+NOTES = """
+CREATE TABLE IF NOT EXISTS lives (
+  worker {text}, epoch {int}, beat {int}, closed {int} CHECK (closed IN (0, 1)),
+  PRIMARY KEY (worker, epoch)
+);
+CREATE TABLE IF NOT EXISTS notes (
+  worker {text}, epoch {int}, seq {int}, event {blob}, PRIMARY KEY (worker, epoch, seq)
+)
+"""
+"""The journals of workers in durability "store" (`packshot.ledger.notes`): PostgreSQL alone has
+them, since a file dies with its machine."""
+
+
+def _notes(dialect: str) -> list[str]:
+    if dialect == "sqlite":
+        return []
+    return [table.strip() for table in NOTES.format(**WORDS[dialect]).split(";")]
+
 
 def _first(dialect: str) -> list[str]:
     tables = TABLES.format(**WORDS[dialect]).split(";")
@@ -103,7 +124,7 @@ def _first(dialect: str) -> list[str]:
 
 
 STEPS: dict[str, list[list[str]]] = {
-    dialect: [_first(dialect), INDEXES] for dialect in ("sqlite", "postgresql")
+    dialect: [_first(dialect), INDEXES, _notes(dialect)] for dialect in ("sqlite", "postgresql")
 }
 """By dialect: the statements of step 1, 2, …"""
 

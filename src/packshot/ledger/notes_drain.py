@@ -1,0 +1,126 @@
+"""The drain of durability "store": from the table of notes to the entries, on any machine.
+
+Several may be at work: the store and the leases keep the sequence up to which each life has reached
+them, and skip what comes again. A life that was silent is ended by whoever finds it (`Notes`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from packshot.core.clock import Clock
+from packshot.ledger.drain import BATCH, Drain, Open, charges_of, ended
+from packshot.ledger.leases import Leases
+from packshot.ledger.notes import Life, Note, Notes
+from packshot.ledger.records import Held, Settled, Stamped
+from packshot.ledger.stores.base import Store
+
+__all__ = ["SILENT_S", "NotesDrain", "SharedDrain"]
+
+SILENT_S = 60.0
+"""Seconds without a sign of life, of which a living worker gives one every five, after which it is
+taken for dead. One that is not dead finds out by its next write, and is fenced off."""
+
+
+class NotesDrain:
+    """Follows the notes in a PostgreSQL store into its entries.
+
+    ``open_leases`` opens the caps' table of that store, once something is to be charged to it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        notes: Notes,
+        open_leases: Callable[[], Leases],
+        *,
+        silent_s: float = SILENT_S,
+    ) -> None:
+        self.store = store
+        self._notes = notes
+        self._open_leases = open_leases
+        self._leases: Leases | None = None
+        self._silent_s = silent_s
+
+    def step(self) -> int:
+        """Bring in everything that is there now; return how many attempts were new to the store.
+
+        Raises:
+            LedgerUnavailable: the store cannot be reached; the next step goes on.
+        """
+        self._notes.close_silent(self._silent_s, _end)
+        lives = self._notes.lives()
+        if not lives:
+            return 0
+        if self._leases is None:
+            self._leases = self._open_leases()
+        stored, charged = self.store.marks(), self._leases.marks()
+        moved = 0
+        for life in lives:
+            key = (life.worker, life.epoch)
+            moved += self._life(life, self._leases, stored.get(key, 0), charged.get(key, 0))
+        return moved
+
+    def close(self) -> None:
+        """Release the leases' connection; the store is its owner's."""
+        if self._leases is not None:
+            self._leases.close()
+
+    def _life(self, life: Life, leases: Leases, stored: int, charged: int) -> int:
+        notes = self._notes.read(life)
+        rows = [
+            Stamped(life.worker, life.epoch, note.seq, note.event)
+            for note in notes
+            if isinstance(note.event, Settled)
+        ]
+        moved = 0
+        fresh = [row for row in rows if row.seq > stored]
+        for at in range(0, len(fresh), BATCH):
+            moved += self.store.append(fresh[at : at + BATCH])
+        owed = [row for row in rows if row.seq > charged]
+        if owed:
+            # Another machine's drain may have charged some of them since the mark was read: then
+            # nothing is charged now, and the rest by the next step.
+            fully = leases.settle(
+                life.worker, life.epoch, owed[-1].seq, charges_of(owed), after=charged
+            )
+            if not fully:
+                return moved
+        done = _done(notes)
+        if done:
+            self._notes.forget(life, done)
+        if life.closed and len(done) == len(notes):
+            leases.release(life.worker, life.epoch)
+            self._notes.bury(life)
+        return moved
+
+
+class SharedDrain(Drain):
+    """The drain of a store that machines share: this one's journals, and the notes of all."""
+
+    def __init__(
+        self, folder: Path, store: Store, leases: Leases | None, clock: Clock, notes: NotesDrain
+    ) -> None:
+        super().__init__(folder, store, leases, clock)
+        self._notes = notes
+
+    def step(self) -> int:
+        """Bring in everything that is there now; see `Drain.step`."""
+        return super().step() + self._notes.step()
+
+    def close(self) -> None:
+        """Release the leases' connections."""
+        super().close()
+        self._notes.close()
+
+
+def _done(notes: list[Note]) -> list[int]:
+    """Return the sequences of all notes whose attempt has its end among them."""
+    over = {note.event.attempt for note in notes if isinstance(note.event, Settled)}
+    return [note.seq for note in notes if note.event.attempt in over]
+
+
+def _end(held: Held, sent: int, number: int, now: int) -> Settled:
+    # Where an attempt was written says nothing here: the notes are all in one table.
+    return ended(Open(held, sent, Path()), number, now)
