@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from packshot.core.clock import HOUR_US
 from packshot.core.config import read
 from packshot.core.errors import InvalidRequest, Unbounded
@@ -72,8 +74,7 @@ EPOCH = date(1970, 1, 1)
 NOTHING = Tier(0, None, None, None, None, None, None, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True, gc=False):
     """What a usage costs, in the fields of `packshot.ledger.records.Settled`.
 
     ``original`` is exact decimal text in ``currency`` (to 30 places where it has no end, as with

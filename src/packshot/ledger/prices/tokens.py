@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from decimal import Decimal
 from fractions import Fraction
+from functools import lru_cache
 from math import inf, lcm
 
 from packshot.core.clock import HOUR_US, SECOND_US
@@ -74,6 +75,7 @@ class Tier:
     Of one input, cached, written and output token, picture, microsecond and request. Tokens are
     those of a call in which nobody told text from pictures: each costs what the dearer does, which
     is too much for the text and never too little. ``split`` is for calls in which somebody did.
+    ``all_tokens`` are the four prices of tokens, where none of them is missing.
     """
 
     above: int
@@ -85,6 +87,7 @@ class Tier:
     us: int | None
     request: int | None
     split: Split | None = None
+    all_tokens: tuple[int, int, int, int] | None = None
 
     @property
     def tokens(self) -> bool:
@@ -141,16 +144,16 @@ def half_even(top: int, bottom: int) -> int:
 
 def decimal_text(top: int, bottom: int) -> str:
     """Return a fraction, not negative, as decimal text, to `PLACES` digits if it has no end."""
-    if not top:
-        return "0"
-    digits = len(str(bottom)) - 1
-    if bottom != 10**digits:
-        digits = PLACES
-        top = half_even(top * 10**digits, bottom)
-    if not digits:
-        return str(top)
-    text = str(top).rjust(digits + 1, "0")
-    return f"{text[:-digits]}.{text[-digits:]}".rstrip("0").rstrip(".")
+    if not _is_ten(bottom):
+        top, bottom = half_even(top * 10**PLACES, bottom), 10**PLACES
+    whole, rest = divmod(top, bottom)
+    # A power of ten in front keeps the zeros with which the digits behind the point begin.
+    return f"{whole}.{str(bottom + rest)[1:].rstrip('0')}" if rest else str(whole)
+
+
+@lru_cache(1024)
+def _is_ten(number: int) -> bool:
+    return number == 10 ** (len(str(number)) - 1)
 
 
 def tariff_of(parts: Sequence[Part], rate: Decimal, price: str) -> Tariff:
@@ -200,16 +203,24 @@ def _tier(exact: Iterable[tuple[Part, Fraction]], above: int, denominator: int) 
         if part.above <= above:
             units[part.unit] = int(value * denominator)
     split = _split(units)
+    asked = _dearer(split.input, units.get("input_image_token"))
+    cached = _dearer(split.cached, split.image_cached)
+    written = split.written
+    output = _dearer(split.output, units.get("output_image_token"))
+    together = None
+    if asked is not None and cached is not None and written is not None and output is not None:
+        together = asked, cached, written, output
     return Tier(
         above=above,
-        input=_dearer(split.input, units.get("input_image_token")),
-        cached=_dearer(split.cached, split.image_cached),
-        written=split.written,
-        output=_dearer(split.output, units.get("output_image_token")),
+        input=asked,
+        cached=cached,
+        written=written,
+        output=output,
         image=units.get("image"),
         us=units.get("second", units.get("device_hour")),
         request=units.get("request"),
         split=split,
+        all_tokens=together,
     )
 
 
@@ -249,24 +260,28 @@ def top_of(usage: Usage, tier: Tier) -> int | None:
     Raises:
         InvalidRequest: a number is negative, or cached and written tokens exceed the input tokens.
     """
-    plain = usage.input_tokens - usage.cached_tokens - usage.written_tokens
-    us = micros_of(usage)
-    counts = (plain, usage.cached_tokens, usage.written_tokens, usage.output_tokens)
-    if min(*counts, usage.images, usage.requests, usage.stored_bytes) < 0:
+    cached, written, output = usage.cached_tokens, usage.written_tokens, usage.output_tokens
+    plain = usage.input_tokens - cached - written
+    us = micros_of(usage) if usage.seconds else 0
+    images, requests = usage.images, usage.requests
+    # One by one: this is on the way of every call, and min() of so many takes longer.
+    negative = plain < 0 or cached < 0 or written < 0 or output < 0 or images < 0 or requests < 0
+    if negative or usage.stored_bytes < 0:
         raise InvalidRequest(
             "usage must not be negative, and its cached and written tokens must be part of its "
             f"input tokens; got {usage}"
         )
+    counts = (plain, cached, written, output)
     tokens = _tokens(counts, tier) if usage.detail is None else _apart(counts, usage, tier)
-    pictures = _pictures(usage, tier)
+    pictures = _pictures(usage, tier) if images else 0
     if tokens is None or pictures is None:
         return None
     top = tokens + pictures + us * (tier.us or 0)
     if tier.request is not None:
         # A call to a model is one request, also where nobody counted it.
-        once = 1 if usage.images or any(counts) else 0
-        top += max(usage.requests, once) * tier.request
-    elif usage.requests and not (tier.tokens or tier.otherwise):
+        once = 1 if images or any(counts) else 0
+        top += max(requests, once) * tier.request
+    elif requests and not (tier.tokens or tier.otherwise):
         return None
     return top
 
@@ -285,6 +300,10 @@ def micros_of(usage: Usage) -> int:
 
 
 def _tokens(counts: tuple[int, int, int, int], tier: Tier) -> int | None:
+    if tier.all_tokens is not None:
+        plain, cached, written, output = tier.all_tokens
+        a, b, c, d = counts
+        return a * plain + b * cached + c * written + d * output
     if not tier.tokens:
         return 0 if tier.otherwise or not any(counts) else None
     return _sum(counts, (tier.input, tier.cached, tier.written, tier.output))
@@ -328,11 +347,12 @@ def _apart(counts: tuple[int, int, int, int], usage: Usage, tier: Tier) -> int |
 
 
 def _pictures(usage: Usage, tier: Tier) -> int | None:
+    """Return what the pictures of a usage that has some cost by the picture; None if unknown."""
     if tier.image is not None:
         return usage.images * tier.image
     elsewhere = tier.us is not None or tier.request is not None
     in_tokens = tier.output is not None and usage.output_tokens
-    return 0 if not usage.images or elsewhere or in_tokens else None
+    return 0 if elsewhere or in_tokens else None
 
 
 def bound_of(
