@@ -18,7 +18,7 @@ import httptools
 from packshot.core.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from packshot.gateway.wire.upstream import Call
 
-__all__ = ["Answer", "Link", "LinkLimits", "StaleLink", "request_head"]
+__all__ = ["Answer", "Link", "LinkLimits", "StaleLink"]
 
 HEAD, ANY, ALL = 0, 1, 2
 """What a waiting call waits for: the head, some of the body, or the end of it."""
@@ -50,27 +50,34 @@ class StaleLink(Exception):
     """A kept connection was dead before any byte of an answer: the call may be sent again."""
 
 
-def request_head(call: Call, host_line: bytes) -> bytes:
-    """Return a call's request line and headers; ``host_line`` is ``Host: …`` with its CRLF.
+def request_bytes(call: Call, host_tail: bytes) -> tuple[bytes, ...]:
+    """Return what goes over the wire for a call, in pieces.
+
+    ``host_tail`` is the end of the request line and the Host header, as the pool made it.
 
     Raises:
         ValueError: the target or the headers would break out of their place; a bug of ours.
     """
-    target, headers = call.target, call.headers
-    if b" " in target or b"\r" in target or b"\n" in target or b"\0" in target:
-        raise ValueError(f"a target is a path without spaces or control characters: {target!r}")
-    if headers and (not headers.endswith(b"\r\n") or b"\r\n\r\n" in headers or headers[0] == 13):
+    target, headers, body = call.target, call.headers, call.body
+    if target not in _sound:
+        _check_target(target)
+    if headers and (headers[-2:] != b"\r\n" or b"\r\n\r\n" in headers or headers[0] == 13):
         raise ValueError("headers are whole lines, each ended by one CRLF")
-    size = len(call.body)
-    if not size and call.method in {b"GET", b"HEAD", b"DELETE"}:
-        return b"%b %b HTTP/1.1\r\n%b%b\r\n" % (call.method, target, host_line, headers)
-    return b"%b %b HTTP/1.1\r\n%b%bcontent-length: %d\r\n\r\n" % (
-        call.method,
-        target,
-        host_line,
-        headers,
-        size,
-    )
+    if not body and call.method in {b"GET", b"HEAD", b"DELETE"}:
+        return (call.method, b" ", target, host_tail, headers, b"\r\n")
+    length = b"content-length: %d\r\n\r\n" % len(body)
+    return (call.method, b" ", target, host_tail, headers, length, body)
+
+
+_sound: set[bytes] = set()
+"""Targets that were looked at: a provider has few, and looking takes half a microsecond."""
+
+
+def _check_target(target: bytes) -> None:
+    if not target.startswith(b"/") or any(byte <= 32 or byte == 127 for byte in target):
+        raise ValueError(f"a target is a path without spaces or control characters: {target!r}")
+    if len(_sound) < 1024:
+        _sound.add(target)
 
 
 class Answer:
@@ -161,17 +168,15 @@ class Answer:
                 )
             link.drop()
 
-    async def wait_for_head(self) -> None:
-        """Return once status and headers are there.
+    def check_head(self) -> None:
+        """Raise what came instead of status and headers, if anything did.
 
         Raises:
             UpstreamError: they did not come.
             StaleLink: the connection had been kept, and was dead.
         """
-        while not self.started and self.error is None:
-            if self.stale:
-                raise StaleLink
-            await self._wait()
+        if self.stale:
+            raise StaleLink
         if self.error is not None and not self.started:
             raise self.error
 
@@ -275,19 +280,23 @@ class Link(asyncio.Protocol):
 
     # ---------------------------------------------------------------- what the pool and answers do
 
-    def send(self, call: Call, host_line: bytes, now: float) -> Answer:
-        """Write a call and return its answer, empty as yet; ``now`` by `time.monotonic`."""
-        head = request_head(call, host_line)
+    def send(self, call: Call, host_tail: bytes, now: float) -> tuple[Answer, asyncio.Future[None]]:
+        """Write a call; return its answer and a future that ends when the head is there.
+
+        ``now`` is by `time.monotonic`; for ``host_tail`` and errors see `request_bytes`.
+        """
+        pieces = request_bytes(call, host_tail)
         answer = self.answer = Answer(call, self, now)
+        answer.waiter = waiter = self.loop.create_future()
         self._room, self._lines = self.limits.head, self.limits.headers
         self._headers = {}
         self._fresh = True
         transport = cast("asyncio.Transport", self.transport)
         if len(call.body) > LONGEST_JOIN:
-            transport.writelines((head, call.body))
+            transport.writelines(pieces)
         else:
-            transport.write(head + call.body)
-        return answer
+            transport.write(b"".join(pieces))
+        return answer, waiter
 
     def usable(self) -> bool:
         """Tell whether the connection stands, as far as is known here."""
@@ -349,7 +358,7 @@ class Link(asyncio.Protocol):
             self.drop()
             return
         answer.began = self._fresh = True
-        headless = not answer.started
+        headless, size = not answer.started, answer.size
         try:
             self._feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -358,9 +367,19 @@ class Link(asyncio.Protocol):
                 self._fail_garbage(reason)
                 return
             self._keep = False  # the answer was whole; what follows it is not HTTP
-        if headless and not self._head_fits(answer, len(data)):
-            self._fail_garbage(f"its head is longer than {self.limits.head} bytes")
-        elif answer.complete:
+        if headless:
+            if not self._head_fits(answer, len(data)):
+                self._fail_garbage(f"its head is longer than {self.limits.head} bytes")
+                return
+        elif answer.size != size:
+            self._room = self.limits.head
+        elif (room := self._room - len(data)) >= 0:
+            self._room = room
+        else:
+            # Trailers without end, or something else that is framing and never data.
+            self._fail_garbage(f"more than {self.limits.head} bytes without any of the body")
+            return
+        if answer.complete:
             self._finish(answer)
         elif answer.started:
             self._deliver(answer)

@@ -80,7 +80,7 @@ class Pool:
         name = f"[{host}]" if ":" in host else host
         self._peer = f"{name}:{origin.port}"
         shown = name if origin.port == default else self._peer
-        self._host_line = f"host: {shown}\r\n".encode()
+        self._host_tail = f" HTTP/1.1\r\nhost: {shown}\r\n".encode()
         self._tls = _tls_context(origin) if origin.scheme == "https" else None
         self._resolver = Resolver(origin.host, origin.port)
         self._links: set[Link] = set()
@@ -109,19 +109,13 @@ class Pool:
         else:
             link = await self._acquire(call, now)
             now = time.monotonic()
-        answer = self._start(link, call, now)
         try:
-            await answer.wait_for_head()
+            return await self._exchange(link, call, now)
         except StaleLink:
+            # The call keeps the place of the connection that it found dead.
             self._links.discard(link)
             link = await self._connect(call)
-            answer = self._start(link, call, time.monotonic())
-            await answer.wait_for_head()
-        except BaseException:
-            if answer.stale:  # cancelled in the very moment in which the connection went stale
-                self._lost(link)
-            raise
-        return answer
+            return await self._exchange(link, call, time.monotonic())
 
     async def close(self) -> None:
         """Close every connection; calls in flight fail, and so does every later one."""
@@ -144,14 +138,23 @@ class Pool:
 
     # ---------------------------------------------------------------- getting a connection
 
-    def _start(self, link: Link, call: Call, now: float) -> Answer:
-        """Write the call; a call that cannot be written gives its connection back."""
+    async def _exchange(self, link: Link, call: Call, now: float) -> Answer:
+        """Send the call over a connection, and wait for the head of its answer."""
         try:
-            return link.send(call, self._host_line, now)
+            answer, waiter = link.send(call, self._host_tail, now)
         except ValueError:
-            link.answer = None
             self._rest(link)
             raise
+        try:
+            await waiter
+        except BaseException:
+            if answer.stale:  # in the very moment in which it was cancelled
+                self._lost(link)
+            answer.abort()
+            raise
+        if not answer.started:
+            answer.check_head()
+        return answer
 
     async def _acquire(self, call: Call, now: float) -> Link:
         """Return a connection: a new one where there is room, else the next that gets free."""
