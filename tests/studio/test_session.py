@@ -306,7 +306,7 @@ def test_kill_9_books_what_was_used_and_no_more(tmp_path: Path, where: str, step
         )
         assert free == [(15, 0)]
     else:
-        assert [row[2:] for row in rows] == [("accrual", "worker died", where)]
+        assert [row[2:] for row in rows] == [("accrual", "worker died", "")]
     assert not list(settings.journal.glob("*/*.alive"))
     assert store.verify() == []
     store.close()

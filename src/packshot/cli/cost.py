@@ -466,6 +466,10 @@ def _print(heads: Sequence[str], rows: Sequence[Sequence[object]], left: set[int
     over = sum(widths) + len(widths) - 1 - 80
     if over > 0:
         widest = max(left, key=lambda k: widths[k])
+    total = table.total
+    if total.per_render_full is not None and total.per_render_full != total.per_render:
+        full = _money(total.per_render_full)
+        typer.echo(f"with loading, waiting and storage: {full} EUR per render")
         widths[widest] = max(6, widths[widest] - over)
     for row in cells:
         shown = [

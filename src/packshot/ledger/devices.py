@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import msgspec
+
 from packshot.core.errors import InvalidRequest
+from packshot.ledger.records import Dimensions
 from packshot.ledger.signs import BEAT_US
 
-__all__ = ["BESIDE", "Timeline", "apportion", "divide", "fit", "used_until"]
+__all__ = ["BESIDE", "Timeline", "apportion", "beside", "divide", "fit", "used_until"]
 
 BESIDE = frozenset(("load", "idle"))
 """What a device does beside renders: accounts of their own, that no cap limits and no render has.
 A cap refuses calls; time passes all the same."""
+
+
+def beside(held: Dimensions) -> Dimensions:
+    """Return the dimensions of what accrued, of those that were held: it belongs to no stage."""
+    return msgspec.structs.replace(held, stage="")
 
 
 def apportion(

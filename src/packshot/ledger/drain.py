@@ -22,7 +22,7 @@ from pathlib import Path
 from packshot.core.clock import Clock
 from packshot.core.errors import LedgerUnavailable
 from packshot.core.money import Nanos
-from packshot.ledger.devices import BESIDE, used_until
+from packshot.ledger.devices import BESIDE, beside, used_until
 from packshot.ledger.frames import encode_frame, scan
 from packshot.ledger.journal import SEGMENT
 from packshot.ledger.leases import Leases
@@ -346,7 +346,7 @@ def ended(left: Open, number: int, now: int, used_us: int | None = None) -> Sett
         settled_at=now,
         outcome=outcome,
         reason=reason,
-        dimensions=held.dimensions,
+        dimensions=beside(held.dimensions) if outcome == "accrual" else held.dimensions,
         seconds_us=seconds,
         held=held.amount,
         account="waste" if sent and outcome != "accrual" else stage,

@@ -26,7 +26,7 @@ from packshot.core.ids import new_id
 from packshot.core.money import Nanos, eur, nanos_of
 from packshot.core.types import Usage
 from packshot.ledger.caps import Cap, Caps, Slice
-from packshot.ledger.devices import BESIDE
+from packshot.ledger.devices import BESIDE, beside
 from packshot.ledger.idempotency import Answers
 from packshot.ledger.journal import AnyJournal, Journal
 from packshot.ledger.leases import Leases, LeaseTable, open_shared
@@ -398,7 +398,7 @@ def _record(
         at,
         outcome,
         reason,
-        held.dimensions,
+        beside(held.dimensions) if outcome == "accrual" else held.dimensions,
         round(used.seconds * 1_000_000),
         used.input_tokens,
         used.cached_tokens,

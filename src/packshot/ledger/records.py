@@ -43,7 +43,8 @@ class Dimensions(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """By what a cost can be asked for; "" where a dimension does not apply.
 
     ``stage`` is a stage of a render (DESIGN §3), or "chat", "embeddings", "images" for a call of
-    the gateway that belongs to none, or "load", "idle" for a device's time beside the renders.
+    the gateway that belongs to none, or "load", "idle" in the hold of a device's
+    time beside the renders, whose entry has none.
     ``tags`` are "name=value", sorted.
     """
 

@@ -38,6 +38,26 @@ def test_stage_table(store: Store) -> None:
     assert table.total.unpriced == 1
 
 
+def test_what_accrues_is_shown_and_is_not_in_the_cost_per_render(store: Store) -> None:
+    before = stage_table(store, TODAY)
+    assert before.total.per_render == before.total.per_render_full
+    accounts = (("load", 30_000), ("idle", 600_000), ("storage", 0))
+    store.append(
+        [
+            entry(number, "", amount, account=account, outcome="accrual")
+            for number, (account, amount) in enumerate(accounts, 14)
+        ]
+    )
+    table = stage_table(store, TODAY)
+    lines = {line.name: line for line in table.lines}
+    for account, amount in accounts:
+        assert (lines[account].amount, lines[account].per_render) == (amount, None)
+    assert table.total.per_render == before.total.per_render
+    assert table.total.per_render_full == round((3_100_000 + 630_000) / 3)
+    assert table.total.amount == 3_730_000
+    assert table.total.trend == before.total.trend
+
+
 def test_another_dimension_and_a_filter(store: Store) -> None:
     teams = {line.name: line.amount for line in stage_table(store, TODAY, "team").lines}
     assert teams == {"red": 2_100_000, "blue": 1_000_000}

@@ -27,9 +27,11 @@ OF_RENDER = frozenset({"team", "virtual_key", "recipe", "batch"})
 class Line:
     """One row: shares are 0 to 1; amounts nano-EUR; percentiles (within 2 %) are of one attempt.
 
-    ``per_render`` is the cost over the delivered renders, None where there are none. ``trend`` is
-    the change against the period before (0.1: a tenth dearer), of the cost per render where both
-    periods delivered, else of the cost; None where the period before cost nothing.
+    ``per_render`` is the cost over the delivered renders, without what accrues with time (a device
+    that loads or waits, stored bytes); None where there are none, or where all of it accrues.
+    ``per_render_full`` is the same with it. ``trend`` is the change against the period before (0.1:
+    a tenth dearer), of the cost per render where both periods delivered, else of the cost; None
+    where the period before cost nothing.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Line:
     amount: Nanos
     cost_share: float
     per_render: Nanos | None
+    per_render_full: Nanos | None
     p50: Nanos
     p95: Nanos
     trend: float | None
@@ -61,15 +64,24 @@ class _Sums:
 
     def __init__(self) -> None:
         self.attempts = self.seconds = self.amount = self.unpriced = 0
+        self.accrued = self.accruals = self.others = 0
         self.buckets: dict[int, int] = defaultdict(int)
 
     def add(self, other: _Sums) -> None:
         self.attempts += other.attempts
         self.seconds += other.seconds
         self.amount += other.amount
+        self.accrued += other.accrued
+        self.accruals += other.accruals
+        self.others += other.others
         self.unpriced += other.unpriced
         for bucket, count in other.buckets.items():
             self.buckets[bucket] += count
+
+    @property
+    def made(self) -> Nanos:
+        """The cost of renders and calls: without what accrues with time."""
+        return self.amount - self.accrued
 
 
 def stage_table(
@@ -93,9 +105,12 @@ def stage_table(
 
     def line(name: str, sums: _Sums, old: _Sums) -> Line:
         trend = None
-        if old.amount > 0:
-            scale = earlier / renders if renders and earlier else 1.0
-            trend = sums.amount / old.amount * scale - 1
+        only_accrues = sums.accruals > 0 and not sums.others
+        # A device that waits costs by the hour, however many renders there were.
+        now_cost, old_cost = sums.made or sums.amount, old.made or old.amount
+        if old_cost > 0:
+            scale = earlier / renders if renders and earlier and old.made else 1.0
+            trend = now_cost / old_cost * scale - 1
         return Line(
             name=name,
             attempts=sums.attempts,
@@ -103,7 +118,8 @@ def stage_table(
             wall_share=sums.seconds / whole.seconds if whole.seconds else 0.0,
             amount=sums.amount,
             cost_share=sums.amount / whole.amount if whole.amount else 0.0,
-            per_render=round(sums.amount / renders) if renders else None,
+            per_render=round(sums.made / renders) if renders and not only_accrues else None,
+            per_render_full=round(sums.amount / renders) if renders else None,
             p50=percentile(sums.buckets, 0.50),
             p95=percentile(sums.buckets, 0.95),
             trend=trend,
@@ -138,6 +154,11 @@ def _sums(store: Store, period: Period, by: str, only: Mapping[str, str]) -> dic
         sums = found[name]
         sums.seconds += int(seconds)
         sums.amount += int(amount)
+        if outcome == "accrual":
+            sums.accrued += int(amount)
+            sums.accruals += int(attempts)
+        else:
+            sums.others += int(attempts)
         sums.unpriced += int(unpriced)
         if outcome in BOOKED:
             sums.attempts += int(attempts)
