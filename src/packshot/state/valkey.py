@@ -12,16 +12,12 @@ import asyncio
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Sequence
+from hashlib import sha1
+from typing import cast
 
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-
-from packshot.core.errors import InvalidRequest
 from packshot.state.limits import EASE_S, MAX_KEYS, SLOTS, Ask, MemoryLimits, Refusal, Room, Rule
+from packshot.state.resp import Client, ReplyError, address_of, encoded
 
 __all__ = ["ANSWER_S", "FAILURES", "PROBE_S", "ValkeyLimits"]
 
@@ -33,9 +29,6 @@ FAILURES = 5
 
 PROBE_S = 1.0
 """Seconds between two looks whether it is back."""
-
-CONNECTIONS = 64
-"""Of one process at most. A call that finds none free in time counts as a failure."""
 
 PREFIX = "{packshot}:limit:"
 """The braces put all keys on one node of a cluster: a script may touch no other."""
@@ -117,22 +110,6 @@ for each key amount, limit and µs. Returns total and µs to reset for each, the
 (from 1; 0: none) and µs to wait (-1: for ever)."""
 
 
-class Script(Protocol):
-    """What redis-py makes of a script: it is sent once, and called by its hash."""
-
-    def __call__(self, keys: Sequence[str], args: Sequence[str | int]) -> Awaitable[list[int]]:
-        """Run it."""
-        ...
-
-
-class Pinged(Protocol):
-    """What is used of the client itself, for which redis-py has no types."""
-
-    async def ping(self) -> object:
-        """Ask for a sign of life."""
-        ...
-
-
 class ValkeyLimits:
     """`Limits` (see there) of all processes that name the same server, with a local fall-back.
 
@@ -156,8 +133,8 @@ class ValkeyLimits:
         self._failures = 0
         self._own_until = -math.inf
         self._probe: asyncio.Task[None] | None = None
-        self._client = _client(url)
-        self._script = cast("Script", self._client.register_script(COUNT))
+        self._client = Client(address_of(url))
+        self._hash = sha1(COUNT.encode(), usedforsecurity=False).hexdigest()  # Valkey names it so
 
     async def take(self, asks: Sequence[Ask]) -> Refusal | None:
         """Take all, or none; 50 ms at the most."""
@@ -206,13 +183,14 @@ class ValkeyLimits:
         if self.is_open:
             self.fallbacks += 1
             return None
-        arguments: list[str | int] = [kind, int(age_s * 1e6), SLOTS]
+        words: list[str | int] = [len(asks), *(PREFIX + ask.key for ask in asks)]
+        words += (kind, int(age_s * 1e6), SLOTS)
         for ask in asks:
-            arguments += (ask.amount, ask.rule.limit, int(ask.rule.per_s * 1e6))
+            words += (ask.amount, ask.rule.limit, int(ask.rule.per_s * 1e6))
         try:
             async with asyncio.timeout(ANSWER_S):
-                answer = await self._script([PREFIX + ask.key for ask in asks], arguments)
-        except (RedisError, OSError, TimeoutError):
+                answer = await self._run(words)
+        except (ReplyError, OSError):  # a TimeoutError is an OSError
             self._failed(asks)
             return None
         self._failures = 0
@@ -223,6 +201,16 @@ class ValkeyLimits:
             self._rooms.popitem(last=False)
         return answer
 
+    async def _run(self, words: Sequence[str | int]) -> list[int]:
+        """Run the script by its name; send it where Valkey does not know it (any more)."""
+        try:
+            answer = await self._client.call(encoded(["EVALSHA", self._hash, *words]))
+        except ReplyError as error:
+            if not str(error).startswith("NOSCRIPT"):
+                raise
+            answer = await self._client.call(encoded(["EVAL", COUNT, *words]))
+        return cast("list[int]", answer)
+
     def _failed(self, asks: Sequence[Ask]) -> None:
         self.fallbacks += 1
         self._failures += 1
@@ -230,6 +218,7 @@ class ValkeyLimits:
         self._own_until = max(self._own_until, self._clock() + longest)
         if self._failures >= FAILURES and not self.is_open:
             self.is_open = True
+            self._client.drop()
             self._probe = asyncio.get_running_loop().create_task(self._look_out())
 
     async def _look_out(self) -> None:
@@ -239,8 +228,9 @@ class ValkeyLimits:
             await asyncio.sleep(PROBE_S)
             try:
                 async with asyncio.timeout(ANSWER_S):
-                    await cast("Pinged", self._client).ping()
-            except (RedisError, OSError, TimeoutError):
+                    await self._client.call(encoded(["PING"]))
+            except (ReplyError, OSError):
+                self._client.drop()
                 continue
             self._own_until += self._clock() - opened
             self._failures = 0
@@ -261,22 +251,3 @@ class ValkeyLimits:
             part = max(rule.limit // self._processes, min(rule.limit, 1))
             self._shares[rule] = share = Rule(part, rule.per_s)
         return share
-
-
-def _client(url: str) -> Redis:
-    """Return a client that tries once, and connects when it is first used."""
-    address = url.replace("valkeys://", "rediss://", 1) if url.startswith("valkeys://") else url
-    address = address.replace("valkey://", "redis://", 1)
-    options: dict[str, Any] = {
-        "socket_timeout": ANSWER_S,
-        "socket_connect_timeout": ANSWER_S,
-        "retry": Retry(NoBackoff(), 0),
-        "max_connections": CONNECTIONS,
-    }
-    try:
-        return Redis.from_url(address, **options)  # pyright: ignore[reportUnknownMemberType]
-    except ValueError as error:
-        raise InvalidRequest(
-            "the address of the shared state is not one of valkey://, valkeys:// (TLS), redis://,"
-            " rediss:// or unix:// with host, port and number of the database"
-        ) from error
