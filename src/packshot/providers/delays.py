@@ -45,11 +45,11 @@ UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 DURATION = re.compile(r"(?:\d{1,12}(?:\.\d{1,9})?(?:ms|s|m|h|d))+")
 PART = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)(ms|s|m|h|d)")
 NUMBER = re.compile(r"\d{1,15}(?:\.\d{0,9})?")
-IN_TEXT = re.compile(
-    r"(?:(?:try|retry) again|resets?|retry|available again) (?:in|after) ~? ?"
-    r"((?:\d{1,9}(?:\.\d{1,9})? ?(?:ms|milliseconds?|s|secs?|seconds?|minutes?|m|h|hours?)\b ?)+)"
+SPELLED = (
+    r"(\d{1,9}(?:\.\d{1,9})?) ?(milliseconds?|ms|seconds?|secs?|s|minutes?|m|hours?|h)(?![a-z])"
 )
-WORDS = re.compile(r"(\d+(?:\.\d+)?) ?(milliseconds?|ms|seconds?|secs?|s|minutes?|m|hours?|h)\b")
+WORDS = re.compile(SPELLED)
+IN_TEXT = re.compile(rf"(?:again|resets?|retry) (?:in|after) ~? ?((?:{SPELLED} ?)+)")
 
 RESETS = (
     (b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests"),

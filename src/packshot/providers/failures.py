@@ -141,7 +141,8 @@ hosts and keys."""
 URL = re.compile(r"(?i)\b(?:[a-z][a-z0-9+.-]{1,20}://|www\.)[^\s\"'<>)\]]+")
 KEY = re.compile(
     r"(?i)\b(?:bearer\s+\S+"
-    r"|(?:sk|pk|rk|gsk|xai|key|org|proj|user|acct|req|request)[-_][\w*.-]{4,}"
+    r"|(?:sk|pk|rk|gsk|xai|key|org|proj|user|acct|req|request)[-_]"
+    r"(?=[\w*.-]*\d)[\w*.-]{4,}"
     r"|AIza[\w-]{10,}"
     r"|(?=[\w*-]*\d)(?=[\w*-]*[a-z])[\w*-]{32,})"
 )
@@ -183,8 +184,8 @@ def failure_of_event(data: bytes, *, named: bool = False) -> Failure | None:
     except (msgspec.DecodeError, RecursionError):
         found = None
     fields = cast("dict[str, Any]", found) if isinstance(found, dict) else {}
-    told = fields.get("error") or "error" in {fields.get("object"), fields.get("type")}
-    if not (told or named):
+    flat = fields.get("object") == "error" or fields.get("type") == "error"
+    if not (fields.get("error") or flat or named):
         return None
     said = _read(data)
     status = next((int(code) for code in said.codes if code.isdecimal() and len(code) == 3), 0)
@@ -194,12 +195,17 @@ def failure_of_event(data: bytes, *, named: bool = False) -> Failure | None:
 
 def _failure(kind: FailureKind, status: int, said: _Said, delay: float | None) -> Failure:
     own = OWN_WORDS.get(kind)
-    named = next((code for code in said.codes if NAME.fullmatch(code)), "")
+    named = next((code for code in said.codes if _is_name(code)), "")
     if own is not None:
         return Failure(kind, status, f"{own} (status {status})", named, "", delay)
     message = scrubbed(said.message) or f"the provider refused the request (status {status})"
-    param = said.param if NAME.fullmatch(said.param) else ""
+    param = said.param if _is_name(said.param) else ""
     return Failure(kind, status, message, named, param, delay)
+
+
+def _is_name(word: str) -> bool:
+    """Tell whether a code or a parameter can be handed on: a name, and nothing secret."""
+    return NAME.fullmatch(word) is not None and scrubbed(word) == word
 
 
 def _kind(status: int, said: _Said) -> FailureKind:
@@ -272,21 +278,24 @@ def _codes(fields: Mapping[str, Any]) -> tuple[str, ...]:
     inner_code = cast("dict[str, Any]", inner).get("code") if isinstance(inner, dict) else None
     named = (inner_code, fields.get("code"), fields.get("type"), fields.get("status"))
     plain = (str(name) for name in named if isinstance(name, (str, int)))
-    reasons = (
-        str(cast("dict[str, Any]", each).get("reason") or "")
-        for each in cast("list[Any]", fields.get("details") or [])
-        if isinstance(each, dict)
-    )
+    reasons = (str(detail.get("reason") or "") for detail in _objects(fields.get("details")))
     return tuple(name for name in (*plain, *reasons) if name not in {"", "error"})
 
 
 def _details(details: list[Any]) -> str:
     """FastAPI's list of what is wrong with which field."""
-    parts = [cast("dict[str, Any]", each) for each in details if isinstance(each, dict)]
-    return "; ".join(
-        f"{'.'.join(str(step) for step in part.get('loc') or ())}: {part.get('msg', '')}"
-        for part in parts[:4]
-    )
+    return "; ".join(f"{_path(part.get('loc'))}{part.get('msg', '')}" for part in _objects(details))
+
+
+def _path(loc: object) -> str:
+    steps = cast("list[Any]", loc) if isinstance(loc, list) else []
+    return ".".join(str(step) for step in steps) + ": " if steps else ""
+
+
+def _objects(found: object) -> list[dict[str, Any]]:
+    """Return the objects of what should be a list of them; a few, since one is enough."""
+    several = cast("list[Any]", found)[:4] if isinstance(found, list) else []
+    return [cast("dict[str, Any]", each) for each in several if isinstance(each, dict)]
 
 
 def scrubbed(text: str) -> str:
