@@ -24,6 +24,7 @@ from packshot.core.errors import InvalidRequest, Unbounded
 from packshot.core.money import EXACT, Nanos
 from packshot.core.types import Usage
 from packshot.ledger.prices import genai
+from packshot.ledger.prices.ceiling import Ceiling, ceiling_of
 from packshot.ledger.prices.rows import (
     STANDARD,
     PriceRow,
@@ -124,6 +125,11 @@ class PriceBook:
     _tariffs: dict[_Key, Tariff | None] = field(
         default_factory=dict[_Key, "Tariff | None"], init=False, repr=False
     )
+    _ceilings: dict[tuple[str, str, int, str | None], Ceiling | None] = field(
+        default_factory=dict[tuple[str, str, int, "str | None"], "Ceiling | None"],
+        init=False,
+        repr=False,
+    )
 
     def __post_init__(self) -> None:
         """Sort the rows by provider."""
@@ -214,12 +220,34 @@ class PriceBook:
             Unbounded: it is billed by time, or by output tokens and ``max_output_tokens`` is None.
         """
         tokens = body_bytes if input_tokens is None else input_tokens
+        if not images and not searches and max_output_tokens is not None:
+            ceiling = self._ceiling(provider, model, at, tier)
+            if ceiling is not None:
+                return ceiling.of(tokens, max_output_tokens)
+        most = (tokens, max_output_tokens, images, searches)
+        return self._bound(provider, model, at, tier, most)
+
+    def _ceiling(self, provider: str, model: str, at: int, tier: str | None) -> Ceiling | None:
+        """Return what bounds a call of text; None where only `_bound` can say."""
+        key = (provider, model, at // SLOT_US, tier)
+        try:
+            return self._ceilings[key]
+        except KeyError:
+            pass
+        found = [self.tariff(provider, model, at, None, tier=each) for each in _tiers(tier)]
+        known = self.tariff(provider, model, at, None, tier=tier or STANDARD) is not None
+        ceiling = ceiling_of([each for each in found if known and each is not None])
+        if len(self._ceilings) >= CACHED:
+            self._ceilings.clear()
+        self._ceilings[key] = ceiling
+        return ceiling
+
+    def _bound(
+        self, provider: str, model: str, at: int, tier: str | None, most: _Most
+    ) -> Nanos | None:
         if self.tariff(provider, model, at, None, tier=tier or STANDARD) is None:
             return None
-        found = [
-            self._bound_in(each, provider, model, at, (tokens, max_output_tokens, images, searches))
-            for each in (TIERS if tier is None else {STANDARD: 0, tier: 0})
-        ]
+        found = [self._bound_in(each, provider, model, at, most) for each in _tiers(tier)]
         return max((each for each in found if each is not None), default=None)
 
     def _bound_in(self, tier: str, provider: str, model: str, at: int, most: _Most) -> Nanos | None:
@@ -350,6 +378,11 @@ class PriceBook:
             if held:
                 return max(held, key=lambda row: row.start).eur
         return None
+
+
+def _tiers(tier: str | None) -> Iterable[str]:
+    """Return the tiers that a call may be served in which asks for this one, or for none."""
+    return TIERS if tier is None else {STANDARD: 0, tier: 0}
 
 
 def _charge(tariff: Tariff, top: int, credit: Credit) -> Charge:

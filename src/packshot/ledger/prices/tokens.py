@@ -25,6 +25,7 @@ __all__ = [
     "Tariff",
     "Tier",
     "bound_of",
+    "dearest_of",
     "half_even",
     "micros_of",
     "tariff_of",
@@ -367,7 +368,7 @@ def bound_of(
     for tier in tiers:
         if tier.us is not None:
             raise Unbounded("the model is billed by time, which nothing limits; set no hard cap")
-        into, out, search = _dearest(tier)
+        into, out, search = dearest_of(tier)
         if out is not None and output is None:
             raise Unbounded("the call has no limit of output tokens; set max_tokens")
         if not (into is not None or out is not None or tier.image is not None or tier.request):
@@ -382,7 +383,7 @@ def bound_of(
     return dearest
 
 
-def _dearest(tier: Tier) -> tuple[int | None, int | None, int | None]:
+def dearest_of(tier: Tier) -> tuple[int | None, int | None, int | None]:
     """Return the price of the dearest kind of token in and out, and that of a search."""
     split = tier.split
     if split is None:
