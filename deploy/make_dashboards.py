@@ -238,7 +238,12 @@ WASTED = [
         "short",
         {"{{provider}} {{model}}": f"increase({names.UNPRICED.name}[$__rate_interval])"},
     ),
-    Panel("Attempts not yet in the store", "timeseries", "short", {"attempts": names.BACKLOG.name}),
+    Panel(
+        "Attempts not yet in the store, and damaged journals",
+        "timeseries",
+        "short",
+        {"attempts": names.BACKLOG.name, "damaged journals": names.DAMAGED.name},
+    ),
     Panel("Ledger can be read", "timeseries", "short", {"up": names.UP.name}),
 ]
 DASHBOARDS = {

@@ -25,6 +25,7 @@ from packshot.core.money import Nanos
 from packshot.ledger.devices import BESIDE, beside, used_until
 from packshot.ledger.frames import encode_frame, scan
 from packshot.ledger.journal import SEGMENT
+from packshot.ledger.lag import write_cursor
 from packshot.ledger.leases import Leases
 from packshot.ledger.records import Event, Held, Outcome, Settled, Stamped
 from packshot.ledger.signs import last_sign, sign_path
@@ -103,6 +104,7 @@ class Drain:
         self.folder, self.store, self.leases, self.clock = folder, store, leases, clock
         self.findings: list[Finding] = []
         self._lives: dict[tuple[str, int], Life] = {}
+        self._told: tuple[dict[Path, int], set[Path]] | None = None
 
     def run(self, stop: threading.Event) -> None:
         """Drain until ``stop`` is set; a store that is away for a while is waited for.
@@ -135,7 +137,9 @@ class Drain:
             with self._alone():
                 marks = Marks(self.store.marks(), self.leases.marks() if self.leases else None)
                 workers = sorted(path.parent for path in self.folder.glob("*/lock"))
-                return sum(self._worker(folder, marks) for folder in workers)
+                moved = sum(self._worker(folder, marks) for folder in workers)
+                self._tell()
+                return moved
         except OSError as error:
             raise LedgerUnavailable(f"the journals in {self.folder} fail: {error}") from error
 
@@ -143,6 +147,21 @@ class Drain:
         """Release the leases' connection; the store is its owner's."""
         if self.leases is not None:
             self.leases.close()
+
+    def _tell(self) -> None:
+        """Note where the drain is, for those who look from outside; all up to there is stored."""
+        offsets: dict[Path, int] = {}
+        damaged: set[Path] = set()
+        for life in self._lives.values():
+            offsets |= life.offsets
+            damaged |= life.damaged
+        if (offsets, damaged) != self._told:
+            try:
+                write_cursor(self.folder, offsets, damaged)
+            except OSError:  # a full disk: what is stored is stored, and the next step says so
+                self._told = None
+            else:
+                self._told = (offsets, damaged)
 
     @contextmanager
     def _alone(self) -> Generator[None]:
@@ -233,6 +252,7 @@ class Drain:
 
     def _recover(self, life: Life, segment: Path) -> list[Stamped]:
         """Settle what a dead worker left open, in its own journal, before the store hears of it."""
+        self._drop_settled(life)
         if not life.open:
             return []
         rows: list[Stamped] = []
@@ -259,6 +279,20 @@ class Drain:
         life.offsets[segment] += len(frames)
         life.open.clear()
         return rows
+
+    def _drop_settled(self, life: Life) -> None:
+        """Forget open holds whose ends the store has: the journal lost them with the power.
+
+        They were read from the kernel's memory before the disk had them; or their segment is gone,
+        and an older one came back.
+        """
+        names = list(life.open) if life.stored else []
+        for at in range(0, len(names), BATCH):
+            asked = names[at : at + BATCH]
+            places = ", ".join("?" * len(asked))
+            sql = f"SELECT attempt FROM entries WHERE attempt IN ({places})"  # noqa: S608
+            for (attempt,) in self.store.query(sql, asked):
+                del life.open[attempt]
 
     def _store(self, life: Life, rows: list[Stamped]) -> int:
         if not rows:

@@ -5,46 +5,22 @@ from __future__ import annotations
 import ipaddress
 import logging
 from collections.abc import Callable
-from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from socket import AF_INET6
 
-from packshot.core.clock import SECOND_US, Clock, wall_us
+from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import InvalidRequest
-from packshot.ledger.metrics import CONTENT_TYPE, Lag, Memory, render_metrics, text_of
-from packshot.ledger.records import Settled
+from packshot.ledger.lag import lag_of
+from packshot.ledger.metrics import CONTENT_TYPE, Memory, render_metrics, text_of
 from packshot.ledger.settings import Settings
-from packshot.ledger.stores.base import Store
 
-__all__ = ["DEFAULT_PORT", "lag_of", "page_of", "serve", "server"]
+__all__ = ["DEFAULT_PORT", "page_of", "serve", "server"]
 
 DEFAULT_PORT = 9477
 PATIENCE_S = 5.0
 """A client that sends nothing for so long is cut off: clients are served one at a time."""
 
-MOST_BACKLOG = 1_000_000
-"""Attempts beyond this are not counted: the alert has long been ringing."""
-
 LOG = logging.getLogger(__name__)
-
-
-def lag_of(folder: Path, store: Store, now: int) -> Lag:
-    """Return how far ``store`` is behind the journals in ``folder``; a hold is no backlog."""
-    if not folder.is_dir():  # nothing was ever booked
-        return Lag(Decimal(0), 0)
-    from packshot.ledger.journal import read_journals
-
-    marks = store.marks()
-    oldest, count = now, 0
-    for stamped in read_journals(folder):
-        if not isinstance(stamped.event, Settled):
-            continue
-        if stamped.seq > marks.get((stamped.worker, stamped.epoch), 0):
-            oldest, count = min(oldest, stamped.event.settled_at), count + 1
-        if count >= MOST_BACKLOG:
-            break
-    return Lag(Decimal(now - oldest) / SECOND_US, count)
 
 
 def page_of(settings: Settings, memory: Memory, clock: Clock = wall_us) -> str:
@@ -58,7 +34,7 @@ def page_of(settings: Settings, memory: Memory, clock: Clock = wall_us) -> str:
         store = open_store(settings.store, read_only=True)
         try:
             now = clock()
-            lag = lag_of(settings.journal, store, now)
+            lag = lag_of(settings.journal, store.marks(), now)
             caps, zone = settings.caps, settings.timezone
             return render_metrics(store, now, lag=lag, caps=caps, timezone=zone, memory=memory)
         finally:

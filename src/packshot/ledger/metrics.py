@@ -24,6 +24,7 @@ from packshot.core.clock import HOUR_US, SECOND_US
 from packshot.core.errors import LedgerError
 from packshot.core.money import NANO, eur
 from packshot.ledger import names
+from packshot.ledger.lag import Lag
 from packshot.ledger.names import Metric
 from packshot.ledger.settings import CapRow
 from packshot.ledger.stores.base import Store
@@ -32,7 +33,6 @@ __all__ = [
     "CONTENT_TYPE",
     "SERIES_PER_FAMILY",
     "VALUES_PER_LABEL",
-    "Lag",
     "Memory",
     "render_metrics",
     "text_of",
@@ -95,20 +95,14 @@ WHERE e.priced = 0 AND NOT EXISTS (
     WHERE c.corrects = e.attempt AND c.corrects <> '' AND c.priced = 1)
 GROUP BY 1, 2
 """
+BOOKED = "SELECT sum(amount) FROM rollups WHERE outcome <> 'accrual' AND hour >= ? AND "
+# What accrues with time is in no cap: a cap refuses calls.
 SPENT = {
-    "total": "SELECT sum(amount) FROM rollups WHERE hour >= ? AND ? = ''",
-    "team": "SELECT sum(amount) FROM rollups WHERE hour >= ? AND team = ?",
-    "virtual_key": "SELECT sum(amount) FROM rollups WHERE hour >= ? AND virtual_key = ?",
-    "batch": "SELECT sum(amount) FROM rollups WHERE hour >= ? AND batch = ?",
+    "total": BOOKED + "? = ''",
+    "team": BOOKED + "team = ?",
+    "virtual_key": BOOKED + "virtual_key = ?",
+    "batch": BOOKED + "batch = ?",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Lag:
-    """How far the store is behind the journals: seconds (0 if it is not), and attempts."""
-
-    seconds: Decimal
-    attempts: int
 
 
 class Group(NamedTuple):
@@ -178,6 +172,7 @@ def render_metrics(
     if lag is not None:
         page.append(_family(names.LAG, {(): lag.seconds}))
         page.append(_family(names.BACKLOG, {(): lag.attempts}))
+        page.append(_family(names.DAMAGED, {(): lag.damaged}))
     return "".join(page)
 
 

@@ -102,7 +102,13 @@ BACKLOG = Metric(
     "packshot_ledger_backlog_attempts",
     "gauge",
     (),
-    "Settled attempts that are in a journal and not in the store.",
+    "Settled attempts that are in a journal and not in the store; estimated where they are many.",
+)
+DAMAGED = Metric(
+    "packshot_ledger_damaged_journals",
+    "gauge",
+    (),
+    "Segments of journals in which bytes are no record; what stands around them is stored.",
 )
 BUDGET_LIMIT = Metric(
     "packshot_budget_limit_eur", "gauge", ("scope", "name", "per"), "The limit of a cap."
@@ -135,6 +141,7 @@ METRICS: tuple[Metric, ...] = (
     UP,
     LAG,
     BACKLOG,
+    DAMAGED,
     BUDGET_LIMIT,
     BUDGET_USED,
     BUDGET_RATIO,
