@@ -11,6 +11,7 @@ the disk in groups; `Journal.wait` returns when that has happened (docs/durabili
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -78,8 +79,16 @@ class AnyJournal(Protocol):
 class Files(Protocol):
     """What the journal asks of the operating system; tests put a disk that fails in its place."""
 
+    def make_folder(self, path: Path) -> None:
+        """Create a folder and its parents where they are missing, with their names on the disk."""
+        ...
+
     def create(self, path: Path) -> int:
         """Create a file for appending and return its descriptor."""
+        ...
+
+    def replace(self, source: Path, target: Path) -> None:
+        """Give a file another file's name; which of the two is there is never unclear."""
         ...
 
     def write(self, descriptor: int, data: bytes, /) -> int:
@@ -110,6 +119,19 @@ class RealFiles:
     truncate = staticmethod(os.ftruncate)
     sync = staticmethod(os.fdatasync)
     close = staticmethod(os.close)
+
+    @classmethod
+    def make_folder(cls, path: Path) -> None:
+        """Create what is missing of a folder's path, from the top down."""
+        if not path.parent.is_dir():
+            cls.make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        cls.sync_folder(path.parent)  # also where it is there: who made it may have died before
+
+    @staticmethod
+    def replace(source: Path, target: Path) -> None:
+        """Rename."""
+        source.replace(target)
 
     @staticmethod
     def create(path: Path) -> int:
@@ -161,14 +183,15 @@ class Journal:
         self._eager = durability == "process"
         self._lock = threading.Lock()
         self._synced_more = threading.Condition()
+        self._syncing = threading.Lock()
         self._asked = threading.Event()
         self._broken = ""
         self._seq = self._number = self._synced = self._segment = self._size = 0
         self._retired: list[int] = []
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            self._files.make_folder(self._folder)
             self._lock_file = lock_worker(self._folder)
-            self.epoch = next_epoch(self._folder)
+            self.epoch = next_epoch(self._folder, self._files)
             self._descriptor = self._create()
             self._sign = Sign(self._folder, self.epoch)
         except OSError as error:
@@ -235,7 +258,12 @@ class Journal:
     def _create(self) -> int:
         path = self._folder / f"{self.epoch:010d}-{self._segment + 1:06d}.journal"
         descriptor = self._files.create(path)
-        self._files.sync_folder(self._folder)
+        try:
+            self._files.sync_folder(self._folder)
+        except OSError as error:
+            self._files.close(descriptor)
+            self._broken = f"the journal's folder cannot be synced: {error}; restart this worker"
+            raise
         self._segment += 1
         self._size = 0
         return descriptor
@@ -269,10 +297,19 @@ class Journal:
 
     def _sync(self) -> str:
         """Sync once; return what failed, after which nothing is taken any more, or ""."""
+        with self._syncing:  # or one would call synced what another has only taken out to sync
+            seq = self._sync_files()
+        with self._synced_more:
+            if not self._broken:
+                self._synced = max(self._synced, seq)
+            self._synced_more.notify_all()
+        return self._broken
+
+    def _sync_files(self) -> int:
         with self._lock:
             seq, current = self._seq, self._descriptor
             retired, self._retired = self._retired, []
-        if seq > self._synced:
+        if seq > self._synced and not self._broken:
             try:
                 for descriptor in [*retired, current]:
                     self._files.sync(descriptor)
@@ -281,11 +318,7 @@ class Journal:
             except OSError as error:
                 # Never again: the kernel may have dropped the pages and call the next sync good.
                 self._broken = f"the journal cannot be synced: {error}; restart this worker"
-        with self._synced_more:
-            if not self._broken:
-                self._synced = max(self._synced, seq)
-            self._synced_more.notify_all()
-        return self._broken
+        return seq
 
     def _sync_loop(self) -> None:
         while not self._broken:
@@ -314,7 +347,7 @@ def lock_worker(folder: Path) -> int:
             return descriptor
 
 
-def next_epoch(folder: Path) -> int:
+def next_epoch(folder: Path, files: Files) -> int:
     """Count the worker's lives on, durably: above every life before, and the clock's seconds.
 
     The clock keeps a worker whose disk was lost above what a store has of its former self.
@@ -323,12 +356,17 @@ def next_epoch(folder: Path) -> int:
     last = int(counter.read_text()) if counter.exists() else 0
     epoch = max(last + 1, int(time.time()))
     fresh = folder / "epoch.new"
-    with fresh.open("w") as file:
-        file.write(str(epoch))
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(counter)
-    RealFiles.sync_folder(folder)
+    fresh.unlink(missing_ok=True)  # of a life that ended as it began
+    descriptor = files.create(fresh)
+    try:
+        number = str(epoch).encode()
+        if files.write(descriptor, number) != len(number):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(fresh))
+        files.sync(descriptor)
+    finally:
+        files.close(descriptor)
+    files.replace(fresh, counter)
+    files.sync_folder(folder)
     return epoch
 
 

@@ -20,7 +20,7 @@ from packshot.gateway.wire.link import Answer, Link, LinkLimits, StaleLink
 from packshot.gateway.wire.resolve import Resolver
 from packshot.gateway.wire.upstream import Call, Origin
 
-__all__ = ["Pool", "PoolLimits", "PoolStats"]
+__all__ = ["Pool", "PoolLimits", "PoolStats", "peer_name", "reason", "tls_context"]
 
 SWEEP_S = 0.1
 """How often deadlines are looked at: a call may last that much longer than it should."""
@@ -75,13 +75,11 @@ class Pool:
     def __init__(self, origin: Origin, limits: PoolLimits | None = None) -> None:
         self.origin = origin
         self.limits = limits or PoolLimits()
-        default = {"http": 80, "https": 443}[origin.scheme]
-        host = origin.host if origin.host.isascii() else origin.host.encode("idna").decode()
-        name = f"[{host}]" if ":" in host else host
-        self._peer = f"{name}:{origin.port}"
-        shown = name if origin.port == default else self._peer
+        self._peer = peer_name(origin)
+        default = {"http": ":80", "https": ":443"}[origin.scheme]
+        shown = self._peer.removesuffix(default)
         self._host_tail = f" HTTP/1.1\r\nhost: {shown}\r\n".encode()
-        self._tls = _tls_context(origin) if origin.scheme == "https" else None
+        self._tls = tls_context(origin) if origin.scheme == "https" else None
         self._resolver = Resolver(origin.host, origin.port)
         self._links: set[Link] = set()
         self._idle: list[Link] = []
@@ -208,7 +206,7 @@ class Pool:
             raise self._late(f"no connection within {max(budget, 0):g} s") from None
         except OSError as error:
             self._give_place()
-            raise self._unreachable(_reason(error)) from error
+            raise self._unreachable(reason(error)) from error
         except BaseException:
             self._give_place()
             raise
@@ -316,7 +314,13 @@ class Pool:
         return UpstreamUnreachable(f"{self._peer}: {text}", sent=False)
 
 
-def _tls_context(origin: Origin) -> ssl.SSLContext:
+def peer_name(origin: Origin) -> str:
+    """Return ``host:port`` as it stands in URLs."""
+    host = origin.host if origin.host.isascii() else origin.host.encode("idna").decode()
+    return f"[{host}]:{origin.port}" if ":" in host else f"{host}:{origin.port}"
+
+
+def tls_context(origin: Origin) -> ssl.SSLContext:
     """Return what a connection must prove: a chain to the system's or the origin's authorities.
 
     Raises:
@@ -328,7 +332,7 @@ def _tls_context(origin: Origin) -> ssl.SSLContext:
     return context
 
 
-def _reason(error: OSError) -> str:
+def reason(error: OSError) -> str:
     """Say why a connection failed, without addresses."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted ({error.verify_message})"
