@@ -65,6 +65,13 @@ def test_stage_table(cost: Cost) -> None:
         (("unpriced", *SINCE), "openai   new"),
         (("forecast", "--renders", "1_000_000", *SINCE), "1,000,000 renders: 1033.33 EUR"),
         (("waste", *SINCE, "--json"), '"amount": 100000'),
+        (("waste", *SINCE, "--by", "team", "--model", "gpt-4o"), "timeout red"),
+        (("unpriced", *SINCE, "--by", "team"), "red  openai   new"),
+        (("unpriced", *SINCE, "--provider", "fal"), "has a price"),
+        (
+            ("forecast", "--renders", "10", "--since", "2025-11-07", "--until", "2025-11-08"),
+            "10 renders: 0.00 EUR\n",
+        ),
         (("export", *SINCE, "--json"), '"BilledCost": "0.000200000"'),
         (("export", *SINCE, "--csv", "x.csv"), "x.csv: 11 entries"),
     ],
@@ -83,6 +90,8 @@ def test_import(cost: Cost, tmp_path: Path) -> None:
     assert "0.000300" in cost(*words)
     assert "1 correcting entries" in cost(*words, "--correct")
     assert "0 correcting entries" in cost(*words, "--correct")
+    with pytest.raises(InvalidRequest, match="--store names a store to read"):
+        cost(*words, "--correct", "--store", "state/packshot/ledger.db")
 
 
 @pytest.mark.parametrize("words", [(), ("waste",), ("unpriced",), ("render", "a")])
@@ -97,7 +106,7 @@ def test_an_empty_ledger_says_so(empty: Cost, words: tuple[str, ...]) -> None:
         ("--last", "x"),
         ("export",),
         ("forecast", "--renders", "many"),
-        ("--ledger", "none.db"),
+        ("--store", "none.db"),
     ],
 )
 def test_a_bad_call(cost: Cost, words: tuple[str, ...]) -> None:

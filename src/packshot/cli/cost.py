@@ -18,12 +18,13 @@ from packshot.core.errors import InvalidRequest, LedgerUnavailable
 from packshot.core.money import decimal_of, show_eur
 
 if TYPE_CHECKING:
+    from packshot.ledger.reports.forecast import Forecast
     from packshot.ledger.reports.period import Period
     from packshot.ledger.reports.stages import Line, Table
     from packshot.ledger.settings import Settings
-    from packshot.ledger.stores.base import Store
+    from packshot.ledger.stores.table_store import TableStore
 
-__all__ = ["app"]
+__all__ = ["app", "only_of", "opened_ledger", "period_from", "print_rows"]
 
 app = typer.Typer(help="What renders cost, and where the money went.", rich_markup_mode=None)
 
@@ -33,7 +34,7 @@ Config = Annotated[
 Url = Annotated[
     str,
     typer.Option(
-        "--ledger",
+        "--store",
         metavar="FILE | URL",
         help="A SQLite file or a postgresql:// address.",
         show_default="that of packshot.yaml",
@@ -53,6 +54,10 @@ Provider = Annotated[str, typer.Option(help="Only this provider.")]
 Csv = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write CSV.")]
 Parquet = Annotated[Path | None, typer.Option("--parquet", metavar="FILE", help="Write Parquet.")]
 
+READS = (
+    "--store names a store to read; what is appended goes through the journals of the settings: "
+    "name the store there (ledger: store:), and the file with --config"
+)
 EMPTY = "the ledger is empty: nothing has been booked"
 BAR = 8
 """Characters of the longest bar."""
@@ -70,7 +75,7 @@ def cost(
     virtual_key: Key = "",
     model: Model = "",
     provider: Provider = "",
-    ledger: Url = "",
+    store: Url = "",
     config: Config = None,
     csv: Csv = None,
     parquet: Parquet = None,
@@ -82,13 +87,15 @@ def cost(
         return
     from packshot.ledger.reports.stages import stage_table
 
-    only = _only(team=team, recipe=recipe, virtual_key=virtual_key, model=model, provider=provider)
-    with _opened(ledger, config) as store:
-        if store is None:
+    only = only_of(
+        team=team, recipe=recipe, virtual_key=virtual_key, model=model, provider=provider
+    )
+    with opened_ledger(store, config) as opened:
+        if opened is None:
             _empty(as_json)
             return
-        period = _period(since, until, last, config)
-        table = stage_table(store, period, by, only)
+        period = period_from(since, until, last, config)
+        table = stage_table(opened, period, by, only)
     _give(
         [asdict(line) for line in (*table.lines, table.total)],
         as_json,
@@ -101,7 +108,7 @@ def cost(
 @app.command()
 def render(
     render_id: Annotated[str, typer.Argument(metavar="ID", help="A render's id, or its start.")],
-    ledger: Url = "",
+    store: Url = "",
     config: Config = None,
     *,
     as_json: o.AsJson = False,
@@ -109,11 +116,11 @@ def render(
     """Tell the story of one render: each attempt and entry."""
     from packshot.ledger.reports.story import story_of
 
-    with _opened(ledger, config) as store:
-        if store is None:
+    with opened_ledger(store, config) as opened:
+        if opened is None:
             _empty(as_json)
             return
-        story = story_of(store, render_id)
+        story = story_of(opened, render_id)
 
     def show() -> None:
         state = "delivered" if story.delivered else "not delivered"
@@ -131,7 +138,7 @@ def render(
             )
             for e in story.entries
         ]
-        _print(("after s", "stage", "by", "outcome", "s", "EUR"), rows, left={1, 2, 3})
+        print_rows(("after s", "stage", "by", "outcome", "s", "EUR"), rows, left={1, 2, 3})
         for e in story.entries:
             if e["reason"] or e["corrects"]:
                 corrects = f" (corrects {e['corrects']})" if e["corrects"] else ""
@@ -142,64 +149,77 @@ def render(
 
 @app.command()
 def waste(
+    by: By = "provider",
     since: Since = "",
     until: Until = "",
     last: Last = "",
     team: Team = "",
-    ledger: Url = "",
+    recipe: Recipe = "",
+    virtual_key: Key = "",
+    model: Model = "",
+    provider: Provider = "",
+    store: Url = "",
     config: Config = None,
     csv: Csv = None,
     parquet: Parquet = None,
     *,
     as_json: o.AsJson = False,
 ) -> None:
-    """List what was billed but not delivered, by reason."""
+    """List what was billed but not delivered, by reason and a dimension."""
     from packshot.ledger.reports.waste import waste as losses_of
 
-    with _opened(ledger, config) as store:
-        if store is None:
+    only = only_of(
+        team=team, recipe=recipe, virtual_key=virtual_key, model=model, provider=provider
+    )
+    with opened_ledger(store, config) as opened:
+        if opened is None:
             _empty(as_json)
             return
-        losses = losses_of(store, _period(since, until, last, config), _only(team=team))
+        losses = losses_of(opened, period_from(since, until, last, config), only, by)
 
     def show() -> None:
+        own = "own" if by == "provider" else "-"
         rows: list[tuple[object, ...]] = [
-            (x.reason or "?", x.provider or "own", x.attempts, x.renders, show_eur(x.amount))
+            (x.reason or "?", x.name or own, x.attempts, x.renders, show_eur(x.amount))
             for x in losses
         ]
-        rows.append(
-            (
-                "total",
-                "",
-                sum(x.attempts for x in losses),
-                "",
-                show_eur(sum(x.amount for x in losses)),
-            )
-        )
-        _print(("reason", "provider", "attempts", "renders", "EUR"), rows, left={0, 1})
+        sums = sum(x.attempts for x in losses), show_eur(sum(x.amount for x in losses))
+        rows.append(("total", "", sums[0], "", sums[1]))
+        print_rows(("reason", by, "attempts", "renders", "EUR"), rows, left={0, 1})
 
-    _give([asdict(x) for x in losses], as_json, csv, parquet, show)
+    _give([{**asdict(x), by: x.name} for x in losses], as_json, csv, parquet, show)
 
 
 @app.command()
 def unpriced(
+    by: By = "",
     since: Since = "",
     until: Until = "",
     last: Last = "",
-    ledger: Url = "",
+    team: Team = "",
+    recipe: Recipe = "",
+    virtual_key: Key = "",
+    model: Model = "",
+    provider: Provider = "",
+    store: Url = "",
     config: Config = None,
     csv: Csv = None,
+    parquet: Parquet = None,
     *,
     as_json: o.AsJson = False,
 ) -> None:
-    """List what no price is known for."""
+    """List what no price is known for; `packshot prices apply` books it once there is one."""
+    from packshot.ledger.reports.period import day_of
     from packshot.ledger.reports.waste import unpriced as gaps_of
 
-    with _opened(ledger, config) as store:
-        if store is None:
+    only = only_of(
+        team=team, recipe=recipe, virtual_key=virtual_key, model=model, provider=provider
+    )
+    with opened_ledger(store, config) as opened:
+        if opened is None:
             _empty(as_json)
             return
-        gaps = gaps_of(store, _period(since, until, last, config), {})
+        gaps = gaps_of(opened, period_from(since, until, last, config), only, by)
 
     def show() -> None:
         if not gaps:
@@ -207,18 +227,22 @@ def unpriced(
             return
         rows: list[tuple[object, ...]] = [
             (
+                *((x.name or "-",) if by else ()),
                 x.provider or "own",
                 x.model or x.device,
                 x.attempts,
                 x.input_tokens + x.output_tokens,
                 x.images,
                 _seconds(x.seconds_us),
+                day_of(x.first_at),
             )
             for x in gaps
         ]
-        _print(("provider", "model", "attempts", "tokens", "images", "s"), rows, left={0, 1})
+        heads = ("provider", "model", "attempts", "tokens", "images", "s", "since")
+        print_rows((by, *heads) if by else heads, rows, left={0, 1, 2} if by else {0, 1})
+        typer.echo("once they have a price (packshot prices add), packshot prices apply books them")
 
-    _give([asdict(x) for x in gaps], as_json, csv, None, show)
+    _give([asdict(x) for x in gaps], as_json, csv, parquet, show)
 
 
 @app.command()
@@ -227,7 +251,9 @@ def forecast(
     since: Since = "",
     until: Until = "",
     last: Last = "",
-    ledger: Url = "",
+    team: Team = "",
+    recipe: Recipe = "",
+    store: Url = "",
     config: Config = None,
     *,
     as_json: o.AsJson = False,
@@ -239,18 +265,21 @@ def forecast(
         count = int(renders)
     except ValueError as error:
         raise InvalidRequest(f"--renders must be a whole number, got {renders!r}") from error
-    with _opened(ledger, config) as store:
-        if store is None:
+    with opened_ledger(store, config) as opened:
+        if opened is None:
             _empty(as_json)
             return
-        found = forecast_of(store, _period(since, until, last, config), count)
+        only = only_of(team=team, recipe=recipe)
+        found = forecast_of(opened, period_from(since, until, last, config), count, only)
 
     def show() -> None:
-        low, high = show_eur(found.amount_low, 2), show_eur(found.amount_high, 2)
-        typer.echo(f"{count:,} renders: {show_eur(found.amount, 2)} EUR ({low} to {high})")
-        hour = f"{found.seconds_us / HOUR_US:,.1f} h of stages"
-        ends = f"{found.seconds_low_us / HOUR_US:,.1f} to {found.seconds_high_us / HOUR_US:,.1f}"
-        typer.echo(f"{hour} ({ends}), one after the other")
+        hours = f"{found.seconds_us / HOUR_US:,.1f} h of stages"
+        ends = _ends(found)
+        typer.echo(f"{count:,} renders: {show_eur(found.amount, 2)} EUR{ends[0]}")
+        typer.echo(f"{hours}{ends[1]}, one after the other")
+        if not ends[0]:
+            typer.echo("from the one render that there is: how they differ, nobody can say yet")
+            return
         typer.echo(f"95 % intervals, from {found.observed:,} delivered renders")
         if found.weak:
             typer.echo("so few that the intervals are a guess")
@@ -264,26 +293,37 @@ def import_(
     provider: Annotated[str, typer.Option(help="Whose invoice it is.")],
     currency: Annotated[str, typer.Option(help="Where the file names none.")] = "USD",
     rate: Annotated[str, typer.Option(metavar="EUR", help="EUR per unit of it.")] = "",
-    ledger: Url = "",
+    store: Url = "",
     config: Config = None,
     *,
     write: Annotated[bool, typer.Option("--correct", help="Append correcting entries.")] = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Reconcile with a provider's invoice: the difference per model and day."""
+    from packshot.ledger.clerk import corrector, total_of
+    from packshot.ledger.prices.book import book_of
     from packshot.ledger.reports.invoice import correct, read_invoice, reconcile
     from packshot.ledger.reports.period import day_of
+    from packshot.ledger.settings import load_settings
 
+    if write and store:
+        raise InvalidRequest(READS)
     lines = read_invoice(invoice, currency)
     factor = decimal_of(rate, "--rate") if rate else None
     if factor is not None and factor <= 0:
         raise InvalidRequest(f"--rate must be above 0, got {rate}")
-    with _opened(ledger, config, writing=write) as store:
-        if store is None:
+    with opened_ledger(store, config, writing=write) as opened:
+        if opened is None:
             _empty(as_json)
             return
-        found = reconcile(store, provider, lines, factor)
-        corrected = correct(store, provider, found, invoice.name) if write else 0
+        corrected = 0
+        if write:
+            settings = load_settings(config)
+            with corrector(settings, opened, book_of(settings)) as book:
+                found = reconcile(opened, provider, lines, factor)
+                corrected = correct(opened, book, provider, found, invoice.name, total_of(settings))
+        else:
+            found = reconcile(opened, provider, lines, factor)
 
     def show() -> None:
         rows: list[tuple[object, ...]] = [
@@ -292,7 +332,7 @@ def import_(
         ]
         sums = (sum(x.booked for x in found), sum(x.billed for x in found))
         rows.append(("total", "", *map(show_eur, (*sums, sums[1] - sums[0]))))
-        _print(("day", "model", "ledger EUR", "invoice EUR", "difference"), rows, left={0, 1})
+        print_rows(("day", "model", "ledger EUR", "invoice EUR", "difference"), rows, left={0, 1})
         if write:
             typer.echo(f"{corrected} correcting entries appended")
 
@@ -305,7 +345,11 @@ def export(
     until: Until = "",
     last: Last = "",
     team: Team = "",
-    ledger: Url = "",
+    recipe: Recipe = "",
+    virtual_key: Key = "",
+    model: Model = "",
+    provider: Provider = "",
+    store: Url = "",
     config: Config = None,
     csv: Csv = None,
     parquet: Parquet = None,
@@ -317,11 +361,14 @@ def export(
 
     if sum((csv is not None, parquet is not None, as_json)) != 1:
         raise InvalidRequest("expected one of --csv FILE, --parquet FILE and --json")
-    with _opened(ledger, config) as store:
-        if store is None:
+    only = only_of(
+        team=team, recipe=recipe, virtual_key=virtual_key, model=model, provider=provider
+    )
+    with opened_ledger(store, config) as opened:
+        if opened is None:
             _empty(as_json)
             return
-        rows = exported(store, _period(since, until, last, config), _only(team=team))
+        rows = exported(opened, period_from(since, until, last, config), only)
         if as_json:
             for row in rows:
                 typer.echo(_json(row))
@@ -333,7 +380,9 @@ def export(
 
 
 @contextmanager
-def _opened(ledger: str, config: Path | None, *, writing: bool = False) -> Generator[Store | None]:
+def opened_ledger(
+    ledger: str, config: Path | None, *, writing: bool = False
+) -> Generator[TableStore | None]:
     """Open the ledger, drained; None where nothing has been booked."""
     from packshot.ledger.settings import load_settings
     from packshot.ledger.stores import open_store
@@ -371,7 +420,7 @@ def _drain(url: str, settings: Settings) -> None:
         terminal.warn(f"what is in the journals only is not in this report: {error}")
 
 
-def _period(since: str, until: str, last: str, config: Path | None) -> Period:
+def period_from(since: str, until: str, last: str, config: Path | None) -> Period:
     from zoneinfo import ZoneInfo
 
     from packshot.ledger.reports.period import period_of
@@ -381,7 +430,7 @@ def _period(since: str, until: str, last: str, config: Path | None) -> Period:
     return period_of(since, until, last, wall_us(), zone)
 
 
-def _only(**values: str) -> dict[str, str]:
+def only_of(**values: str) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
@@ -424,7 +473,11 @@ def _print_table(table: Table) -> None:
     most = max((line.cost_share for line in table.lines), default=0.0)
     rows = [_row(line, most) for line in (*table.lines, table.total)]
     heads = (table.by, "", "wall", "EUR", "cost", "/render", "p50", "p95", "trend")
-    _print(heads, rows, left={0, 1})
+    print_rows(heads, rows, left={0, 1})
+    total = table.total
+    if total.per_render_full is not None and total.per_render_full != total.per_render:
+        full = _money(total.per_render_full)
+        typer.echo(f"with loading, waiting and storage: {full} EUR per render")
     if table.total.unpriced:
         typer.echo(f"booked without a price: {table.total.unpriced}; see packshot cost unpriced")
 
@@ -438,8 +491,8 @@ def _row(line: Line, most: float) -> tuple[object, ...]:
         _money(line.amount),
         f"{line.cost_share:.0%}",
         "-" if line.per_render is None else _money(line.per_render),
-        "" if line.name == "total" else _money(line.p50),
-        "" if line.name == "total" else _money(line.p95),
+        _money(line.p50),
+        _money(line.p95),
         "-" if line.trend is None else f"{line.trend:+.0%}",
     )
 
@@ -455,21 +508,27 @@ def _when(period: Period) -> str:
     return f"{day_of(period.since)} to {day_of(period.until - 1)} (UTC)"
 
 
+def _ends(found: Forecast) -> tuple[str, str]:
+    """Return the intervals of cost and time for people; nothing where there is none."""
+    ends = found.amount_low, found.amount_high, found.seconds_low_us, found.seconds_high_us
+    low, high, soon, late = ends
+    if low is None or high is None or soon is None or late is None:
+        return "", ""
+    hours = f" ({soon / HOUR_US:,.1f} to {late / HOUR_US:,.1f})"
+    return f" ({show_eur(low, 2)} to {show_eur(high, 2)})", hours
+
+
 def _seconds(microseconds: int) -> str:
     return f"{microseconds / SECOND_US:.2f}"
 
 
-def _print(heads: Sequence[str], rows: Sequence[Sequence[object]], left: set[int]) -> None:
+def print_rows(heads: Sequence[str], rows: Sequence[Sequence[object]], left: set[int]) -> None:
     """Print a table within 80 columns: the widest text column gives way."""
     cells = [list(heads), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(row[k]) for row in cells) for k in range(len(heads))]
     over = sum(widths) + len(widths) - 1 - 80
     if over > 0:
         widest = max(left, key=lambda k: widths[k])
-    total = table.total
-    if total.per_render_full is not None and total.per_render_full != total.per_render:
-        full = _money(total.per_render_full)
-        typer.echo(f"with loading, waiting and storage: {full} EUR per render")
         widths[widest] = max(6, widths[widest] - over)
     for row in cells:
         shown = [

@@ -10,6 +10,7 @@ import typer
 
 from packshot.cli import options as o
 from packshot.cli import terminal
+from packshot.cli.apply import apply
 from packshot.core.clock import wall_us
 from packshot.core.errors import InvalidRequest, PackshotError
 from packshot.core.money import decimal_of
@@ -21,6 +22,7 @@ __all__ = ["app"]
 
 app = typer.Typer(help="What things cost, since when, by which source.", rich_markup_mode=None)
 app.callback(invoke_without_command=True)(terminal.help_if_alone)
+app.command()(apply)
 
 DEVICE = "device"
 """Stands for the provider of our own devices, which has no name in the ledger."""
@@ -103,6 +105,7 @@ def add(
     ] = "",
     size: Annotated[str, typer.Option(metavar="WxH", help="Of pictures of this size.")] = "",
     quality: Annotated[str, typer.Option(help="Of pictures of this quality.")] = "",
+    tier: Annotated[str, typer.Option(help="Of calls in it: batch, flex, priority.")] = "standard",
     config: Config = None,
     *,
     as_json: o.AsJson = False,
@@ -126,6 +129,7 @@ def add(
             currency=currency,
             size=size,
             quality=quality,
+            tier=tier,
         )
     )
     path = append(load_settings(config), row)
@@ -175,6 +179,7 @@ def _facts(row: PriceRow) -> dict[str, Any]:
         "since": row.start.isoformat(),
         "size": row.size,
         "quality": row.quality,
+        "tier": row.tier,
         "above": 0,
         "source": row.source,
     }
@@ -183,6 +188,7 @@ def _facts(row: PriceRow) -> dict[str, Any]:
 def _tokens(provider: str, model: str = "") -> list[dict[str, Any]]:
     """Return the prices of tokens as of now, of one model or all of a provider."""
     from packshot.ledger.prices import genai
+    from packshot.ledger.prices.book import TIERS
 
     now = wall_us()
     models = [(provider, model)] if model else [m for m in genai.models() if m[0] == provider]
@@ -197,11 +203,13 @@ def _tokens(provider: str, model: str = "") -> list[dict[str, Any]]:
             "since": str(genai.since(provider, each, now) or ""),
             "size": "",
             "quality": "",
+            "tier": tier,
             "above": part.above,
             "source": genai.source(),
         }
         for _, each in models
-        for part in genai.parts(provider, each, now)
+        for tier in TIERS
+        for part in genai.parts(provider, each, now, tier)
     ]
 
 
@@ -220,8 +228,9 @@ def _show(rows: Sequence[dict[str, Any]], as_json: bool, *, sources: bool = Fals
         if name != f"{row['provider']}/{row['model']}":
             name = f"{row['provider']}/{row['model']}"
             typer.echo(_cut(name))
-        picture = " ".join(word for word in (row["size"], row["quality"]) if word)
-        detail = f"over {row['above']} in" if row["above"] else picture
+        tier = "" if row["tier"] == "standard" else row["tier"]
+        picture = " ".join(word for word in (row["size"], row["quality"], tier) if word)
+        detail = f"{tier} over {row['above']} in".lstrip() if row["above"] else picture
         what = f"{row['unit']} {detail}".rstrip()
         per = f"/{row['per']:,}" if row["per"] != 1 else ""
         amount = f"{row['price']} {row['currency']}{per}"

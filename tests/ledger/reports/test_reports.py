@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import tempfile
 from decimal import Decimal
 from pathlib import Path
 
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from packshot.core.errors import InvalidRequest, LedgerCorrupt
+from packshot.core.errors import InvalidRequest
+from packshot.ledger.records import Settled, Stamped
 from packshot.ledger.reports.export import exported, write_csv, write_parquet
 from packshot.ledger.reports.forecast import forecast
-from packshot.ledger.reports.invoice import correct, read_invoice, reconcile
+from packshot.ledger.reports.invoice import Difference, correct, read_invoice, reconcile
 from packshot.ledger.reports.period import DAY_US, Period, day_of, period_of
 from packshot.ledger.reports.stages import percentile, stage_table
 from packshot.ledger.reports.story import story_of
 from packshot.ledger.reports.waste import unpriced, waste
+from packshot.ledger.stores import open_store
 from packshot.ledger.stores.base import Store, bucket_of
 from tests.ledger.reports.worlds import DAY, entry
 
@@ -90,6 +96,14 @@ def test_waste_and_unpriced(store: Store) -> None:
     (gap,) = unpriced(store, TODAY)
     assert (gap.model, gap.attempts) == ("new", 1)
     priced = entry(14, "chat", 5, provider="openai", model="new", corrects="attempt-11")
+    assert unpriced(store, TODAY, {"provider": "fal"}) == []
+    assert [(x.name, x.attempts) for x in unpriced(store, TODAY, by="team")] == [("red", 1)]
+    assert [(x.name, x.amount) for x in waste(store, TODAY, by="model")] == [("gpt-4o", 100_000)]
+    assert waste(store, TODAY, {"model": "new"}) == []
+    with pytest.raises(InvalidRequest, match="Did you mean 'team'"):
+        waste(store, TODAY, by="teem")
+    with pytest.raises(InvalidRequest, match="Did you mean 'team'"):
+        unpriced(store, TODAY, by="teem")
     store.append([priced])
     assert unpriced(store, TODAY) == []
 
@@ -100,8 +114,15 @@ def test_forecast(store: Store) -> None:
     assert (found.observed, found.amount) == (3, 3_100_000_000_000)
     assert found.amount_low < found.amount < found.amount_high
     assert found.weak
-    with pytest.raises(InvalidRequest, match="at the least"):
-        forecast(store, TODAY.before, 10)
+    one = forecast(store, TODAY.before, 10)  # of one render that cost 400,000
+    assert (one.observed, one.amount, one.weak) == (1, 4_000_000, True)
+    assert (one.amount_low, one.amount_high, one.seconds_low_us) == (None, None, None)
+    with pytest.raises(InvalidRequest, match="needs a delivered render"):
+        forecast(store, TODAY.before.before, 10)
+    blue = forecast(store, TODAY, 1, {"team": "blue"})
+    assert (blue.observed, blue.amount) == (1, 1_000_000)
+    with pytest.raises(InvalidRequest, match="whole render"):
+        forecast(store, TODAY, 1, {"model": "gpt-4o"})
     with pytest.raises(InvalidRequest, match="--renders"):
         forecast(store, TODAY, 0)
 
@@ -127,6 +148,20 @@ def test_parquet(store: Store, tmp_path: Path) -> None:
     assert sum(costs) == Decimal("0.0031")
 
 
+class Straight:
+    """Corrections that go into the store at once; those of a ledger are tested with the clerk."""
+
+    def __init__(self, store: Store) -> None:
+        self.store, self.rows = store, list[Settled]()
+
+    def correct(self, correction: Settled) -> Settled:
+        self.rows.append(correction)
+        number = len(self.rows)
+        settled = msgspec.structs.replace(correction, number=number)
+        self.store.append([Stamped("clerk", 1, number, settled)])
+        return settled
+
+
 def test_an_invoice_is_reconciled_and_corrected_once(store: Store, tmp_path: Path) -> None:
     file = tmp_path / "invoice.csv"
     file.write_text(f"date,model,amount\n{day_of(DAY)},gpt-4o,0.002\n{day_of(DAY)},o9,1\n")
@@ -135,13 +170,44 @@ def test_an_invoice_is_reconciled_and_corrected_once(store: Store, tmp_path: Pat
     # 0.002 USD at 0.5; the ledger has three captions and the one that failed.
     assert (found["gpt-4o"].booked, found["gpt-4o"].billed) == (700_000, 1_000_000)
     assert found["o9"].amount == 500_000_000
-    assert correct(store, "openai", list(found.values()), "i") == 2
-    with pytest.raises(LedgerCorrupt):  # as a run at the same time would
-        correct(store, "openai", list(found.values()), "i")
+    clerk = Straight(store)
+    total = ("total@2025-11",)
+    assert correct(store, clerk, "openai", list(found.values()), "i", lambda _: total) == 2
+    assert [row.caps for row in clerk.rows] == [(), total]
     again = reconcile(store, "openai", lines)
     assert [each.amount for each in again if each.amount] == []
-    assert correct(store, "openai", again, "i") == 0
+    assert correct(store, clerk, "openai", again, "i") == 0
     assert store.verify() == []
+
+
+@given(
+    costs=st.lists(st.integers(0, 10**9), min_size=1, max_size=5),
+    billed=st.integers(0, 10**10),
+)
+def test_a_difference_is_shared_out_over_the_caps_without_a_rest(
+    costs: list[int], billed: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(f"{folder}/ledger.db")
+        rows = [
+            Stamped("w", 1, n, msgspec.structs.replace(
+                entry(n, "chat", each, provider="openai", model="m", team=f"t{n}").event,
+                caps=(f"team:t{n}@2025-11", "total@2025-11"),
+            ))
+            for n, each in enumerate(costs, 1)
+        ]  # fmt: skip
+        store.append(rows)
+        clerk = Straight(store)
+        difference = Difference(DAY, "m", sum(costs), billed)
+        correct(store, clerk, "openai", [difference], "i")
+        assert sum(row.amount for row in clerk.rows) == difference.amount
+        weights = costs if any(costs) else [1] * len(costs)
+        for row in clerk.rows:
+            number = int(row.dimensions.team[1:])
+            assert row.caps == (f"team:t{number}@2025-11", "total@2025-11")
+            share = difference.amount * weights[number - 1] / sum(weights)
+            assert abs(row.amount - share) <= 1
+        store.close()
 
 
 @pytest.mark.parametrize(

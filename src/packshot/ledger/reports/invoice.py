@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import csv
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from typing import Protocol
 
 from packshot.core.clock import SECOND_US
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.core.ids import new_id
-from packshot.core.money import EXACT, Nanos, decimal_of, nanos_of
-from packshot.ledger.records import Dimensions, Settled, Stamped
+from packshot.core.money import EXACT, Nanos, decimal_of, eur, nanos_of
+from packshot.ledger.records import Dimensions, Settled
 from packshot.ledger.reports.period import DAY_US, day_of
 from packshot.ledger.stores.base import Store
 
-__all__ = ["Billed", "Difference", "correct", "read_invoice", "reconcile"]
+__all__ = ["Billed", "Corrector", "Difference", "correct", "read_invoice", "reconcile"]
 
 NAMES = {
     "day": ("date", "day", "start_time_iso", "usage_date", "ChargePeriodStart"),
@@ -26,6 +27,14 @@ NAMES = {
     "amount": ("amount", "cost", "amount_value", "BilledCost"),
 }
 CURRENCY = ("currency", "amount_currency", "BillingCurrency")
+
+
+class Corrector(Protocol):
+    """What takes corrections: `packshot.ledger.ledger.Ledger`."""
+
+    def correct(self, correction: Settled) -> Settled:
+        """Append a correcting entry."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,48 +129,100 @@ def reconcile(
     ]
 
 
-def correct(store: Store, provider: str, differences: Sequence[Difference], source: str) -> int:
-    """Append one correcting entry per difference, all or none; return how many.
+def correct(
+    store: Store,
+    ledger: Corrector,
+    provider: str,
+    differences: Sequence[Difference],
+    source: str,
+    total: Callable[[int], tuple[str, ...]] = lambda _: (),
+) -> int:
+    """Append correcting entries that make up for the differences; return how many.
 
-    An entry is dated on the last microsecond of its day, so that the same invoice then shows no
-    difference. It is debited to the account on which that model cost most that day; to waste where
-    the ledger knows of no such call.
+    A difference is shared out over the cap periods that the calls of that model and day were held
+    against, by what they cost (by how many they were, where they cost nothing), with an entry for
+    each; ``total`` names the periods of an instant where the ledger knows of no such call. An entry
+    is dated on the last microsecond of its day, so that the same invoice then shows no difference.
+    It is debited to the account on which that model cost most that day; to waste where the ledger
+    knows of no such call. Call it within `packshot.ledger.clerk.corrector`, which keeps other runs
+    out; what is appended when it is stopped half-way is no difference to the next run.
 
     Raises:
-        LedgerCorrupt: another run appends the same at this moment; nothing was appended.
-        LedgerUnavailable: the store cannot be written.
+        LedgerUnavailable: the journal takes nothing more.
     """
-    entries = [each for each in differences if each.amount]
-    worker = f"invoice-{new_id()}"
-    rows = [
-        Stamped(worker, 1, number, _entry(store, provider, each, number, source))
-        for number, each in enumerate(entries, 1)
-    ]
-    return store.append(rows)
+    count = 0
+    for each in differences:
+        for part in _parts(store, provider, each, total) if each.amount else ():
+            ledger.correct(_entry(store, provider, each, part, source))
+            count += 1
+    return count
 
 
-def _entry(store: Store, provider: str, each: Difference, number: int, source: str) -> Settled:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A share of a difference: whose it is, as far as all its calls agree."""
+
+    caps: tuple[str, ...]
+    team: str
+    virtual_key: str
+    batch: str
+    amount: Nanos
+
+
+def _parts(
+    store: Store, provider: str, each: Difference, total: Callable[[int], tuple[str, ...]]
+) -> Iterator[_Part]:
+    rows = store.query(
+        "SELECT caps, MIN(team), MAX(team), MIN(virtual_key), MAX(virtual_key), MIN(batch),"
+        " MAX(batch), SUM(amount), COUNT(*) FROM entries WHERE provider = ? AND model = ?"
+        " AND settled_at >= ? AND settled_at < ? GROUP BY caps ORDER BY caps",
+        (provider, each.model, each.day, each.day + DAY_US),
+    )
+    if not rows:
+        yield _Part(total(each.day + DAY_US - 1), "", "", "", each.amount)
+        return
+    weights = [int(row[7]) for row in rows]
+    if min(weights) < 0 or not sum(weights):
+        weights = [int(row[8]) for row in rows]
+    whole, upto, given = sum(weights), 0, 0
+    for row, weight in zip(rows, weights, strict=True):
+        upto += weight
+        amount = each.amount * upto // whole - given  # the shares make the whole, to the nano-EUR
+        given += amount
+        if amount:
+            caps = tuple(row[0].split(",")) if row[0] else ()
+            team, key, batch = (row[k] if row[k] == row[k + 1] else "" for k in (1, 3, 5))
+            yield _Part(caps, team, key, batch, amount)
+
+
+def _entry(store: Store, provider: str, each: Difference, part: _Part, source: str) -> Settled:
     found = store.query(
         "SELECT account, stage FROM rollups WHERE provider = ? AND model = ? AND hour >= ?"
         " AND hour < ? GROUP BY account, stage ORDER BY SUM(amount) DESC, account, stage LIMIT 1",
         (provider, each.model, each.day, each.day + DAY_US),
     )
     account, stage = found[0] if found else ("waste", "")
-    at = each.day + DAY_US - 1
     return Settled(
-        # The id says what was corrected: of two runs at the same time the store takes one.
-        attempt=f"invoice:{provider}:{day_of(each.day)}:{each.model}:{each.booked}:{each.billed}",
-        number=number,
+        attempt=new_id(),
+        number=0,  # the ledger numbers it
         held_at=0,
         dispatched_at=0,
-        settled_at=at,
+        settled_at=each.day + DAY_US - 1,
         outcome="correction",
         reason=f"invoice {source}: {provider} {day_of(each.day)}",
-        dimensions=Dimensions(stage=stage, provider=provider, model=each.model),
+        dimensions=Dimensions(
+            stage=stage,
+            provider=provider,
+            model=each.model,
+            team=part.team,
+            virtual_key=part.virtual_key,
+            batch=part.batch,
+        ),
         account=account,
-        amount=each.amount,
-        payable=each.amount,
-        original=str(Decimal(each.amount).scaleb(-9)),
+        amount=part.amount,
+        payable=part.amount,
+        original=f"{eur(part.amount):f}",
+        caps=part.caps,
     )
 
 
