@@ -253,7 +253,6 @@ class Drain:
     def _recover(self, life: Life, segment: Path) -> list[Stamped]:
         """Settle what a dead worker left open, in its own journal, before the store hears of it."""
         self._drop_settled(life)
-        self._drop_settled(life)
         if not life.open:
             return []
         rows: list[Stamped] = []
@@ -280,20 +279,6 @@ class Drain:
         life.offsets[segment] += len(frames)
         life.open.clear()
         return rows
-
-    def _drop_settled(self, life: Life) -> None:
-        """Forget open holds whose ends the store has: the journal lost them with the power.
-
-        They were read from the kernel's memory before the disk had them; or their segment is gone,
-        and an older one came back.
-        """
-        names = list(life.open) if life.stored else []
-        for at in range(0, len(names), BATCH):
-            asked = names[at : at + BATCH]
-            places = ", ".join("?" * len(asked))
-            sql = f"SELECT attempt FROM entries WHERE attempt IN ({places})"  # noqa: S608
-            for (attempt,) in self.store.query(sql, asked):
-                del life.open[attempt]
 
     def _drop_settled(self, life: Life) -> None:
         """Forget open holds whose ends the store has: the journal lost them with the power.
