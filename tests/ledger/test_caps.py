@@ -216,3 +216,20 @@ def test_caps_that_cannot_be_meant(fields, why) -> None:
 def test_two_caps_on_the_same_thing(desk: Desk) -> None:
     with pytest.raises(InvalidRequest, match="two caps on team:red per month"):
         Caps([RED, Cap("team", "red", 60, "month")], desk.leases, "w", 1)
+
+
+def test_caps_are_replaced_while_holds_are_open(desk: Desk) -> None:
+    first = desk.ledger.hold(CHAT, 40)
+    assert desk.ledger.capped("red", "", "")
+    assert not desk.ledger.capped("blue", "", "")
+    desk.ledger.replace_caps([Cap("team", "red", 45, "month"), Cap("team", "blue", 5, "day")])
+    assert desk.ledger.capped("blue", "", "")
+    with pytest.raises(BudgetExceeded):
+        desk.ledger.hold(BLUE, 6)
+    with pytest.raises(BudgetExceeded):
+        desk.ledger.hold(CHAT, 6)
+    desk.ledger.hold(CHAT, 5)
+    desk.ledger.post(first, used(1))
+    desk.ledger.hold(CHAT, 39)
+    desk.ledger.replace_caps([])
+    desk.ledger.hold(CHAT, 10**12)

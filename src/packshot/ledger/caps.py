@@ -91,11 +91,27 @@ class Caps:
         self._slices: dict[str, Slice] = {}
         self._now: dict[Cap, Slice] = {}
         self._by: dict[tuple[Scope, str], list[Cap]] = {}
+        self.replace(caps)
+
+    def replace(self, caps: Sequence[Cap]) -> None:
+        """Admit calls against these caps from now on; open holds stay with theirs."""
+        by: dict[tuple[Scope, str], list[Cap]] = {}
         for cap in caps:
-            beside = self._by.setdefault((cap.scope, cap.name), [])
+            beside = by.setdefault((cap.scope, cap.name), [])
             if any(cap.per == other.per for other in beside):
                 raise InvalidRequest(f"two caps on {cap.title} per {cap.per}: keep one of them")
             beside.append(cap)
+        self._by = by
+
+    def applies(self, team: str, virtual_key: str, batch: str) -> bool:
+        """Tell whether there is a cap on any of these, or on everything."""
+        by = self._by
+        return bool(by) and (
+            ("total", "") in by
+            or ("team", team) in by
+            or ("virtual_key", virtual_key) in by
+            or ("batch", batch) in by
+        )
 
     def reserve(
         self, dimensions: Dimensions, amount: Nanos | None, at: int, *, priced: bool = True

@@ -270,6 +270,24 @@ class Ledger:
             self._journal.wait(seq)
         return settled
 
+    def replace_caps(self, caps: Sequence[Cap]) -> None:
+        """Admit calls against these caps from now on: a configuration was loaded anew.
+
+        Raises:
+            InvalidRequest: two are on the same, or this ledger was opened without a lease table.
+        """
+        if self._caps is None:
+            if caps:
+                raise InvalidRequest("caps need a lease table: open the ledger with one")
+            return
+        with self._lock:
+            self._caps.replace(caps)
+            self._capped = bool(caps)
+
+    def capped(self, team: str, virtual_key: str, batch: str) -> bool:
+        """Tell whether a cap applies to what is booked on these."""
+        return self._caps is not None and self._caps.applies(team, virtual_key, batch)
+
     def once(self, key: str, body: bytes, scope: str = "") -> bytes | None:
         """Return the first answer to this key, or None where this call is the first.
 
