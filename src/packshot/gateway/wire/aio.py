@@ -1,13 +1,15 @@
 """The same connections on aiohttp: for HTTP proxies, and as what `pool` is compared with.
 
-It costs five times what `pool` costs. aiohttp is imported where it is used and nowhere else, since
-a gateway without a proxy does not need it.
+It costs five times what `pool` costs, takes a reset for the end of a body that has no other, and
+refuses an answer together with the junk behind it. aiohttp is imported where it is used and nowhere
+else, since a gateway without a proxy does not need it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from io import BytesIO
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
@@ -55,6 +57,7 @@ class AioAnswer:
         self._pool = pool
         self._call = call
         self._response = response
+        self._ended = False
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body; see `Reply.read`."""
@@ -76,6 +79,8 @@ class AioAnswer:
         """Return the next bytes of the body; see `Reply.chunk`."""
         import aiohttp
 
+        if self._ended:
+            return b""
         left = self._call.deadline - time.monotonic()
         idle = self._call.timeouts.idle_s
         try:
@@ -100,6 +105,7 @@ class AioAnswer:
             self.abort()
             raise
         if not part:
+            self._ended = True
             self._response.release()
         return part
 
@@ -163,7 +169,7 @@ class AioPool:
                 response = await self._session(fresh=fresh).request(
                     call.method.decode(),
                     self._url(call.target),
-                    data=call.body or None,
+                    data=BytesIO(call.body) if call.body else None,
                     headers=_pairs(call),
                     proxy=self._proxy,
                     allow_redirects=False,
