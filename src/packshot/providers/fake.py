@@ -310,13 +310,16 @@ def _head(status: int, size: int, lines: str = "") -> bytes:
 
 
 def _key_of(headers: dict[str, str], path: str) -> str:
-    """Return the key that came in the header where the API looks for it; "" without one."""
-    if "/messages" in path:
-        return headers.get("x-api-key", "")
+    """Return the key that came in a header where the API looks for it; "" without one.
+
+    Anthropic takes ``x-api-key`` and a bearer token (its SDK 2.14 sends the latter), OpenAI a
+    bearer token, Azure ``api-key``.
+    """
     scheme, _, key = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "bearer":
         return key
-    # Azure's header; and Anthropic's, which lists its models under the same path as OpenAI.
+    if "/messages" in path:
+        return headers.get("x-api-key", "")
     return headers.get("api-key", "") or headers.get("x-api-key", "")
 
 

@@ -70,7 +70,7 @@ class Embedding(msgspec.Struct):
     """The fields of a request for embeddings."""
 
     model: str
-    input: str | list[str] | list[int] | list[list[int]]
+    input: str | list[str | int | list[int]]
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
 

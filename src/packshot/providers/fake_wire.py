@@ -12,7 +12,7 @@ import struct
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
@@ -107,9 +107,9 @@ class Connection(asyncio.Protocol):
     # ---- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
-        self._transport = transport
-        self._owner.connections.add(transport)
+        # A cast, for uvloop's transports are of no class of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self._owner.connections.add(self._transport)
 
     def data_received(self, data: bytes) -> None:
         try:
@@ -213,7 +213,8 @@ class Connection(asyncio.Protocol):
                 return
             self._transport.write(parts[self._at])
             self._at += 1
-            if fault.every_s:
+            # The end of the body comes with its last part: a client that has all may close then.
+            if fault.every_s and self._at < len(parts):
                 self._after(fault.every_s, self._step)
                 return
 
@@ -285,9 +286,9 @@ class StaticConnection(asyncio.Protocol):
         self.data_received = httptools.HttpRequestParser(self).feed_data
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - for the type checker
-        self._transport = transport
-        self._owner.connections.add(transport)
+        # A cast, for uvloop's transports are of no class of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+        self._owner.connections.add(self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
         self._owner.connections.discard(self._transport)
