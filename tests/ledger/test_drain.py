@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from packshot.core.clock import wall_us
+from packshot.core.clock import HOUR_US, wall_us
 from packshot.core.errors import LedgerUnavailable
 from packshot.core.ids import new_id
-from packshot.ledger.drain import Drain, DrainBusy, locked
+from packshot.ledger.drain import KEEP_US, Drain, DrainBusy, locked
 from packshot.ledger.frames import HEADER
 from packshot.ledger.journal import Journal
 from packshot.ledger.leases import LeaseTable, Want, open_shared
+from packshot.ledger.periods import over_by
 from packshot.ledger.records import Dimensions, Dispatched, Held, Settled
 from packshot.ledger.stores import open_store
 
@@ -264,6 +265,29 @@ def test_journals_are_read_in_parts(world: World, monkeypatch) -> None:
     assert [row[0] for row in world.entries()] == ["a", "c", "d"]
     (found,) = drain.findings
     assert f"at byte {len(data) // 3}, {len(data) // 3} bytes" in found.where
+    journal.close()
+
+
+def test_cap_periods_that_are_long_over_are_deleted_once_an_hour(world: World) -> None:
+    journal, now = Journal(world.journals, "gateway-0"), [over_by("2026-09") + KEEP_US]
+    drain = Drain(world.journals, world.store, world.leases, lambda: now[0])
+    want = Want("total@2026-09", 50, 1000)
+    world.leases.take("gateway-0", journal.epoch, [want])
+    journal.append(held("a", caps=("total@2026-09",)))
+
+    def periods() -> int:
+        with world.leases.database.transaction() as within:
+            return within.query("SELECT count(*) FROM cap_periods")[0][0]
+
+    now[0] += 1
+    drain.step()
+    assert periods() == 1, "a hold in it is open"
+    settle(journal, "a", 50, ("total@2026-09",))
+    drain.step()
+    assert periods() == 1, "looked at within the hour"
+    now[0] += HOUR_US
+    drain.step()
+    assert periods() == 0
     journal.close()
 
 

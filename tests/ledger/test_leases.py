@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from packshot.core.errors import LedgerUnavailable
 from packshot.ledger.leases import LeaseTable, Want, open_shared
+from packshot.ledger.periods import over_by
 
 P = "total@ever"
 
@@ -90,6 +91,29 @@ def test_a_lower_limit_counts_from_the_next_want_on(leases: LeaseTable) -> None:
     leases.take("a", 1, [Want(P, 10, 10)])
     assert leases.take("a", 1, [Want(P, 1, 5)])[0].amount == 0
     assert leases.take("a", 1, [Want(P, 10, 20)])[0].amount == 10
+
+
+def test_what_is_over_goes_unless_somebody_holds_a_part(leases: LeaseTable) -> None:
+    names = ["total@2026-09", "team:a@b@2026-09-30", "total@2026-09-30T23+0200"]
+    kept = ["total@2026-10", "total@ever"]
+    for period in (*names, *kept):
+        leases.take("a", 1, [Want(period, 10, 100)])
+        leases.settle("a", 1, 1, {})
+    end = over_by("2026-09") + 1
+    assert leases.prune(end) == 0, "the holds are open"
+    leases.settle("a", 1, 2, {names[0]: 10})
+    assert leases.prune(end - 1) == 0
+    assert leases.prune(end) == 1
+    leases.release("a", 1)
+    assert leases.prune(end) == 2
+    assert leases.prune(end) == 0
+    with leases.database.transaction() as within:
+        left = within.query("SELECT period FROM cap_periods ORDER BY period")
+        slices = within.query("SELECT period FROM cap_leases")
+    assert [period for (period,) in left] == kept
+    assert slices == []
+    leases.settle("a", 1, 3, {names[0]: 4})
+    assert leases.take("b", 1, [Want(names[0], 97, 100)])[0].amount == 0, "it counts again"
 
 
 STEP = st.one_of(

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packshot.core.clock import HOUR_US, SECOND_US
-from packshot.ledger.periods import FOR_EVER, end_of, label_of
+from packshot.ledger.periods import DAY_US, FOR_EVER, end_of, label_of, over_by
 
 BERLIN = ZoneInfo("Europe/Berlin")
 ZONES = [
@@ -77,3 +77,17 @@ def test_a_period_is_one_label_up_to_its_end(instant, per, zone) -> None:
     assert instant < end
     assert label_of(per, end - 1, zone) == label
     assert label_of(per, end, zone) != label
+
+
+@given(
+    st.sampled_from(["hour", "day", "month"]), st.integers(0, 4 * 10**15), st.sampled_from(ZONES)
+)
+def test_a_name_tells_when_a_period_is_over_wherever_it_is(per, instant: int, zone) -> None:
+    end = end_of(per, instant, zone)
+    assert end <= over_by(label_of(per, instant, zone)) <= end + 3 * DAY_US
+
+
+def test_what_has_no_end_is_never_over() -> None:
+    assert over_by("ever") == FOR_EVER
+    with pytest.raises(ValueError, match="never"):
+        over_by("never")

@@ -19,7 +19,7 @@ from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
 
-from packshot.core.clock import Clock
+from packshot.core.clock import HOUR_US, Clock
 from packshot.core.errors import LedgerUnavailable
 from packshot.core.money import Nanos
 from packshot.ledger.devices import BESIDE, beside, used_until
@@ -38,6 +38,9 @@ BATCH = 5000
 
 CHUNK = 256 << 10
 """Bytes of a journal decoded at once: so many records stay in the processor's cache."""
+
+KEEP_US = 35 * 24 * HOUR_US
+"""How long a cap's period that is over is kept: longer than any invoice or clock is late."""
 
 EVERY_S = 0.25
 """Seconds between two looks at journals in which nothing was new."""
@@ -104,6 +107,7 @@ class Drain:
         self.folder, self.store, self.leases, self.clock = folder, store, leases, clock
         self.findings: list[Finding] = []
         self._lives: dict[tuple[str, int], Life] = {}
+        self._pruned = 0
         self._told: tuple[dict[Path, int], set[Path]] | None = None
 
     def run(self, stop: threading.Event) -> None:
@@ -139,6 +143,7 @@ class Drain:
                 workers = sorted(path.parent for path in self.folder.glob("*/lock"))
                 moved = sum(self._worker(folder, marks) for folder in workers)
                 self._tell()
+                self._prune()
                 return moved
         except OSError as error:
             raise LedgerUnavailable(f"the journals in {self.folder} fail: {error}") from error
@@ -147,6 +152,13 @@ class Drain:
         """Release the leases' connection; the store is its owner's."""
         if self.leases is not None:
             self.leases.close()
+
+    def _prune(self) -> None:
+        """Once an hour, delete cap periods that have been over for `KEEP_US`."""
+        now = self.clock()
+        if self.leases is not None and not 0 <= now - self._pruned < HOUR_US:
+            self.leases.prune(now - KEEP_US)
+            self._pruned = now
 
     def _tell(self) -> None:
         """Note where the drain is, for those who look from outside; all up to there is stored."""

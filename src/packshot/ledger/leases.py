@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Protocol
 
 from packshot.core.money import Nanos
+from packshot.ledger.periods import over_by
+from packshot.ledger.settings import Settings
 from packshot.ledger.stores.database import Transaction
 
-__all__ = ["Grant", "LeaseTable", "Leases", "Shared", "Want", "open_shared"]
+__all__ = ["Grant", "LeaseTable", "Leases", "Shared", "Want", "leases_of", "open_shared"]
 
 SHARE = 100
 """A slice is this part of what is left, or the need where that is more (RELIABILITY §5.8)."""
@@ -94,6 +96,13 @@ class Leases(Protocol):
         """Free what a dead worker held, after its journal was drained."""
         ...
 
+    def prune(self, before: int) -> int:
+        """Delete the periods that were over before an instant and of which nobody holds a part.
+
+        Return how many there were. What is charged to one after all makes it anew.
+        """
+        ...
+
     def close(self) -> None:
         """Release the connection."""
         ...
@@ -128,6 +137,15 @@ def open_shared(url: str) -> Shared:
     return LeaseFile(Path(url).with_name("caps.db"))
 
 
+def leases_of(settings: Settings) -> LeaseTable | None:
+    """Open the table of the settings' leases; None where there are no caps.
+
+    Raises:
+        LedgerUnavailable: it cannot be reached or written.
+    """
+    return LeaseTable(open_shared(settings.store)) if settings.caps else None
+
+
 class LeaseTable:
     """`Leases` in a database, SQLite or PostgreSQL.
 
@@ -135,7 +153,7 @@ class LeaseTable:
     """
 
     def __init__(self, database: Shared) -> None:
-        self._database = database
+        self.database = self._database = database
         # SQLite has locked the whole file already.
         self._lock = " FOR UPDATE" if database.dialect == "postgresql" else ""
         create_tables(database, SCHEMA)
@@ -205,6 +223,27 @@ class LeaseTable:
             for period, amount in held:
                 self._move(within, (period, worker, epoch), -amount, 0)
             within.execute("DELETE FROM cap_leases WHERE worker = ? AND epoch = ?", (worker, epoch))
+
+    def prune(self, before: int) -> int:
+        """Delete what is over. An open hold is in a slice above zero, and keeps its period."""
+        with self._database.transaction() as within:
+            rows = within.query(
+                "SELECT period FROM cap_periods WHERE leased = 0 AND NOT EXISTS (SELECT 1"
+                " FROM cap_leases WHERE cap_leases.period = cap_periods.period AND amount > 0)"
+                " ORDER BY period"
+            )
+            past = [period for (period,) in rows if over_by(period.rpartition("@")[2]) < before]
+            gone = 0
+            for period in past:
+                self._period(within, period)  # its row is locked: nobody takes a slice meanwhile
+                kept = within.query(
+                    "SELECT 1 FROM cap_leases WHERE period = ? AND amount > 0", (period,)
+                )
+                if not kept:
+                    within.execute("DELETE FROM cap_leases WHERE period = ?", (period,))
+                    within.execute("DELETE FROM cap_periods WHERE period = ?", (period,))
+                    gone += 1
+        return gone
 
     def close(self) -> None:
         """Release the connection."""

@@ -29,7 +29,7 @@ from packshot.ledger.caps import Cap, Caps, Slice
 from packshot.ledger.devices import BESIDE, beside
 from packshot.ledger.idempotency import Answers
 from packshot.ledger.journal import AnyJournal, Journal
-from packshot.ledger.leases import Leases, LeaseTable, open_shared
+from packshot.ledger.leases import Leases, leases_of, open_shared
 from packshot.ledger.prices.book import Charge
 from packshot.ledger.records import Dimensions, Dispatched, Held, Outcome, Settled
 from packshot.ledger.settings import Settings
@@ -460,9 +460,10 @@ def open_ledger(
     policy = Policy(settings.durability != "process", settings.timezone, settings.unpriced)
     journal = _journal(settings, worker)
     try:
-        shared = open_shared(settings.store) if caps or idempotency else None
-        leases = LeaseTable(shared) if shared and caps else None
-        answers = Answers(shared) if shared and idempotency else None
+        leases = leases_of(settings)
+        answers = None
+        if idempotency:
+            answers = Answers(leases.database if leases else open_shared(settings.store))
         return Ledger(journal, book, caps, leases, policy=policy, answers=answers)
     except BaseException:
         journal.close()

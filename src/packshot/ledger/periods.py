@@ -7,10 +7,11 @@ from typing import Literal, TypeAlias
 
 from packshot.core.clock import HOUR_US, SECOND_US
 
-__all__ = ["FOR_EVER", "Per", "end_of", "label_of"]
+__all__ = ["FOR_EVER", "Per", "end_of", "label_of", "over_by"]
 
 Per: TypeAlias = Literal["hour", "day", "month", "ever"]
 
+DAY_US = 24 * HOUR_US
 FOR_EVER = 1 << 62
 """Microseconds since 1970: the end of "ever"."""
 
@@ -45,6 +46,20 @@ def end_of(per: Per, at: int, zone: tzinfo = UTC) -> int:
         after = (midnight.replace(day=1) + timedelta(days=32)).replace(day=1)
     # The same wall time next day or month, whatever the clocks did in between.
     return int(after.replace(tzinfo=zone).timestamp()) * SECOND_US
+
+
+def over_by(label: str) -> int:
+    """Return an instant by which a period of this name is over, wherever its zone is.
+
+    Raises:
+        ValueError: no period is called that.
+    """
+    if label == "ever":
+        return FOR_EVER
+    per: Per = "hour" if "T" in label else "day" if label.count("-") == 2 else "month"
+    begins = datetime.fromisoformat(f"{label}-01" if per == "month" else label[:10])
+    at = int(begins.replace(tzinfo=UTC).timestamp()) * SECOND_US
+    return end_of("day" if per == "hour" else per, at) + DAY_US  # zones are less than that off UTC
 
 
 def _local(at: int, zone: tzinfo) -> datetime:

@@ -7,7 +7,7 @@ from pathlib import Path
 from packshot.core.clock import wall_us
 from packshot.core.errors import LedgerUnavailable
 from packshot.ledger.drain import Drain, DrainBusy, locked
-from packshot.ledger.leases import LeaseTable, open_shared
+from packshot.ledger.leases import LeaseTable, leases_of, open_shared
 from packshot.ledger.ledger import Ledger, Prices, open_ledger
 from packshot.ledger.settings import Settings
 from packshot.ledger.stores.table_store import TableStore
@@ -23,7 +23,7 @@ def drain_of(settings: Settings, store: TableStore) -> Drain:
 
     A PostgreSQL store's notes (durability ``store``, of any machine) are drained with them.
     """
-    leases = LeaseTable(open_shared(settings.store)) if settings.caps else None
+    leases = leases_of(settings)
     if store.dialect != "postgresql":
         return Drain(settings.journal, store, leases, wall_us)
     from packshot.ledger.notes import Notes
