@@ -6,7 +6,7 @@ of the cap that is this worker's alone (`packshot.ledger.leases`), by arithmetic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import Literal, TypeAlias, get_args
@@ -69,6 +69,14 @@ class Slice:
     used: bool = False
 
 
+@dataclass(slots=True, eq=False)
+class _Line:
+    """A cap, and this worker's slice of its present period."""
+
+    cap: Cap
+    now: Slice | None = None
+
+
 class Caps:
     """The caps that a worker admits calls against. Callers hold one lock around every method.
 
@@ -89,28 +97,32 @@ class Caps:
         self._epoch = epoch
         self._zone: tzinfo = UTC if timezone == "UTC" else ZoneInfo(timezone)
         self._slices: dict[str, Slice] = {}
-        self._now: dict[Cap, Slice] = {}
-        self._by: dict[tuple[Scope, str], list[Cap]] = {}
+        self._by: dict[Scope, dict[str, list[_Line]]] = {}
         self.replace(caps)
 
     def replace(self, caps: Sequence[Cap]) -> None:
         """Admit calls against these caps from now on; open holds stay with theirs."""
-        by: dict[tuple[Scope, str], list[Cap]] = {}
+        by: dict[Scope, dict[str, list[_Line]]] = {scope: {} for scope in get_args(Scope)}
         for cap in caps:
-            beside = by.setdefault((cap.scope, cap.name), [])
-            if any(cap.per == other.per for other in beside):
+            beside = by[cap.scope].setdefault(cap.name, [])
+            if any(cap.per == other.cap.per for other in beside):
                 raise InvalidRequest(f"two caps on {cap.title} per {cap.per}: keep one of them")
-            beside.append(cap)
+            beside.append(_Line(cap))
+        now = {(line.cap.title, line.cap.per): line.now for line in self._lines()}
         self._by = by
+        for line in self._lines():
+            line.now = now.get((line.cap.title, line.cap.per))
+            if line.now is not None:
+                line.now.cap = line.cap
 
     def applies(self, team: str, virtual_key: str, batch: str) -> bool:
         """Tell whether there is a cap on any of these, or on everything."""
         by = self._by
-        return bool(by) and (
-            ("total", "") in by
-            or ("team", team) in by
-            or ("virtual_key", virtual_key) in by
-            or ("batch", batch) in by
+        return (
+            "" in by["total"]
+            or team in by["team"]
+            or virtual_key in by["virtual_key"]
+            or batch in by["batch"]
         )
 
     def reserve(
@@ -122,7 +134,10 @@ class Caps:
             BudgetExceeded, Unbounded, Unpriced: and nothing is held.
             LedgerUnavailable: the leases cannot be had.
         """
-        applying = [self._current(cap, at) for cap in self._applying(dimensions)]
+        applying = [
+            line.now if line.now is not None and at < line.now.ends else self._begin(line, at)
+            for line in self._applying(dimensions)
+        ]
         if not priced:
             for part in applying:
                 if part.cap.unpriced == "refuse":
@@ -140,7 +155,11 @@ class Caps:
         held: list[Slice] = []
         try:
             for part in applying:
-                self._hold(part, bound)
+                if bound > part.free and bound:
+                    self._lease(part, bound)
+                part.free -= bound
+                part.holds += 1
+                part.used = True
                 held.append(part)
         except BaseException:
             self.settle(held, bound, 0)
@@ -169,9 +188,10 @@ class Caps:
                 if not part.used or part.period in wanted or at >= part.ends
             ]
         )
+        present = {line.now.period for line in self._lines() if line.now is not None}
         for part in list(self._slices.values()):
             part.used = False
-            over = at >= part.ends and self._now.get(part.cap) is not part
+            over = at >= part.ends and part.period not in present
             # What a correction took from a period that may be the present one is still owed.
             if over and not part.holds and (part.ends or not part.free):
                 del self._slices[part.period]
@@ -180,41 +200,38 @@ class Caps:
         """Give back all that is free."""
         self._return(list(self._slices.values()))
 
-    def _applying(self, dimensions: Dimensions) -> list[Cap]:
-        by = self._by.get
+    def _lines(self) -> Iterator[_Line]:
+        return (line for named in self._by.values() for some in named.values() for line in some)
+
+    def _applying(self, dimensions: Dimensions) -> list[_Line]:
+        by = self._by
         return [
-            *by(("total", ""), ()),
-            *by(("team", dimensions.team), ()),
-            *by(("virtual_key", dimensions.virtual_key), ()),
-            *by(("batch", dimensions.batch), ()),
+            *by["total"].get("", ()),
+            *by["team"].get(dimensions.team, ()),
+            *by["virtual_key"].get(dimensions.virtual_key, ()),
+            *by["batch"].get(dimensions.batch, ()),
         ]
 
-    def _current(self, cap: Cap, at: int) -> Slice:
-        """Return the slice of the period that ``at`` is in, or of a later one that has begun.
+    def _begin(self, line: _Line, at: int) -> Slice:
+        """Return the slice of the period that ``at`` is in, which is a cap's present one now.
 
-        A clock that steps back opens no earlier period again.
+        It begins when the one before has ended: a clock that steps back opens no earlier one again.
         """
-        part = self._now.get(cap)
-        if part is not None and at < part.ends:
-            return part
+        cap = line.cap
         period = f"{cap.title}@{label_of(cap.per, at, self._zone)}"
         part = self._slices.setdefault(period, Slice(cap, period, 0))
         part.cap = cap  # a correction may have come before
         part.ends = end_of(cap.per, at, self._zone)
-        self._now[cap] = part
+        line.now = part
         return part
 
-    def _hold(self, part: Slice, amount: Nanos) -> None:
-        if amount > part.free and amount:
-            need = amount - part.free
-            want = Want(part.period, need, part.cap.limit)
-            (grant,) = self._leases.take(self._worker, self._epoch, [want])
-            if grant.amount < need:
-                raise _exceeded(part, amount, grant)
-            part.free += grant.amount
-        part.free -= amount
-        part.holds += 1
-        part.used = True
+    def _lease(self, part: Slice, amount: Nanos) -> None:
+        need = amount - part.free
+        want = Want(part.period, need, part.cap.limit)
+        (grant,) = self._leases.take(self._worker, self._epoch, [want])
+        if grant.amount < need:
+            raise _exceeded(part, amount, grant)
+        part.free += grant.amount
 
     def _return(self, parts: Sequence[Slice]) -> None:
         amounts = {part.period: part.free for part in parts if part.free > 0}
