@@ -49,6 +49,7 @@ from packshot.providers.fake_script import (
     Truth,
     limited,
 )
+from packshot.providers.fake_tls import server_context
 from packshot.providers.fake_wire import (
     LAST_CHUNK,
     PIECES,
@@ -428,8 +429,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
     )
     tls = None
     if arguments.tls:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(*arguments.tls)
+        tls = server_context(*map(Path, arguments.tls))
     fake = Fake(settings, tls=tls)
     await fake.start(arguments.port)
     sys.stdout.write(f"port {fake.port}\n")
