@@ -369,6 +369,7 @@ class Link(asyncio.Protocol):
             self._keep = False  # the answer was whole; what follows it is not HTTP
         if headless:
             if not self._head_fits(answer, len(data)):
+                answer.started = answer.complete = False
                 self._fail_garbage(f"its head is longer than {self.limits.head} bytes")
                 return
         elif answer.size != size:
@@ -425,7 +426,7 @@ class Link(asyncio.Protocol):
         if not answer.started:
             return False
         head = sum(len(name) + len(value) + 4 for name, value in answer.headers.items())
-        return head <= self._room
+        return head <= self.limits.head
 
     def _fail_garbage(self, reason: str) -> None:
         text = f"{self.peer} did not answer in HTTP/1.1 as expected: {reason}"

@@ -187,10 +187,10 @@ class Pool:
                 self._waiters.remove(waiter)
             elif future.done() and not future.cancelled() and future.exception() is None:
                 # Cancelled just after it was served: what it got goes to the next.
-                if waiter.link is not None:
-                    self._rest(waiter.link)
-                else:
+                if waiter.link is None:
                     self._give_place()
+                elif waiter.link.usable():
+                    self._rest(waiter.link)
             raise
         return waiter
 
