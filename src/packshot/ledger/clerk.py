@@ -28,6 +28,7 @@ from packshot.ledger.prices.usage import usage_of
 from packshot.ledger.records import Dimensions, Settled
 from packshot.ledger.reports.invoice import Corrector
 from packshot.ledger.reports.period import Period, where
+from packshot.ledger.reports.waste import UNCORRECTED
 from packshot.ledger.settings import Settings
 from packshot.ledger.stores.base import Store
 from packshot.ledger.stores.database import Row
@@ -53,8 +54,8 @@ REASON = "repriced: its price is known by now"
 class Late:
     """An unpriced entry and what it costs by now; ``charge`` None where nobody can say.
 
-    ``why`` says so: "no price", or "usage unknown" of an attempt whose end nobody saw or of which
-    nothing was counted. An invoice settles such a one.
+    ``why`` says so: "no price", or "usage unknown" of an attempt of which nothing was
+    counted. An invoice settles such a one.
     """
 
     entry: Settled
@@ -116,15 +117,17 @@ def late(
     The price is that of the day of the call, not of today.
     """
     condition, values = where(period, only or {}, "settled_at")
-    after = 0
+    after = (0, 0)
     while rows := store.query(
-        f"SELECT {', '.join(COLUMNS)} FROM entries WHERE priced = 0 AND {condition} AND seq > ?"  # noqa: S608 - names of ours
-        " AND NOT EXISTS (SELECT 1 FROM entries later WHERE later.corrects = entries.attempt"
-        f" AND later.priced = 1) ORDER BY seq LIMIT {PAGE:d}",
-        (*values, after),
+        # In the order of the index of what is unpriced, so that no page reads all entries.
+        f"SELECT {', '.join(COLUMNS)} FROM entries WHERE priced = 0 AND {condition}"  # noqa: S608 - names of ours
+        f" AND (settled_at, seq) > (?, ?) AND {UNCORRECTED}"
+        f" ORDER BY settled_at, seq LIMIT {PAGE:d}",
+        (*values, *after),
     ):
-        after = int(rows[-1][0])
-        yield from (_late(book, _entry(row)) for row in rows)
+        found = [_entry(row) for row in rows]
+        after = (found[-1].settled_at, int(rows[-1][0]))
+        yield from (_late(book, entry) for entry in found)
 
 
 def book_late(
@@ -164,8 +167,6 @@ def _correction(entry: Settled, charge: Charge) -> Settled:
 
 
 def _late(book: Prices, entry: Settled) -> Late:
-    if entry.outcome == "unknown":
-        return Late(entry, None, "usage unknown")
     of = entry.dimensions
     usage = usage_of(entry)
     at = entry.dispatched_at or entry.held_at or entry.settled_at

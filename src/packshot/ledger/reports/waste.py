@@ -10,7 +10,14 @@ from packshot.core.money import Nanos
 from packshot.ledger.reports.period import DIMENSIONS, Period, where
 from packshot.ledger.stores.base import Store
 
-__all__ = ["Gap", "Loss", "unpriced", "waste"]
+__all__ = ["UNCORRECTED", "Gap", "Loss", "unpriced", "waste"]
+
+UNCORRECTED = (
+    "NOT EXISTS (SELECT 1 FROM entries later WHERE later.corrects = entries.attempt"
+    " AND later.corrects <> '' AND later.priced = 1)"
+)
+"""The condition that no later entry has priced one. Without its second part neither database sees
+that the index of corrections, which has only those, will do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +92,8 @@ def unpriced(
     rows = store.query(
         f"SELECT {name}, provider, model, device, COUNT(*), SUM(input_tokens),"  # noqa: S608 - names of ours
         " SUM(output_tokens), SUM(images), SUM(seconds_us), MIN(settled_at), MAX(settled_at)"
-        f" FROM entries WHERE priced = 0 AND {condition} AND NOT EXISTS"
-        " (SELECT 1 FROM entries later WHERE later.corrects = entries.attempt AND later.priced = 1)"
+        f" FROM entries WHERE priced = 0 AND {condition} AND"
+        f" {UNCORRECTED}"
         f" GROUP BY {groups} ORDER BY COUNT(*) DESC, {groups}",
         values,
     )
