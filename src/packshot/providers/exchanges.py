@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
+from packshot.providers.anthropic import AnthropicCountTokens, AnthropicMessages
 from packshot.providers.base import Api, Exchange, Surface
 from packshot.providers.openai import OpenAIChat, OpenAIEmbeddings
 from packshot.providers.rows import ROWS, Row
@@ -14,6 +15,8 @@ __all__ = ["EXCHANGES", "exchange_of"]
 MAKERS: dict[tuple[Surface, Api], Callable[[Row], Exchange]] = {
     ("chat", "openai"): OpenAIChat,
     ("embeddings", "openai"): OpenAIEmbeddings,
+    ("messages", "anthropic"): AnthropicMessages,
+    ("count_tokens", "anthropic"): AnthropicCountTokens,
 }
 
 EXCHANGES: dict[tuple[Surface, Api], Exchange] = {

@@ -7,7 +7,6 @@ name in them included: it is the one that answered, which a caller of a route wa
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -19,6 +18,7 @@ from packshot.core.types import Usage
 from packshot.ledger.prices.usage import FORMATS, merged
 from packshot.providers.base import Api, Failure, Fields, Surface
 from packshot.providers.failures import failure_of, failure_of_event
+from packshot.providers.framing import broken, data_of, events_of, is_json
 from packshot.providers.rows import ROWS, Need, Row
 
 __all__ = ["OpenAIChat", "OpenAIEmbeddings", "OpenAIRelay", "needs_of_chat"]
@@ -27,8 +27,6 @@ TRUE = msgspec.Raw(b"true")
 NULL = b"null"
 LIMITS = ("max_tokens", "max_completion_tokens")
 DONE = b"data: [DONE]\n\n"
-BLANK = re.compile(rb"(?>\r\n|\r|\n)(?>\r\n|\r|\n)")
-"""The end of an event: two line ends, of which CR LF is one."""
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
@@ -116,7 +114,7 @@ class OpenAIChat:
         out = fields.copy()
         out["model"] = msgspec.Raw(ENCODER.encode(model))
         self._limit(out, model, output_limit)
-        if _is(out.get("stream"), b"true"):
+        if "stream" in out and is_json(out["stream"], b"true"):
             if not self.row.stream_usage:
                 out.pop("stream_options", None)
             elif not asked_usage(out):
@@ -124,7 +122,7 @@ class OpenAIChat:
         return ENCODER.encode(out)
 
     def _limit(self, out: Fields, model: str, output_limit: int | None) -> None:
-        given = [name for name in LIMITS if not _is(out.get(name, NULL), NULL)]
+        given = [name for name in LIMITS if not is_json(out.get(name), NULL)]
         if len(given) == 2:
             raise InvalidRequest(
                 "max_tokens and max_completion_tokens mean the same: send one of them"
@@ -148,7 +146,7 @@ class OpenAIChat:
         """
         answer = _read(body, self.row.usage)
         if not bytes(answer.choices) or answer.error:
-            raise _broken("a chat completion without choices")
+            raise broken("a chat completion without choices")
         return body, usage_of(answer, self.row.usage)
 
     def relay(self, fields: Fields, _model: str, /) -> OpenAIRelay:
@@ -185,7 +183,7 @@ class OpenAIEmbeddings:
         """Return the body as it came, and its usage; see `OpenAIChat.reply`."""
         answer = _read(body, "openai-embeddings")
         if not bytes(answer.data) or answer.error:
-            raise _broken("embeddings without data")
+            raise broken("embeddings without data")
         return body, usage_of(answer, "openai-embeddings")
 
     def relay(self, _fields: Fields, _model: str, /) -> OpenAIRelay:
@@ -236,28 +234,24 @@ class OpenAIRelay:
     def _several(self, block: bytes) -> bytes:
         """Go through what is not one chunk on one line."""
         kept: list[bytes] = []
-        start = 0
-        for end in BLANK.finditer(block):
-            event = block[start : end.end()]
-            start = end.end()
-            if event.startswith(b"data: {") and event.find(b"\n") == len(event) - 2:
-                kept.append(event if self._pass(event[6:-2]) else b"")
-                if self.failure is not None:
-                    break
-                continue
-            for found in parse(event):
-                if found.data.strip() == b"[DONE]":
-                    self.done = True
-                    event = DONE
-                elif found.name == "error":
-                    self.failure = failure_of_event(found.data, named=True)
-                    event = b""
-                elif not self._pass(found.data):
-                    event = b""
-            kept.append(event)
+        for event in events_of(block):
+            kept.append(self._one(event))
             if self.done or self.failure is not None:
                 break
         return b"".join(kept)
+
+    def _one(self, event: bytes) -> bytes:
+        """Return what goes to the caller of one event."""
+        data = data_of(event)
+        if data is None:
+            return event
+        if data.strip() == b"[DONE]":
+            self.done = True
+            return DONE
+        if not event.startswith(b"data: ") and parse(event)[0].name == "error":
+            self.failure = failure_of_event(data, named=True)
+            return b""
+        return event if self._pass(data) else b""
 
     def _pass(self, data: bytes) -> bool:
         """Read one chunk, and tell whether it goes to the caller."""
@@ -292,7 +286,7 @@ def _read_unusual(data: bytes) -> _Unusual:
     try:
         return UNUSUAL.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
-        raise _broken("an answer that is not the JSON of its API") from error
+        raise broken("an answer that is not the JSON of its API") from error
 
 
 def usage_of(answer: _Usual | _Unusual, usage_format: str) -> Usage | None:
@@ -348,14 +342,12 @@ def needs_of_chat(fields: Fields) -> list[Need]:
     A message that is not as the API has it needs nothing: the target will say what is wrong.
     """
     found: list[Need] = []
-    for name in ("tools", "functions"):
-        if name in fields and bytes(fields[name]) not in {NULL, b"[]"}:
-            found.append("tools")
-            break
+    if not all(is_json(fields.get(name), NULL, b"[]") for name in ("tools", "functions")):
+        found.append("tools")
     form = fields.get("response_format")
     if form is not None and b'"json' in bytes(form):
         found.append("json")
-    if "audio" in fields and not _is(fields["audio"], NULL):
+    if not is_json(fields.get("audio"), NULL):
         found.append("audio")
     try:
         messages = MESSAGES.decode(fields.get("messages", b"[]"))
@@ -388,7 +380,7 @@ def asked_usage(fields: Fields) -> bool:
 
 def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:
     """Return stream options that ask for usage, with whatever else the caller put there."""
-    if options is None or _is(options, NULL):
+    if options is None or is_json(options, NULL):
         return msgspec.Raw(b'{"include_usage":true}')
     try:
         out = RAWS.decode(options)
@@ -396,11 +388,3 @@ def _with_usage(options: msgspec.Raw | None) -> msgspec.Raw:
         raise InvalidRequest("stream_options must be an object") from error
     out["include_usage"] = TRUE
     return msgspec.Raw(ENCODER.encode(out))
-
-
-def _broken(what: str) -> UpstreamBroken:
-    return UpstreamBroken(f"the provider sent {what}", sent=True, began=True)
-
-
-def _is(raw: msgspec.Raw | bytes | None, word: bytes) -> bool:
-    return raw is not None and bytes(raw) == word
