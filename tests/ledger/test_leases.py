@@ -163,3 +163,14 @@ def test_the_file_has_a_rollback_journal_and_full_sync(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_an_error_of_the_ledger(tmp_path: Path) -> None:
     with pytest.raises(LedgerUnavailable):
         open_shared(str(tmp_path / "missing" / "ledger.db"))
+
+
+def test_charges_that_count_from_an_older_mark_are_not_moved(leases: LeaseTable) -> None:
+    """Two drains read the mark 0; the slower one brings what the faster one has charged, too."""
+    leases.take("w", 1, [Want("total@ever", 100, 1000)])
+    assert leases.settle("w", 1, 4, {"total@ever": 10}, after=0)
+    assert not leases.settle("w", 1, 6, {"total@ever": 10 + 7}, after=0)
+    assert leases.marks() == {("w", 1): 4}
+    assert leases.settle("w", 1, 6, {"total@ever": 7}, after=4)
+    (grant,) = leases.take("x", 1, [Want("total@ever", 1, 1000)])
+    assert grant.spent == 17

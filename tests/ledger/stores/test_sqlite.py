@@ -19,7 +19,7 @@ from tests.ledger.stores.worlds import attempts
     ("pragma", "value"),
     [
         ("journal_mode", "wal"),
-        ("synchronous", 2),
+        ("synchronous", 3),
         ("foreign_keys", 1),
         ("busy_timeout", 5000),
         ("mmap_size", 0),

@@ -23,6 +23,11 @@ CACHE_KIB = 64 << 10
 CHECKPOINT_PAGES = 8000
 """Pages of 4 KiB in the log before they are moved into the file."""
 
+SETTINGS = ("mmap_size = 0", "foreign_keys = ON", "synchronous = EXTRA")
+"""Of every connection. EXTRA is FULL, and syncs the folder once the rollback journal is deleted by
+which a new file gets its write-ahead log: a journal that came back after a loss of power would undo
+that, and the log with it (tests/ledger/stores/test_sqlite_power.py)."""
+
 CORRUPT = {
     sqlite3.SQLITE_CORRUPT,
     sqlite3.SQLITE_NOTADB,
@@ -108,7 +113,7 @@ class SqliteDatabase:
             timeout=BUSY_MS / 1000,
             cached_statements=64,
         )
-        for setting in ("mmap_size = 0", "foreign_keys = ON", "synchronous = FULL"):
+        for setting in SETTINGS:
             connection.execute(f"PRAGMA {setting}")
         return connection
 
