@@ -156,7 +156,7 @@ def test_the_file_has_a_rollback_journal_and_full_sync(tmp_path: Path) -> None:
     writer = database._writer
     assert isinstance(writer, sqlite3.Connection)
     assert writer.execute("PRAGMA journal_mode").fetchone() == ("truncate",)
-    assert writer.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert writer.execute("PRAGMA synchronous").fetchone() == (3,)
     database.close()
 
 
