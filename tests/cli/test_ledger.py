@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from packshot.cli.ledger import app
-from packshot.core.errors import LedgerUnavailable, OutputError, PackshotError
+from packshot.core.errors import InvalidRequest, LedgerUnavailable, OutputError, PackshotError
 from packshot.ledger.stores import open_store
 from tests.ledger.stores.worlds import attempts
 
@@ -96,3 +97,68 @@ def test_drain_once_brings_in_what_a_worker_left(
     assert ledger("verify")[1] == "ok: 37 entries, 0 findings\n"
     assert ledger("drain", "--once")[1].startswith("0 settled")
     assert file.exists()
+
+
+CONFIG = """
+ledger:
+  prices:
+    - {provider: local, model: "", unit: gb_month, price: 30, since: 2020-01-01, source: ours}
+  storage:
+    - {folder: ./out, team: shop}
+"""
+
+
+def test_accrue_books_each_day_of_what_is_stored_once(
+    file: Path, ledger: Ledger, tmp_path: Path
+) -> None:
+    with pytest.raises(InvalidRequest, match="--scan"):
+        ledger("accrue")
+    (tmp_path / "packshot.yaml").write_text(CONFIG)
+    with pytest.raises(OutputError, match="measured"):
+        ledger("accrue")
+    (tmp_path / "out").mkdir()
+    picture = tmp_path / "out" / "a.png"
+    picture.write_bytes(bytes(1_000_000))
+    os.utime(picture, (0, 0))
+    code, said = ledger("accrue", "--json")
+    facts = json.loads(said)
+    assert (code, facts["days"]) == (0, 1)
+    assert 1_000_000_000 * 0.03 / 31 - 1 <= facts["amount"] <= 1_000_000_000 * 0.03 / 28 + 1
+    assert ledger("accrue")[1] == "0 days of 1 folders booked: 0.000000000 EUR\n"
+    assert ledger("accrue", "--scan", "out", "--bucket", "b", "--since", "2020-01-01")[
+        1
+    ].startswith("2")
+    with pytest.raises(InvalidRequest, match="--since"):
+        ledger("accrue", "--since", "then")
+    assert ledger("verify")[0] == 0
+    with sqlite3.connect(file) as raw:
+        booked = raw.execute(
+            "SELECT model, team, count(*), min(seq) > 30 FROM entries WHERE account = 'storage'"
+            " GROUP BY 1, 2"
+        ).fetchall()
+    raw.close()
+    assert booked[0][:2] == ("b", "")
+    assert booked[0][2] > 400, "it goes on until all days are booked"
+    assert booked[1] == ("out", "shop", 1, 1)
+
+
+def test_a_drain_books_storage_beside_and_goes_on_where_it_cannot(
+    file: Path, ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "packshot.yaml").write_text(CONFIG)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+
+    def once(self: object, stop: object, beside: Callable[[], object]) -> None:
+        beside()
+        beside()
+
+    monkeypatch.setattr("packshot.ledger.drain.Drain.run", once)
+    said = ledger("drain")[1]
+    assert said.count("storage is not booked yet") == 1
+    (tmp_path / "out").mkdir()
+    assert "warning" not in ledger("drain")[1]
+    with sqlite3.connect(file) as raw:
+        assert raw.execute("SELECT count(*) FROM entries WHERE account = 'storage'").fetchone() == (
+            1,
+        )
+    raw.close()

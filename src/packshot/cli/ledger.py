@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import signal
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,8 +16,11 @@ import typer
 from packshot.cli import options as o
 from packshot.cli import terminal
 from packshot.cli.metrics import metrics
+from packshot.core.errors import InvalidRequest, PackshotError
+from packshot.core.money import show_eur
 
 if TYPE_CHECKING:
+    from packshot.ledger.settings import Settings
     from packshot.ledger.stores.table_store import TableStore
 
 __all__ = ["app"]
@@ -110,12 +114,79 @@ def drain(
             stop = threading.Event()
             for asked in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(asked, lambda _number, _frame: stop.set())
-            drain.run(stop)
+            drain.run(stop, _daily(settings, opened))
             return
         moved = 0
         while step := drain.step():
             moved += step
     _say(as_json, f"{moved} settled attempts moved into the store", moved=moved)
+
+
+@app.command()
+def accrue(
+    store: Store = "",
+    *,
+    scan: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="This folder.", show_default="those of packshot.yaml"),
+    ] = None,
+    provider: Annotated[str, typer.Option(help="Whose GB-month price; with --scan.")] = "local",
+    bucket: Annotated[
+        str, typer.Option(help="Its name; with --scan.", show_default="the folder's")
+    ] = "",
+    team: Annotated[str, typer.Option(help="Who pays; with --scan.")] = "",
+    since: Annotated[
+        str,
+        typer.Option(metavar="DATE", help="The first run's first day.", show_default="yesterday"),
+    ] = "",
+    as_json: o.AsJson = False,
+) -> None:
+    """Book what stored pictures cost, for each day that is over; each day once."""
+    from packshot.core.clock import wall_us
+    from packshot.ledger.accrual import book_days, writing
+    from packshot.ledger.prices.book import book_of
+    from packshot.ledger.settings import StorageRow, load_settings
+
+    settings = load_settings()
+    rows = settings.storage if scan is None else (StorageRow(scan, provider, bucket, team),)
+    if not rows:
+        raise InvalidRequest(
+            "no folder is named: give --scan DIR, or ledger.storage in packshot.yaml"
+        )
+    first, book = _day(since), book_of(settings)
+    days = amount = 0
+    with _opened(store) as opened, writing(settings.journal):
+        for row in rows:
+            while booked := book_days(opened, book, row, wall_us(), first):
+                days += len(booked)
+                amount += sum(entry.amount for entry in booked)
+    said = f"{days} days of {len(rows)} folders booked: {show_eur(amount, 9)} EUR"
+    _say(as_json, said, days=days, amount=amount)
+
+
+def _day(since: str) -> date | None:
+    try:
+        return date.fromisoformat(since) if since else None
+    except ValueError as error:
+        raise InvalidRequest(f"--since must be a day like 2026-11-25, got {since!r}") from error
+
+
+def _daily(settings: Settings, store: TableStore) -> Callable[[], None] | None:
+    """Return what books storage once a day, where packshot.yaml names folders."""
+    from packshot.ledger.accrual import Daily
+    from packshot.ledger.prices.book import book_of
+
+    if not settings.storage:
+        return None
+    daily = Daily(settings, book_of(settings), store)
+
+    def beside() -> None:
+        try:
+            daily.due()
+        except PackshotError as error:  # the drain goes on: journals must not wait for a folder
+            terminal.warn(f"storage is not booked yet, in an hour again: {error}")
+
+    return beside
 
 
 def _url(store: str) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 import threading
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -110,13 +110,17 @@ class Drain:
         self._pruned = 0
         self._told: tuple[dict[Path, int], set[Path]] | None = None
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self, stop: threading.Event, beside: Callable[[], object] | None = None) -> None:
         """Drain until ``stop`` is set; a store that is away for a while is waited for.
+
+        ``beside`` is called between steps, for what else is to be done now and then.
 
         Raises:
             DrainBusy: another drain is at work.
         """
         while not stop.is_set():
+            if beside is not None:
+                beside()
             try:
                 moved = self.step()
             except DrainBusy:

@@ -18,6 +18,7 @@ __all__ = [
     "CapRow",
     "Durability",
     "Settings",
+    "StorageRow",
     "load_settings",
     "state_folder",
 ]
@@ -103,6 +104,27 @@ class RateEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageRow:
+    """A folder whose bytes cost by the month, at the ``gb_month`` price of ``provider``.
+
+    ``bucket`` is what it is called in the ledger, the folder's own name where nothing is said;
+    ``team`` who it is charged to.
+    """
+
+    folder: Path
+    provider: str = "local"
+    bucket: str = ""
+    team: str = ""
+
+    def __post_init__(self) -> None:
+        """Name it."""
+        if not self.bucket:
+            object.__setattr__(self, "bucket", self.folder.absolute().name)
+        if not self.provider or not self.bucket:
+            raise InvalidRequest(f"storage needs a provider and a bucket's name, got {self}")
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """The ledger's choices.
 
@@ -118,6 +140,7 @@ class Settings:
     prices: tuple[PriceEntry, ...] = ()
     exchange_rates: tuple[RateEntry, ...] = ()
     caps: tuple[CapRow, ...] = ()
+    storage: tuple[StorageRow, ...] = ()
     timezone: str = "UTC"
     unpriced: Literal["allow", "refuse"] = "allow"
 
@@ -131,6 +154,11 @@ class Settings:
         for kind, rate in self.gpu_eur_per_hour.items():
             if rate < 0:
                 raise InvalidRequest(f"gpu_eur_per_hour.{kind} must not be negative, got {rate}")
+        names = [(row.provider, row.bucket) for row in self.storage]
+        if len(set(names)) < len(names):
+            raise InvalidRequest(
+                f"two folders of storage have one name: give each a bucket, {names}"
+            )
         try:
             ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
