@@ -233,8 +233,7 @@ class PriceBook:
         try:
             return self._ceilings[key]
         except KeyError:
-            pass
-        found = [self.tariff(provider, model, at, None, tier=each) for each in _tiers(tier)]
+            found = [self.tariff(provider, model, at, None, tier=each) for each in _tiers(tier)]
         known = self.tariff(provider, model, at, None, tier=tier or STANDARD) is not None
         ceiling = ceiling_of([each for each in found if known and each is not None])
         if len(self._ceilings) >= CACHED:
