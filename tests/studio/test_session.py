@@ -9,6 +9,7 @@ import textwrap
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -20,7 +21,7 @@ from packshot.core.types import Usage
 from packshot.ledger.drain import Drain
 from packshot.ledger.journal import read_journals
 from packshot.ledger.prices.book import book_of
-from packshot.ledger.records import Dimensions, Held
+from packshot.ledger.records import Dimensions, Held, Settled
 from packshot.ledger.settings import Settings
 from packshot.ledger.signs import BEAT_US, last_sign, tick_us
 from packshot.ledger.stores import open_store
@@ -185,6 +186,52 @@ def test_load_use_and_idle_are_the_wall_time(load: int, steps) -> None:
     assert stage.ledger.of("load") == load
     assert load + used + stage.ledger.of("idle") == stage.now - begun
     assert stage.ledger.open == []
+
+
+BLOCK = st.tuples(
+    st.integers(1, 5),  # pictures
+    st.lists(
+        st.tuples(st.sampled_from(["encode", "denoise", "decode"]), st.integers(0, 5000)),
+        max_size=4,
+    ),
+    st.booleans(),  # whether it fails
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 3000), st.booleans(), BLOCK), max_size=15))
+def test_overlapping_renders_of_batches_are_the_wall_time(steps) -> None:
+    """Renders begin and end in any order; stages report what they like; some of them fail."""
+    stage, posts = Stage(), []
+    ledger = stage.ledger
+
+    def post(hold: Dimensions, usage: Usage, outcome: str, reason: str) -> Settled:
+        posts.append((hold, round(usage.seconds * SECOND_US)))
+        return Settled("a", 1, 0, 0, 0, outcome, reason, hold)
+
+    books = SimpleNamespace(
+        hold=lambda dimensions, amount, **more: dimensions,
+        dispatch=lambda hold: None,
+        void=lambda hold, reason: None,
+        post=post,
+    )
+    begun, running = stage.now, []
+    stage.load(77)
+    for passed, ends, (pictures, used, fails) in steps:
+        stage.now += passed
+        if ends and running:
+            block, error = running.pop(len(used) % len(running))
+            block.__exit__(*((type(error), error, None) if error else (None, None, None)))
+            continue
+        keeper = Bookkeeper(books, Book(), "render", "?", session=stage.session)
+        meter = [Usage(name, micros / SECOND_US, "h100") for name, micros in used]
+        block = keeper.booked(["m"] * pictures, [Usage("caption", 9.0, "cpu"), *meter], [])
+        block.__enter__()
+        running.append((block, KeyError() if fails else None))
+    for block, error in running:
+        block.__exit__(*((type(error), error, None) if error else (None, None, None)))
+    stage.session.close()
+    rendered = sum(micros for hold, micros in posts if hold.device == "h100")
+    assert 77 + rendered + ledger.of("idle") == stage.now - begun
 
 
 def settings_in(folder: Path) -> Settings:
