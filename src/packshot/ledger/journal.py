@@ -120,13 +120,12 @@ class RealFiles:
     sync = staticmethod(os.fdatasync)
     close = staticmethod(os.close)
 
-    @classmethod
-    def make_folder(cls, path: Path) -> None:
+    def make_folder(self, path: Path) -> None:
         """Create what is missing of a folder's path, from the top down."""
         if not path.parent.is_dir():
-            cls.make_folder(path.parent)
+            self.make_folder(path.parent)
         path.mkdir(exist_ok=True)
-        cls.sync_folder(path.parent)  # also where it is there: who made it may have died before
+        self.sync_folder(path.parent)  # also where it is there: who made it may have died before
 
     @staticmethod
     def replace(source: Path, target: Path) -> None:
@@ -188,6 +187,7 @@ class Journal:
         self._broken = ""
         self._seq = self._number = self._synced = self._segment = self._size = 0
         self._retired: list[int] = []
+        self._lock_file = -1
         try:
             self._files.make_folder(self._folder)
             self._lock_file = lock_worker(self._folder)
@@ -195,6 +195,8 @@ class Journal:
             self._descriptor = self._create()
             self._sign = Sign(self._folder, self.epoch)
         except OSError as error:
+            if self._lock_file >= 0:
+                os.close(self._lock_file)  # or this process could not try again
             raise LedgerUnavailable(f"cannot write the journal in {folder}: {error}") from error
         self._thread = threading.Thread(target=self._sync_loop, name="journal", daemon=True)
         self._thread.start()

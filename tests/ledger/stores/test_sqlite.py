@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sqlite3
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -74,6 +78,44 @@ def test_a_full_disk_acknowledges_nothing_and_goes_on_when_there_is_room(tmp_pat
     assert store.marks() == {("a", 1): 20}
     writer.execute("PRAGMA max_page_count = 1000000")
     assert store.append(rows) == 2000
+    assert store.verify() == []
+    store.close()
+
+
+LIMITED = textwrap.dedent("""
+    import resource, sys
+    from packshot.core.errors import LedgerUnavailable
+    from packshot.ledger.stores import open_store
+    from tests.ledger.stores.worlds import attempts
+    store = open_store(sys.argv[1])
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, hard))
+    stored = refused = 0
+    while refused < 3:
+        try:
+            stored += store.append(attempts(50, first=stored + 1))
+        except LedgerUnavailable:
+            refused += 1
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    stored += store.append(attempts(50, first=stored + 1))
+    store.close()
+    print(stored)
+""")
+
+
+def test_a_file_that_the_kernel_lets_grow_no_more(tmp_path: Path) -> None:
+    file = str(tmp_path / "ledger.db")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, file],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=100,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    store = open_store(file)
+    assert store.query("SELECT count(*) FROM entries") == [(int(done.stdout),)]
+    assert int(done.stdout) > 100
     assert store.verify() == []
     store.close()
 
