@@ -268,6 +268,7 @@ def test_named_provider_keys() -> None:
     assert not who.may_use("mistral", "large")
     assert not who.may_use("mistral", "large", "rewrite")
     assert not who.may_use("openai-eu", "gpt-4o")
+    assert not key(keys=("openai-eu/x",)).may_use("openai", "gpt-4o")
     assert not who.permits_key("mistral", "any")
     assert key().names_of("openai") == ()
     assert key().permits_key("openai", "any")

@@ -77,6 +77,9 @@ FAILURE_ADDRESSES = 4096
 LOOPBACK = frozenset(("127.0.0.1", "::1", "::ffff:127.0.0.1", ""))
 """Callers on this machine; "" is a local socket."""
 
+MOST_EUR = Decimal(10**9)
+"""Above it an amount in nano-EUR nears what the store's integers hold."""
+
 DECISIONS = 1024
 """What a key may, remembered: names come from callers, so no more than this."""
 
@@ -108,8 +111,7 @@ class BudgetEntry:
 
     def __post_init__(self) -> None:
         """Refuse what could never be meant."""
-        if self.eur < 0:
-            raise InvalidRequest(f"eur must not be negative, got {self.eur}")
+        _check_amount("eur", self.eur)
 
 
 NO_LIMITS = LimitEntry()
@@ -160,8 +162,8 @@ class VirtualKeyEntry:
             _network(network)
         if self.expires:
             micros_of(self.expires)
-        if self.max_cost_eur is not None and self.max_cost_eur < 0:
-            raise InvalidRequest(f"max_cost_eur must not be negative, got {self.max_cost_eur}")
+        if self.max_cost_eur is not None:
+            _check_amount("max_cost_eur", self.max_cost_eur)
         tags = [f"{name}={value}" for name, value in self.tags.items()]
         if len(tags) > 16 or any(len(t) > 200 or "," in t or not t.isprintable() for t in tags):
             raise InvalidRequest("tags are at most 16 of printable text, without commas")
@@ -521,6 +523,11 @@ def _network(text: str) -> Network:
         raise InvalidRequest(
             f"allow_ips are addresses or networks like 10.0.0.0/8 or ::1, got {text[:80]!r}"
         ) from error
+
+
+def _check_amount(name: str, eur: Decimal) -> None:
+    if not eur.is_finite() or not 0 <= eur <= MOST_EUR:
+        raise InvalidRequest(f"{name} is 0 to {MOST_EUR} euro, got {eur}")
 
 
 def _check_patterns(name: str, patterns: Sequence[str]) -> None:
