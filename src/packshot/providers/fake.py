@@ -172,7 +172,9 @@ class Fake:
         if path.startswith("/fake/"):
             return self._control(path, bytes(request.body))
         truth = self._record(request, path)
-        anthropic = "/messages" in path or "anthropic-version" in request.headers
+        # The list of models is at the same path of both.
+        listed = path.endswith("/models") and "anthropic-version" in request.headers
+        anthropic = "/messages" in path or listed
         try:
             return self._decide(request, path, truth, anthropic=anthropic)
         except Refused as error:
@@ -229,6 +231,8 @@ class Fake:
     def _text(self, request: Request, truth: Truth, *, anthropic: bool) -> Play:
         asked, answer = read_text(request.body, self.settings, anthropic=anthropic)
         truth.model, truth.stream = asked.model, asked.stream
+        if self.settings.bodies:
+            truth.text = "".join(answer.pieces)
         fault = truth.fault = self._fault(truth)
         truth.said = answer.usage
         if fault.status >= 400:

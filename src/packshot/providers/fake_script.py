@@ -156,7 +156,7 @@ class Truth(msgspec.Struct, omit_defaults=True):
     ``status`` is 0 where no status line was sent. ``events`` counts those (or the pieces of a body)
     that were handed to the kernel, of ``events_of``. ``said`` is what the whole answer uses,
     ``billed`` what the account pays; None is nothing. ``attempt`` and ``idempotency`` are the
-    request's own headers.
+    request's own headers. ``text`` is all that the whole answer says, or a tool's arguments.
     """
 
     number: int
@@ -177,6 +177,7 @@ class Truth(msgspec.Struct, omit_defaults=True):
     billed: Usage | None = None
     headers: dict[str, str] = {}
     body: bytes = b""
+    text: str = ""
 
 
 def billed_of(how: Bill, usage: Usage, sent_tokens: int) -> Usage | None:
