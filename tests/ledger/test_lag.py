@@ -88,7 +88,8 @@ def test_without_a_cursor_the_store_s_marks_say_what_is_stored(folder, store, jo
 
 
 def test_a_large_backlog_is_not_read_but_measured(folder, store, journal, monkeypatch) -> None:
-    Drain(folder, store, None, wall_us).step()
+    drain = Drain(folder, store, None, wall_us)
+    drain.step()
     settle(journal, 1, NOW - 70 * SECOND_US)
     settle(journal, 4000)
     read: list[int] = []
@@ -105,6 +106,9 @@ def test_a_large_backlog_is_not_read_but_measured(folder, store, journal, monkey
     assert sum(read) == SAMPLE
     (file,) = folder.glob("*/*.journal")
     assert file.stat().st_size > 3 * SAMPLE
+    drain.step()
+    settle(journal, 2, NOW - 3 * SECOND_US)
+    assert lag_of(folder, store.marks(), NOW) == Lag(Decimal(3), 2), "what is stored is not read"
 
 
 def test_damage_is_told_before_and_after_the_drain_has_met_it(folder, store, journal) -> None:

@@ -227,19 +227,13 @@ class LeaseTable:
     def prune(self, before: int) -> int:
         """Delete what is over. An open hold is in a slice above zero, and keeps its period."""
         with self._database.transaction() as within:
-            rows = within.query(
-                "SELECT period FROM cap_periods WHERE leased = 0 AND NOT EXISTS (SELECT 1"
-                " FROM cap_leases WHERE cap_leases.period = cap_periods.period AND amount > 0)"
-                " ORDER BY period"
-            )
+            rows = within.query("SELECT period FROM cap_periods WHERE leased = 0 ORDER BY period")
             past = [period for (period,) in rows if over_by(period.rpartition("@")[2]) < before]
             gone = 0
             for period in past:
-                self._period(within, period)  # its row is locked: nobody takes a slice meanwhile
-                kept = within.query(
-                    "SELECT 1 FROM cap_leases WHERE period = ? AND amount > 0", (period,)
-                )
-                if not kept:
+                # Looked at again once its row is locked: nobody takes a slice any more.
+                _, _, leased, _ = self._period(within, period)
+                if not leased:
                     within.execute("DELETE FROM cap_leases WHERE period = ?", (period,))
                     within.execute("DELETE FROM cap_periods WHERE period = ?", (period,))
                     gone += 1
