@@ -4,6 +4,8 @@
 
     PackshotError
     ├── InvalidRequest       the caller asked for something that cannot be done: fix the call
+    │   ├── BodyTooLarge     a request's body is longer than the limit
+    │   ├── Inexpressible    the target's API has no such thing: the message names the field
     │   └── UnknownConcept   the model was never shown what the brief asks for (``--strict``)
     ├── ModelError           a model folder is missing, broken, or not what its manifest says
     │   ├── ModelNotFound
@@ -40,11 +42,13 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "BodyTooLarge",
     "BudgetExceeded",
     "Cancelled",
     "Forbidden",
     "GatewayError",
     "IdempotencyError",
+    "Inexpressible",
     "InvalidRequest",
     "LedgerCorrupt",
     "LedgerError",
@@ -80,6 +84,21 @@ class InvalidRequest(PackshotError):
     """A parameter is missing, out of range, or names something that does not exist."""
 
     exit_code = 2
+
+
+class BodyTooLarge(InvalidRequest):
+    """A request's body is longer than the limit."""
+
+
+class Inexpressible(InvalidRequest):
+    """A field of a request has no equivalent in the API of the target that should serve it.
+
+    ``field`` is its path in the caller's request ("messages[2].audio").
+    """
+
+    def __init__(self, field: str, why: str) -> None:
+        super().__init__(f"{field}: {why}")
+        self.field = field
 
 
 class UnknownConcept(InvalidRequest):

@@ -9,12 +9,14 @@ from packshot.providers.anthropic import AnthropicCountTokens, AnthropicMessages
 from packshot.providers.base import Api, Exchange, Surface
 from packshot.providers.openai import OpenAIChat, OpenAIEmbeddings
 from packshot.providers.rows import ROWS, Row
+from packshot.providers.translate import ChatToAnthropic
 
 __all__ = ["EXCHANGES", "exchange_of"]
 
 MAKERS: dict[tuple[Surface, Api], Callable[[Row], Exchange]] = {
     ("chat", "openai"): OpenAIChat,
     ("embeddings", "openai"): OpenAIEmbeddings,
+    ("chat", "anthropic"): ChatToAnthropic,
     ("messages", "anthropic"): AnthropicMessages,
     ("count_tokens", "anthropic"): AnthropicCountTokens,
 }

@@ -21,7 +21,7 @@ from packshot.providers.failures import failure_of, failure_of_event
 from packshot.providers.framing import broken, data_of, events_of, is_json
 from packshot.providers.rows import ROWS, Need, Row
 
-__all__ = ["OpenAIChat", "OpenAIEmbeddings", "OpenAIRelay", "needs_of_chat"]
+__all__ = ["OpenAIChat", "OpenAIEmbeddings", "OpenAIRelay", "asked_usage", "needs_of_chat"]
 
 TRUE = msgspec.Raw(b"true")
 NULL = b"null"
