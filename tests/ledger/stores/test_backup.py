@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import random
+import subprocess
+import sys
+import textwrap
 import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -136,3 +143,63 @@ def test_a_missing_backup_says_so(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no backup"):
         restore(tmp_path / "backup.db", str(tmp_path / "ledger.db"))
     assert list(tmp_path.iterdir()) == []
+
+
+WRITER = textwrap.dedent("""
+    import sys, time
+    from packshot.ledger.stores import open_store
+    from tests.ledger.stores.worlds import attempts
+    store = open_store(sys.argv[1])
+    first = 1 + store.query("SELECT count(*) FROM entries")[0][0]
+    while True:
+        store.append(attempts(20, first=first))
+        first += 20
+        time.sleep(0.01)
+""")
+
+
+@pytest.mark.slow
+def test_killed_while_others_write_a_backup_is_whole_or_absent(
+    store: TableStore, url: str, tmp_path: Path
+) -> None:
+    """`packshot ledger backup` itself, killed at any point, while another process writes."""
+    rng = random.Random(7)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    store.append(attempts(3000))
+    writer = subprocess.Popen(
+        [sys.executable, "-c", WRITER, url], stdout=subprocess.DEVNULL, env=environment
+    )
+    whole = 0
+    try:
+        for cycle in range(6):
+            folder = tmp_path / str(cycle)
+            folder.mkdir()
+            file = folder / "backup.db"
+            command = [sys.executable, "-m", "packshot", "ledger", "backup", str(file)]
+            done = subprocess.Popen(
+                [*command, "--store", url], stdout=subprocess.DEVNULL, env=environment
+            )
+            wait_for_part(folder, done)
+            with suppress(subprocess.TimeoutExpired):
+                done.wait(rng.random() * 0.15)
+            done.kill()
+            done.wait(30)
+            if file.exists():
+                whole += 1
+                copy = open_store(str(file), read_only=True)
+                assert copy.query("SELECT count(*) FROM entries")[0][0] >= 3000
+                assert copy.verify() == []
+                copy.close()
+                assert list(folder.iterdir()) == [file]
+            assert backup(store, folder / "next.db") >= 3000, "nothing is in the way of the next"
+    finally:
+        writer.kill()
+        writer.wait(30)
+    assert whole < 6, "none was killed half-way: kill earlier"
+    assert store.verify() == []
+
+
+def wait_for_part(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """Return once the backup has begun to write, or has ended."""
+    while process.poll() is None and not any(folder.iterdir()):
+        time.sleep(0.001)
