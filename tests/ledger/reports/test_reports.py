@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import tempfile
+from collections.abc import Generator
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packshot.core.clock import HOUR_US
 from packshot.core.errors import InvalidRequest
 from packshot.ledger.records import Settled, Stamped
 from packshot.ledger.reports.export import exported, write_csv, write_parquet
@@ -71,6 +73,35 @@ def test_another_dimension_and_a_filter(store: Store) -> None:
     assert (blue.renders, blue.total.amount) == (1, 1_000_000)
     with pytest.raises(InvalidRequest, match="Did you mean 'team'"):
         stage_table(store, TODAY, "teem")
+
+
+@pytest.fixture(scope="module")
+def months(tmp_path_factory: pytest.TempPathFactory) -> Generator[Store]:
+    """Return a store with an entry in every hour of five days."""
+    opened = open_store(str(tmp_path_factory.mktemp("months") / "ledger.db"))
+    stages = ("caption", "denoise", "store")
+    opened.append(
+        [
+            entry(n + 1, stages[n % 3], n * 1000, at=DAY + n * HOUR_US, priced=n % 7 != 0)
+            for n in range(5 * 24)
+        ]
+    )
+    yield opened
+    opened.close()
+
+
+@given(since=st.integers(-30, 150), hours=st.integers(1, 150))
+def test_sums_by_day_and_hour_make_what_sums_by_hour_make(
+    months: Store, since: int, hours: int
+) -> None:
+    period = Period(DAY + since * HOUR_US, DAY + (since + hours) * HOUR_US)
+    by_day = stage_table(months, period)
+    # All of them are of one team: a filter, so that the sums by hour are read.
+    by_hour = stage_table(months, period, only={"team": "red"})
+    assert by_day == by_hour
+    inside = [n for n in range(5 * 24) if since <= n < since + hours]
+    assert by_day.total.amount == sum(n * 1000 for n in inside)
+    assert by_day.renders == len([n for n in inside if n % 3 == 2])
 
 
 def test_percentile() -> None:

@@ -43,6 +43,8 @@ DAMAGE = {
     "a mark moved": ("UPDATE journals SET number = number + 1", {"gaps"}),
     "a mark lost": ("DELETE FROM journals", {"gaps"}),
     "a rollup altered": ("UPDATE rollups SET attempts = attempts + 1", {"rollups"}),
+    "a day altered": ("UPDATE days SET amount = amount + 1", {"rollups"}),
+    "a day lost": ("DELETE FROM days", {"rollups"}),
     "a rollup invented": (
         INVENTED,
         {"rollups"},

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from packshot.core.errors import unknown_name
 from packshot.core.money import Nanos
-from packshot.ledger.reports.period import DIMENSIONS, Period, where
+from packshot.ledger.reports.period import DAY_US, DIMENSIONS, Period, where
 from packshot.ledger.stores.base import Store, amount_of
 
 __all__ = ["Line", "Table", "percentile", "stage_table"]
@@ -144,13 +145,9 @@ def percentile(buckets: Mapping[int, int], share: float) -> Nanos:
 def _sums(store: Store, period: Period, by: str, only: Mapping[str, str]) -> dict[str, _Sums]:
     # Waste, idle devices and stored bytes stand beside the stages: that is what an account is.
     column = "account" if by == "stage" else by
-    condition, values = where(period, only)
     found: dict[str, _Sums] = defaultdict(_Sums)
-    for name, outcome, bucket, attempts, seconds, amount, unpriced in store.query(
-        f"SELECT {column}, outcome, bucket, SUM(attempts), SUM(seconds_us), SUM(amount),"  # noqa: S608 - a name of ours
-        f" SUM(unpriced) FROM rollups WHERE {condition} GROUP BY {column}, outcome, bucket",
-        values,
-    ):
+    rows = _rows(store, period, column, only)
+    for name, outcome, bucket, attempts, seconds, amount, unpriced in rows:
         sums = found[name]
         sums.seconds += int(seconds)
         sums.amount += int(amount)
@@ -166,8 +163,53 @@ def _sums(store: Store, period: Period, by: str, only: Mapping[str, str]) -> dic
     return found
 
 
+def _rows(
+    store: Store, period: Period, column: str, only: Mapping[str, str]
+) -> list[tuple[Any, ...]]:
+    """Return sums by a column, outcome and bucket: by day as far as may be, else by hour."""
+    by_day = column == "account" and not only
+    rows = _by_day(store, period) if by_day else []
+    for part in _edges(period) if by_day else [period]:
+        condition, values = where(part, only)
+        rows += store.query(
+            f"SELECT {column}, outcome, bucket, SUM(attempts), SUM(seconds_us), SUM(amount),"  # noqa: S608 - a name of ours
+            f" SUM(unpriced) FROM rollups WHERE {condition} GROUP BY {column}, outcome, bucket",
+            values,
+        )
+    return rows
+
+
+def _by_day(store: Store, period: Period) -> list[tuple[Any, ...]]:
+    """Return the sums of the whole days (UTC) of a period, in the form of those by hour."""
+    return store.query(
+        "SELECT account, outcome, bucket, SUM(attempts), SUM(seconds_us), SUM(amount),"
+        " SUM(unpriced) FROM days WHERE day >= ? AND day < ? GROUP BY account, outcome, bucket",
+        _days(period),
+    )
+
+
+def _days(period: Period) -> tuple[int, int]:
+    """Return where the first whole day of a period begins, and where the last one ends."""
+    first = -(-period.since // DAY_US) * DAY_US
+    return first, max(first, period.until // DAY_US * DAY_US)
+
+
+def _edges(period: Period) -> list[Period]:
+    """Return what a period has before its first whole day, and after its last one."""
+    first, last = _days(period)
+    first, last = min(first, period.until), min(last, period.until)
+    found = (Period(period.since, first), Period(last, period.until))
+    return [each for each in found if each.since < each.until]
+
+
 def _renders(store: Store, period: Period, only: Mapping[str, str]) -> int:
     """Count the delivered renders: those whose picture was stored."""
+    if not only:
+        return sum(
+            int(attempts)
+            for name, outcome, _, attempts, *_ in _rows(store, period, "account", only)
+            if name == "store" and outcome == "succeeded"
+        )
     condition, values = where(period, {k: v for k, v in only.items() if k in OF_RENDER})
     ((count,),) = store.query(
         f"SELECT COALESCE(SUM(attempts), 0) FROM rollups WHERE {condition}"  # noqa: S608 - names of ours

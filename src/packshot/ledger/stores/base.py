@@ -11,9 +11,10 @@ store, moved in the same transaction as its rows: that is how each is stored exa
 ``rollups``: sums of entries by hour (``hour``: ``settled_at`` in microseconds floored to the hour)
 and outcome, account, stage, provider, model, route, virtual_key, team, recipe, batch, device and
 ``bucket`` (of the amount, `bucket_of`): ``attempts``, ``seconds_us``, ``input_tokens``,
-``output_tokens``, ``images``, ``stored_bytes``, ``amount``, ``unpriced``. ``renders``: per render
+``output_tokens``, ``images``, ``stored_bytes``, ``amount``, ``unpriced``. ``days``: of these the
+sums by day (``day``), account, outcome and bucket alone, which stay few. ``renders``: per render
 its ``recipe``, ``team``, ``batch``, ``first_at``, ``last_at``, ``amount``, ``waste``,
-``seconds_us``, ``delivered`` (0 or 1). Both are derived, and can be rebuilt and checked.
+``seconds_us``, ``delivered`` (0 or 1). All three are derived, and can be rebuilt and checked.
 """
 
 from __future__ import annotations

@@ -118,13 +118,28 @@ def _notes(dialect: str) -> list[str]:
     return [table.strip() for table in NOTES.format(**WORDS[dialect]).split(";")]
 
 
+DAYS = """
+CREATE TABLE days (
+  day {int}, account {text}, outcome {text}, bucket {int}, attempts {int}, seconds_us {int},
+  amount {int}, unpriced {int}, PRIMARY KEY (day, account, outcome, bucket)
+){compact};
+INSERT INTO days SELECT hour - hour % 86400000000, account, outcome, bucket, SUM(attempts),
+  SUM(seconds_us), SUM(amount), SUM(unpriced) FROM rollups GROUP BY 1, 2, 3, 4
+"""
+
+
+def _days(dialect: str) -> list[str]:
+    return [step.strip() for step in DAYS.format(**WORDS[dialect]).split(";")]
+
+
 def _first(dialect: str) -> list[str]:
     tables = TABLES.format(**WORDS[dialect]).split(";")
     return [*(table.strip() for table in tables), *AFTER[dialect]]
 
 
 STEPS: dict[str, list[list[str]]] = {
-    dialect: [_first(dialect), INDEXES, _notes(dialect)] for dialect in ("sqlite", "postgresql")
+    dialect: [_first(dialect), INDEXES, _notes(dialect), _days(dialect)]
+    for dialect in ("sqlite", "postgresql")
 }
 """By dialect: the statements of step 1, 2, …"""
 
@@ -165,7 +180,7 @@ def require_current(database: Database) -> None:
 
 def drop_all(database: Database, within: Transaction) -> None:
     """Remove every table: what a forced restore does, in its own transaction."""
-    for table in ("entries", "head", "journals", "rollups", "renders"):
+    for table in ("entries", "head", "journals", "rollups", "renders", "days"):
         within.execute(f"DROP TABLE IF EXISTS {table}")
     if database.dialect == "postgresql":
         within.execute("DROP FUNCTION IF EXISTS entries_refuse")

@@ -1,4 +1,4 @@
-"""What is derived from the entries: sums by hour and dimension, and one row per render.
+"""What is derived from the entries: sums by hour and dimension, by day, and one row per render.
 
 Both are gathered in memory over a batch and merged into the tables once per key. The same code
 makes them anew from all entries, so that the two can be compared.
@@ -14,7 +14,7 @@ from packshot.ledger.stores.base import bucket_of
 from packshot.ledger.stores.database import Row, Table, Transaction
 from packshot.ledger.stores.schema import COLUMNS
 
-__all__ = ["RENDERS", "ROLLUPS", "ROLLUP_KEY", "Sums"]
+__all__ = ["DAYS", "DAY_KEY", "RENDERS", "ROLLUPS", "ROLLUP_KEY", "Sums", "days_of"]
 
 GROUPED = (
     *("outcome", "account", "stage", "provider", "model", "route", "virtual_key", "team"),
@@ -31,6 +31,20 @@ ROLLUPS = Table(
     on_conflict=f"ON CONFLICT ({', '.join(ROLLUP_KEY)}) DO UPDATE SET "
     + ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in MEASURES),
 )
+
+DAY_US = 24 * HOUR_US
+DAY_KEY = ("day", "account", "outcome", "bucket")
+DAY_MEASURES = ("attempts", "seconds_us", "amount", "unpriced")
+DAYS = Table(
+    "days",
+    (*DAY_KEY, *DAY_MEASURES),
+    frozenset({"account", "outcome"}),
+    on_conflict=f"ON CONFLICT ({', '.join(DAY_KEY)}) DO UPDATE SET "
+    + ", ".join(f"{name} = days.{name} + excluded.{name}" for name in DAY_MEASURES),
+)
+"""What the table of stages reads: some thousand rows a month, whatever the sums by hour have."""
+
+PLACES = tuple(MEASURES.index(name) for name in DAY_MEASURES)
 
 NAMES = ("recipe", "team", "batch")
 OLD, NEW = "renders", "excluded"
@@ -112,10 +126,30 @@ class Sums:
         """Merge into the tables what was gathered, and start anew."""
         if self.rollups:
             into.insert(ROLLUPS, [(*key, *sums) for key, sums in self.rollups.items()])
+        if days := days_of(self.rollups):
+            into.insert(DAYS, [(*key, *sums) for key, sums in days.items()])
         if self.renders:
             into.insert(RENDERS, [(key, *values) for key, values in self.renders.items()])
         self.rollups.clear()
         self.renders.clear()
+
+
+def days_of(rollups: dict[Row, list[int]]) -> dict[Row, list[int]]:
+    """Return the sums by day that sums by hour make."""
+    attempts, seconds, amount, unpriced = PLACES
+    found: dict[Row, list[int]] = {}
+    for key, sums in rollups.items():
+        # A key is ROLLUP_KEY: hour, outcome, account, …, bucket.
+        day = (key[0] - key[0] % DAY_US, key[2], key[1], key[-1])
+        row = found.get(day)
+        if row is None:
+            found[day] = [sums[attempts], sums[seconds], sums[amount], sums[unpriced]]
+        else:
+            row[0] += sums[attempts]
+            row[1] += sums[seconds]
+            row[2] += sums[amount]
+            row[3] += sums[unpriced]
+    return found
 
 
 RENDER = COLUMNS.index("render")

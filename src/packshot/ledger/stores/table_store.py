@@ -61,6 +61,7 @@ class TableStore:
             head_of(within)
             within.execute("DELETE FROM rollups")
             within.execute("DELETE FROM renders")
+            within.execute("DELETE FROM days")
             derive(within)
 
     def close(self) -> None:

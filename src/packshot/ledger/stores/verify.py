@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from packshot.ledger.stores.base import Finding
-from packshot.ledger.stores.database import Database, Row, Transaction
-from packshot.ledger.stores.rollup import ROLLUP_KEY, ROLLUPS, Sums
+from packshot.ledger.stores.database import Database, Row, Table, Transaction
+from packshot.ledger.stores.rollup import DAY_KEY, DAYS, ROLLUP_KEY, ROLLUPS, Sums, days_of
 from packshot.ledger.stores.schema import COLUMNS, GENESIS, hash_of
 from packshot.ledger.stores.table_store import pages
 
@@ -125,23 +125,27 @@ def _gaps(look: Transaction) -> Iterable[Finding]:
 
 
 def _rollups(look: Transaction, sums: Sums) -> list[Finding]:
-    keys = len(ROLLUP_KEY)
-    names = ", ".join(ROLLUPS.columns)
-    stored = {
-        row[:keys]: list(row[keys:])
-        for row in look.query(f"SELECT {names} FROM rollups")  # noqa: S608 - names of ours
-    }
-    wrong = [key for key in sums.rollups.keys() | stored.keys() if _differ(key, sums, stored)]
     return [
-        Finding(
-            "rollups",
-            " ".join(filter(None, map(str, key))),
-            f"is {stored.get(key)}, the entries say {sums.rollups.get(key)}:"
-            " `packshot ledger rebuild`",
-        )
-        for key in sorted(wrong)[:MOST]
+        *_compared(look, ROLLUPS, len(ROLLUP_KEY), sums.rollups),
+        *_compared(look, DAYS, len(DAY_KEY), days_of(sums.rollups)),
     ]
 
 
-def _differ(key: Row, sums: Sums, stored: dict[Row, list[int]]) -> bool:
-    return sums.rollups.get(key) != stored.get(key)
+def _compared(
+    look: Transaction, table: Table, keys: int, expected: dict[Row, list[int]]
+) -> list[Finding]:
+    """Hold a table of sums against what the entries say."""
+    names = ", ".join(table.columns)
+    stored = {
+        row[:keys]: list(row[keys:])
+        for row in look.query(f"SELECT {names} FROM {table.name}")  # noqa: S608 - names of ours
+    }
+    wrong = [key for key in expected.keys() | stored.keys() if expected.get(key) != stored.get(key)]
+    return [
+        Finding(
+            "rollups",
+            " ".join((table.name, *filter(None, map(str, key)))),
+            f"is {stored.get(key)}, the entries say {expected.get(key)}: `packshot ledger rebuild`",
+        )
+        for key in sorted(wrong)[:MOST]
+    ]
