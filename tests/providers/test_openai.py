@@ -106,6 +106,15 @@ def test_stream_options_that_are_no_object_are_named():
         sent(CHAT, stream=True, stream_options=3)
 
 
+def test_what_another_api_thought_stays_behind():
+    said = {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+    ours = said | {"thinking_blocks": [{"type": "thinking", "thinking": "hm"}]}
+    text = {"role": "user", "content": '"thinking_blocks"'}
+    got = sent(CHAT, messages=[text, ours, said])["messages"]
+    assert got == [text, {"role": "assistant", "content": "a"}, said]
+    assert sent(CHAT, messages=["thinking_blocks"])["messages"] == ["thinking_blocks"]
+
+
 # ---------------------------------------------------------------- answers
 
 

@@ -328,6 +328,13 @@ def test_a_stream_must_begin_at_its_beginning():
     assert relay.failure.kind == "overloaded"
 
 
+def test_nothing_goes_out_before_there_is_something_to_say():
+    early = event("error", error={"type": "overloaded_error", "message": "Overloaded"})
+    out, relay = relayed(START + event("ping") + early)
+    assert out == b""
+    assert relay.failure
+
+
 def test_a_stream_that_is_cut_has_used_what_it_said():
     relay = relayed(TWO_TOOLS[: len(START) + 40])[1]
     assert not relay.done

@@ -89,6 +89,7 @@ UNUSUAL = msgspec.json.Decoder(_Unusual)
 MESSAGES = msgspec.json.Decoder(list[_Message])
 PARTS = msgspec.json.Decoder(list[_Part])
 OPTIONS = msgspec.json.Decoder(_Options)
+MEMBERS = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 RAWS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 ENCODER = msgspec.json.Encoder()
 
@@ -109,10 +110,13 @@ class OpenAIChat:
     def request(self, fields: Fields, model: str, output_limit: int | None, /) -> bytes:
         """Return the body for the target; see `Exchange.request`.
 
-        A limit under OpenAI's other name goes over under the name that the provider obeys.
+        A limit under OpenAI's other name goes over under the name that the provider obeys, and what
+        this gateway added to an earlier answer of Anthropic's stays behind.
         """
         out = fields.copy()
         out["model"] = msgspec.Raw(ENCODER.encode(model))
+        if "messages" in out and b'"thinking_blocks"' in bytes(out["messages"]):
+            out["messages"] = _without_thinking(out["messages"])
         self._limit(out, model, output_limit)
         if "stream" in out and is_json(out["stream"], b"true"):
             if not self.row.stream_usage:
@@ -365,6 +369,18 @@ def needs_of_chat(fields: Fields) -> list[Need]:
         if kind in kinds and need not in found:
             found.append(need)
     return found
+
+
+def _without_thinking(messages: msgspec.Raw) -> msgspec.Raw:
+    """Leave out what another API's model thought, which OpenAI's refuses as an unknown field."""
+    try:
+        turns = MEMBERS.decode(messages)
+    except msgspec.DecodeError:
+        return messages  # the target will say what is wrong
+    for turn in turns:
+        if turn.pop("thinking_blocks", None) is not None:
+            turn.pop("reasoning_content", None)
+    return msgspec.Raw(ENCODER.encode(turns))
 
 
 def asked_usage(fields: Fields) -> bool:

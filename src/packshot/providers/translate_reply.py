@@ -196,6 +196,7 @@ class ChatRelay:
         self._splitter = Splitter()
         self._said: list[Json | None] = []
         self._head = b""
+        self._first = b""
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         self._open: _Block | None = None
         self._thought: list[str] = []
@@ -231,10 +232,15 @@ class ChatRelay:
             self.failure = failure_of_event(data, named=True)
             return b""
         if found.type == "message_start" and found.message is not None:
-            return self._start(found.message)
+            self._start(found.message)
+            return b""
         if not self._head and found.type != "ping":
             raise broken(f"a stream that begins with {found.type[:32]}")
-        return self._read(found)
+        out = self._read(found)
+        if out:
+            # The role waits for what follows it: until then another target can still take over.
+            out, self._first = self._first + out, b""
+        return out
 
     def _read(self, event: _Event) -> bytes:
         """Read an event after the first; one of a type that is new is passed over, as asked for."""
@@ -252,7 +258,7 @@ class ChatRelay:
             case _:
                 return b""
 
-    def _start(self, message: _Message) -> bytes:
+    def _start(self, message: _Message) -> None:
         self._head = (
             b'data: {"id":'
             + ENCODER.encode(message.id)
@@ -261,7 +267,7 @@ class ChatRelay:
             + b',"choices":['
         )
         self._used(message.usage)
-        return self._chunk(b'{"role":"assistant","content":"","refusal":null}')
+        self._first = self._chunk(b'{"role":"assistant","content":"","refusal":null}')
 
     def _block_start(self, event: _Event) -> bytes:
         block = event.content_block
