@@ -22,6 +22,8 @@ from packshot.ledger.drain import Drain
 from packshot.ledger.journal import read_journals
 from packshot.ledger.prices.book import book_of
 from packshot.ledger.records import Dimensions, Held, Settled
+from packshot.ledger.reports.period import period_of
+from packshot.ledger.reports.stages import stage_table
 from packshot.ledger.settings import Settings
 from packshot.ledger.signs import BEAT_US, last_sign, tick_us
 from packshot.ledger.stores import open_store
@@ -354,6 +356,9 @@ def test_kill_9_books_what_was_used_and_no_more(tmp_path: Path, where: str, step
         assert free == [(15, 0)]
     else:
         assert [row[2:] for row in rows] == [("accrual", "worker died", "")]
+    table = stage_table(store, period_of("", "", "1d", wall_us()))
+    shown = {line.name: line for line in table.lines}
+    assert (shown[account].amount, shown[account].seconds_us) == (amount, used)
     assert not list(settings.journal.glob("*/*.alive"))
     assert store.verify() == []
     store.close()

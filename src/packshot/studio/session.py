@@ -29,7 +29,8 @@ ROLL_S = 3600
 LIMIT_S = {"load": 600, "idle": 2 * ROLL_S}
 """Seconds that are held; of a killed worker no more is booked, of a live one all that passed."""
 
-EXPIRES_S = 24 * 3600
+EXPIRES_S = 400 * 24 * 3600
+"""Never, for a live worker: what a dead one leaves is settled by the drain, long before."""
 
 Spare = Literal["load", "idle"]
 
