@@ -62,23 +62,21 @@ def test_killed_in_a_migration(url: str, after: int) -> None:
     assert version_of(url) == len(STEPS[store.dialect])
 
 
-def test_a_store_with_entries_survives_a_kill_in_its_next_step(
+def test_an_older_store_survives_kills_in_its_next_step(
     postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each statement of the last step, with other processes that try at the same time."""
     monkeypatch.setitem(STEPS, "postgresql", STEPS["postgresql"][:-1])
-    old = open_store(postgres_url)
-    old.append(attempts(5))
-    old.close()
+    open_store(postgres_url).close()
     monkeypatch.undo()
     before = version_of(postgres_url)
-    for after in range(5):
+    for after in range(len(STEPS["postgresql"][-1])):
         command = [sys.executable, "-c", KILLED, postgres_url, str(after)]
         both = [subprocess.Popen(command, cwd=ROOT / "src") for _ in range(2)]
         assert [each.wait(60) for each in both] == [-9, -9]
         assert version_of(postgres_url) == before
     store = open_store(postgres_url)
-    assert store.append(attempts(5, first=6)) == 5
+    assert store.append(attempts(5)) == 5
     assert store.verify() == []
     store.close()
     assert version_of(postgres_url) == before + 1 == len(STEPS["postgresql"])
