@@ -170,6 +170,23 @@ def test_damage_in_the_middle_is_told_and_what_follows_is_kept(world: World) -> 
     assert [finding.check for finding in world.store.verify()], "the gap is in the store's checks"
 
 
+def test_an_end_that_the_store_has_and_the_journal_lost_is_not_booked_again(world: World) -> None:
+    """The power went after the drain had read what the disk had not kept yet."""
+    journal = Journal(world.journals, "gateway-0")
+    journal.append(held("a"))
+    journal.append(held("b"))
+    (file,) = world.journals.glob("*/*.journal")
+    size = file.stat().st_size
+    settle(journal, "a")
+    assert world.drain().step() == 1
+    os.truncate(file, size)
+    die(journal)
+    assert world.drain().step() == 1
+    assert [row[:2] for row in world.entries()] == [("a", "succeeded"), ("b", "unknown")]
+    assert world.drain().step() == 0
+    assert world.store.verify() == []
+
+
 def killed(done):
     """Return a method that dies before, or (with the method ``done``) after its work."""
 

@@ -119,6 +119,23 @@ def test_a_journal_that_could_not_be_begun_can_be_tried_again(tmp_path):
     Journal(tmp_path, "w", files=disk).close()
 
 
+def test_the_name_of_each_new_folder_is_synced(tmp_path):
+    """Or a loss of power would take the folder, with all that was synced in it."""
+    synced = []
+
+    class Watched(RealFiles):
+        def sync_folder(self, path):
+            synced.append((path, sorted(each.name for each in path.iterdir())))
+            RealFiles.sync_folder(path)
+
+    Journal(tmp_path / "state" / "journal", "w", files=Watched()).close()
+    assert synced[:3] == [
+        (tmp_path, ["state"]),
+        (tmp_path / "state", ["journal"]),
+        (tmp_path / "state" / "journal", ["w"]),
+    ]
+
+
 class Moody(RealFiles):
     """A disk that takes each write, a part of it, or none; sometimes it cannot even be cut."""
 
