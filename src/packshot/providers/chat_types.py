@@ -92,6 +92,7 @@ class User(Strict, tag="user", tag_field="role"):
 class _Call(Strict):
     name: str
     arguments: str
+    parsed_arguments: Any = None  # of the SDK's own streams
 
 
 class ToolCall(Strict):
@@ -107,8 +108,8 @@ class ToolCall(Strict):
 class Assistant(Strict, tag="assistant", tag_field="role"):
     """``thinking_blocks`` are this gateway's, back from an earlier answer.
 
-    ``annotations``, ``reasoning`` and ``reasoning_content`` came with an answer and are nothing
-    that a model is told again.
+    ``annotations``, ``parsed``, ``reasoning`` and ``reasoning_content`` came with an answer and are
+    nothing that a model is told again.
     """
 
     content: Content | None = None
@@ -119,6 +120,7 @@ class Assistant(Strict, tag="assistant", tag_field="role"):
     audio: Json | None = None
     thinking_blocks: list[Json] | None = None
     annotations: list[Json] | None = None
+    parsed: Any = None
     reasoning: Any = None
     reasoning_content: str | None = None
 

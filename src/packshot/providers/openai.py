@@ -8,14 +8,14 @@ name in them included: it is the one that answered, which a caller of a route wa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
 from packshot.core.errors import InvalidRequest, UpstreamBroken
 from packshot.core.sse import Splitter, parse
 from packshot.core.types import Usage
-from packshot.ledger.prices.usage import FORMATS, merged
+from packshot.ledger.prices.usage import FORMATS, PlainUsage, merged, openai_plain
 from packshot.providers.base import Api, Failure, Fields, Surface
 from packshot.providers.failures import failure_of, failure_of_event
 from packshot.providers.framing import broken, data_of, events_of, is_json
@@ -27,28 +27,6 @@ TRUE = msgspec.Raw(b"true")
 NULL = b"null"
 LIMITS = ("max_tokens", "max_completion_tokens")
 DONE = b"data: [DONE]\n\n"
-
-Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-class _In(msgspec.Struct, gc=False):
-    cached_tokens: Count | None = 0
-    cache_write_tokens: Count | None = 0
-    audio_tokens: Count | None = 0
-
-
-class _Out(msgspec.Struct, gc=False):
-    reasoning_tokens: Count | None = 0
-    audio_tokens: Count | None = 0
-
-
-class _Plain(msgspec.Struct, gc=False):
-    """The usage of nearly every answer; one that does not fit is read by the price book."""
-
-    prompt_tokens: Count
-    completion_tokens: Count
-    prompt_tokens_details: _In | None = None
-    completion_tokens_details: _Out | None = None
 
 
 class _Head(msgspec.Struct):
@@ -63,7 +41,7 @@ class _Head(msgspec.Struct):
 
 
 class _Usual(_Head):
-    usage: _Plain | None = None
+    usage: PlainUsage | None = None
 
 
 class _Unusual(_Head):
@@ -296,8 +274,8 @@ def _read_unusual(data: bytes) -> _Unusual:
 def usage_of(answer: _Usual | _Unusual, usage_format: str) -> Usage | None:
     """Return the usage in an answer or chunk, None where there is none or it cannot be right."""
     raw = answer.usage
-    if isinstance(raw, _Plain):
-        if answer.service_tier in STANDARD_TIERS and (usage := _plain(raw)) is not None:
+    if isinstance(raw, PlainUsage):
+        if answer.service_tier in STANDARD_TIERS and (usage := openai_plain(raw)) is not None:
             return usage
         raw = msgspec.to_builtins(raw)
     fields: dict[str, Any] = dict(raw or {})
@@ -313,31 +291,6 @@ def usage_of(answer: _Usual | _Unusual, usage_format: str) -> Usage | None:
 
 PLAIN_FORMATS = frozenset({"openai-chat", "mistral", "openrouter", "groq"})
 """The formats that are nothing else than OpenAI's."""
-
-
-def _plain(raw: _Plain) -> Usage | None:
-    """Return what the price book's `openai_chat` would, in a tenth of its time; None for rarities.
-
-    Rare is: tokens of sound, and parts that are more than their whole, which it refuses.
-    """
-    cached = written = 0
-    details = raw.prompt_tokens_details
-    if details is not None:
-        cached, written = details.cached_tokens or 0, details.cache_write_tokens or 0
-        if details.audio_tokens or cached + written > raw.prompt_tokens:
-            return None
-    out = raw.completion_tokens_details
-    if out is not None and (
-        out.audio_tokens or (out.reasoning_tokens or 0) > raw.completion_tokens
-    ):
-        return None
-    return Usage(
-        "caption",
-        input_tokens=raw.prompt_tokens,
-        cached_tokens=cached,
-        written_tokens=written,
-        output_tokens=raw.completion_tokens,
-    )
 
 
 def needs_of_chat(fields: Fields) -> list[Need]:

@@ -13,15 +13,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
-from typing import Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, cast
+
+import msgspec
 
 from packshot.core.errors import InvalidRequest, LedgerCorrupt, unknown_name
 from packshot.core.types import Stage, Usage, UsageDetail
 from packshot.ledger.records import Settled
 
-__all__ = ["FORMATS", "Normaliser", "kept_of", "merged", "usage_from", "usage_of"]
+__all__ = [
+    "FORMATS",
+    "Normaliser",
+    "PlainUsage",
+    "kept_of",
+    "merged",
+    "openai_plain",
+    "usage_from",
+    "usage_of",
+]
 
 Raw: TypeAlias = Mapping[str, Any]
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0)]
 Normaliser: TypeAlias = Callable[[Raw], Usage]
 
 STAGE: Stage = "caption"
@@ -43,6 +55,51 @@ def openai_chat(raw: Raw) -> Usage:
     output = _count(raw, "completion_tokens", needed=True)
     _part(out, "reasoning_tokens", "completion_tokens", output)
     return _openai(raw, (_count(raw, "prompt_tokens", needed=True), output), into, out)
+
+
+class PlainInput(msgspec.Struct, gc=False):
+    cached_tokens: Count | None = 0
+    cache_write_tokens: Count | None = 0
+    audio_tokens: Count | None = 0
+
+
+class PlainOutput(msgspec.Struct, gc=False):
+    reasoning_tokens: Count | None = 0
+    audio_tokens: Count | None = 0
+
+
+class PlainUsage(msgspec.Struct, gc=False):
+    """OpenAI's usage as nearly every answer has it, for who decodes answers by the thousand."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    prompt_tokens_details: PlainInput | None = None
+    completion_tokens_details: PlainOutput | None = None
+
+
+def openai_plain(raw: PlainUsage) -> Usage | None:
+    """Return what `openai_chat` does for the standard tier, in a tenth of its time.
+
+    None for what is rare, for `openai_chat` to look at: tokens of sound, and parts that are more
+    than their whole.
+    """
+    cached = written = 0
+    into, out = raw.prompt_tokens_details, raw.completion_tokens_details
+    if into is not None:
+        cached, written = into.cached_tokens or 0, into.cache_write_tokens or 0
+        if into.audio_tokens or cached + written > raw.prompt_tokens:
+            return None
+    if out is not None and (
+        out.audio_tokens or (out.reasoning_tokens or 0) > raw.completion_tokens
+    ):
+        return None
+    return Usage(
+        STAGE,
+        input_tokens=raw.prompt_tokens,
+        cached_tokens=cached,
+        written_tokens=written,
+        output_tokens=raw.completion_tokens,
+    )
 
 
 def openai_responses(raw: Raw) -> Usage:
