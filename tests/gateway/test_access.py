@@ -25,17 +25,13 @@ from packshot.core.errors import (
     Saturated,
     Unauthorized,
 )
-from packshot.gateway.access import (
-    Access,
+from packshot.gateway.access import Access, Hasher, Issued, load_pepper, new_secret
+from packshot.gateway.virtual_key import (
     AccessEntry,
-    Hasher,
-    Issued,
     VirtualKey,
     VirtualKeyEntry,
     is_secret,
-    load_pepper,
     micros_of,
-    new_secret,
     virtual_key_of,
 )
 
@@ -165,7 +161,7 @@ def test_issued_keys_and_those_of_the_file_are_one_set() -> None:
     store = issued("shop", other := new_secret(), team="shop")
     gate = access(entry(), issued=store)
     assert gate.authenticate(bearer(other), "10.0.0.1").team == "shop"
-    assert [key.id for key in gate.all_keys()] == ["research", "shop"]
+    assert [key.id for key in gate.keys()] == ["research", "shop"]  # noqa: SIM118
     store.keys = {}
     with pytest.raises(Unauthorized):
         gate.authenticate(bearer(other), "10.0.0.1")
@@ -176,7 +172,7 @@ def test_what_an_issued_key_may_stands_in_the_file_where_it_has_the_key() -> Non
     gate = access(entry(value=Secret(), models=("openai/*",)), issued=store)
     key = gate.authenticate(bearer(other), "10.0.0.1")
     assert key.models == ("openai/*",)
-    assert [each.id for each in gate.all_keys()] == ["research"]
+    assert [each.id for each in gate.keys()] == ["research"]  # noqa: SIM118
 
 
 def test_when_the_store_was_away_too_long_issued_keys_are_refused_and_others_not() -> None:
@@ -401,7 +397,7 @@ def test_no_text_of_ours_has_a_secret() -> None:
         repr(entry()),
         repr(gate),
         repr(vars(gate)),
-        repr(gate.all_keys()),
+        repr(gate.keys()),
         repr(HASHER),
     ]
     wrong = SECRET[:-1] + "!"

@@ -22,12 +22,16 @@ from packshot.core.errors import (
 from packshot.gateway import keystore as keystore_module
 from packshot.gateway.access import (
     Access,
+    AccessEntry,
     BudgetEntry,
     Hasher,
     Issued,
     LimitEntry,
     VirtualKey,
     VirtualKeyEntry,
+    load_pepper,
+    open_access,
+    pepper_path,
 )
 from packshot.gateway.keystore import (
     KeyStore,
@@ -36,6 +40,8 @@ from packshot.gateway.keystore import (
     open_key_store,
     settings_of,
 )
+from packshot.gateway.settings import GatewaySettings, ServerEntry
+from packshot.ledger.settings import Settings as LedgerSettings
 from tests.ledger.stores.conftest import postgres, postgres_url
 
 __all__ = ["postgres", "postgres_url"]
@@ -378,6 +384,29 @@ def test_while_the_store_is_away_known_keys_hold_for_a_minute_and_then_no_longer
 
 def test_a_store_that_is_not_there_at_the_start_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LedgerUnavailable):
-        open_key_store(str(tmp_path / "none" / "ledger.db"), HASHER)
+        open_key_store("/proc/none/ledger.db", HASHER)
     with pytest.raises(LedgerUnavailable):
         open_key_store("postgresql://nobody@127.0.0.1:1/none", HASHER)
+
+
+def test_a_gateways_access_is_opened_whole_and_closed_whole(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    settings = GatewaySettings(
+        access=AccessEntry((VirtualKeyEntry("shop", models=("openai/*",)),)),
+        server=ServerEntry(state=state),
+    )
+    money = LedgerSettings(str(tmp_path / "ledger.db"))
+    access = open_access(settings, money)
+    changes: list[int] = []
+    access.on_change(lambda: changes.append(1))
+    hasher = Hasher(load_pepper(settings.access, pepper_path(settings)))
+    store = open_key_store(money.store, hasher)
+    headers = {b"x-api-key": store.create(VirtualKeyEntry("shop"), "anna").encode()}
+    assert wait_for(lambda: bool(changes))
+    assert access.authenticate(headers, "10.0.0.1").models == ("openai/*",)
+    access.replace(AccessEntry((VirtualKeyEntry("shop", models=("mistral/*",)),)))
+    assert access.authenticate(headers, "10.0.0.1").models == ("mistral/*",)
+    store.close()
+    access.close()
+    access.close()
+    assert not [each for each in threading.enumerate() if each.name == "packshot-keys"]

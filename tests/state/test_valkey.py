@@ -74,7 +74,7 @@ def test_a_silent_server_is_asked_five_times_and_no_more(
     """R12: each process then has its share; when Valkey is back, the limit is one again."""
 
     async def run() -> None:
-        limits = ValkeyLimits(address(server), processes=4)
+        limits = ValkeyLimits(address(server), replicas=4)
         rule = Rule(100, DAY)
         assert await limits.take([Ask("k", rule)]) is None
         os.kill(server._process.pid, signal.SIGSTOP)
@@ -99,7 +99,7 @@ def test_a_silent_server_is_asked_five_times_and_no_more(
 
 def test_nobody_listens(quick: None) -> None:
     async def run() -> None:
-        limits = ValkeyLimits("redis://127.0.0.1:1/0", processes=2)
+        limits = ValkeyLimits("redis://127.0.0.1:1/0", replicas=2)
         assert await admitted(limits, Rule(10, DAY), 50) == 5
         assert limits.is_open
         await limits.give_back([Ask("k", Rule(10, DAY), 3)])

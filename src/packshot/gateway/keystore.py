@@ -33,14 +33,8 @@ from packshot.core.errors import (
     LedgerUnavailable,
     unknown_name,
 )
-from packshot.gateway.access import (
-    Hasher,
-    Issued,
-    VirtualKey,
-    VirtualKeyEntry,
-    new_secret,
-    virtual_key_of,
-)
+from packshot.gateway.access import Hasher, Issued, new_secret
+from packshot.gateway.virtual_key import VirtualKey, VirtualKeyEntry, virtual_key_of
 from packshot.ledger.leases import create_tables
 from packshot.ledger.stores.database import Database, Row, Transaction
 
@@ -144,6 +138,7 @@ def open_key_store(url: str, hasher: Hasher, clock: Clock = wall_us) -> KeyStore
 
         path = Path(url).with_name("keys.db")
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
         except OSError as error:
             raise LedgerUnavailable(f"cannot make {path}: {error.strerror}") from error

@@ -113,19 +113,20 @@ for each key amount, limit and µs. Returns total and µs to reset for each, the
 class ValkeyLimits:
     """`Limits` (see there) of all processes that name the same server, with a local fall-back.
 
-    ``processes`` is how many share the limits: replicas times workers. ``fallbacks`` counts the
-    calls that were decided here alone, and ``is_open`` says that all are: alarms hang on both.
+    ``replicas`` is how many processes share the limits: each worker of each replica counts.
+    ``fallbacks`` counts the calls that were decided here alone, and ``is_open`` says that all are:
+    alarms hang on both.
 
     Raises:
         InvalidRequest: the URL is none of ``valkey://``, ``redis://``, ``rediss://``, ``unix://``.
     """
 
     def __init__(
-        self, url: str, processes: int = 1, clock: Callable[[], float] = time.monotonic
+        self, url: str, replicas: int = 1, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.fallbacks = 0
         self.is_open = False
-        self._processes = max(processes, 1)
+        self._processes = max(replicas, 1)
         self._clock = clock
         self._local = MemoryLimits(clock)
         self._shares: dict[Rule, Rule] = {}
