@@ -1,3 +1,5 @@
+"""Anthropic's API passed on: answers, streams, usage, and what a request needs."""
+
 from __future__ import annotations
 
 import msgspec

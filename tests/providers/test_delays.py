@@ -1,3 +1,5 @@
+"""Every form in which a provider asks for a delay, and everything that is none."""
+
 from __future__ import annotations
 
 from datetime import UTC, datetime

@@ -1,3 +1,5 @@
+"""Errors of every shape have one kind, give nothing away, and become the caller's."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""OpenAI's API passed on: limits and usage go in, streams come out as they were."""
+
 from __future__ import annotations
 
 from typing import Any

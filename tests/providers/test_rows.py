@@ -1,3 +1,5 @@
+"""The rows of providers, and which URLs may be called."""
+
 from __future__ import annotations
 
 import pytest

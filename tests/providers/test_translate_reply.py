@@ -1,3 +1,5 @@
+"""Anthropic's answers and streams as OpenAI's clients read them."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -114,7 +114,9 @@ def _allowed(name: str, value: bytes) -> None:
     """Refuse what cannot be said; a hint is left out."""
     if name in READ or name in HINTS or value in NEUTRAL.get(name, ()):
         if name == "service_tier" and value not in {b'"auto"', b'"default"'}:
-            raise Inexpressible(name, f"Anthropic has no service tier {value.decode()}")
+            raise Inexpressible(
+                name, f"Anthropic has no service tier {value[:32].decode('utf-8', 'replace')}"
+            )
         return
     allowed = " or ".join(word.decode() for word in NEUTRAL.get(name, ()))
     raise Inexpressible(
