@@ -6,6 +6,7 @@ import os
 import random
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -59,7 +60,7 @@ def live(disk: PowerDisk, mode: Mode, store: TableStore, rng: random.Random) -> 
         journal = Journal(journals, "w", durability=mode, segment_bytes=3000, files=disk)
     except LedgerUnavailable:
         return life
-    try:
+    with suppress(LedgerUnavailable):  # the power
         open_ones: list[str] = []
         for number in range(rng.randrange(1, 60)):
             attempt = f"a{number}"
@@ -80,8 +81,6 @@ def live(disk: PowerDisk, mode: Mode, store: TableStore, rng: random.Random) -> 
                 drain.step()
             if mode == "process" and rng.random() < 0.15:
                 journal._sync()  # what its thread does every 50 ms
-    except LedgerUnavailable:
-        pass
     disk.cut_at = 1
     journal._asked.set()
     life.synced = journal._synced

@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def store_loses(seed: int, settings: Sequence[str] = SETTINGS, *, then: str = ""
     with tempfile.TemporaryDirectory() as temporary:
         vfs = PowerVfs(f"power-{seed}", rng.randrange(30, 500))
         database = None
-        try:
+        with suppress(*GONE):
             database = PowerStore(Path(temporary) / "ledger.db", vfs, settings, then=then)
             checkpoint = rng.choice((10, 40, 8000))
             database._writer.execute(f"PRAGMA wal_autocheckpoint = {checkpoint}")  # type: ignore[union-attr]
@@ -43,8 +44,6 @@ def store_loses(seed: int, settings: Sequence[str] = SETTINGS, *, then: str = ""
             store = TableStore(database)
             for _ in range(rng.randrange(5, 25)):
                 acknowledged += store.append(attempts(4, first=acknowledged + 1))
-        except GONE:
-            pass
         after = Path(temporary) / "after"
         vfs.after(after, rng)
         vfs.cut_at = NEVER  # what is closed now is not looked at any more
@@ -81,13 +80,11 @@ def leases_lose(seed: int, *, then: str = "") -> int:
     with tempfile.TemporaryDirectory() as temporary:
         vfs = PowerVfs(f"leases-{seed}", rng.randrange(10, 150))
         database = None
-        try:
+        with suppress(*GONE):
             database = PowerLeases(Path(temporary) / "caps.db", vfs, then=then)
             leases = LeaseTable(database)
             for _ in range(20):
                 granted += leases.take("w", 1, [Want("total@ever", 7, 1000)])[0].amount
-        except GONE:
-            pass
         after = Path(temporary) / "after"
         vfs.after(after, rng)
         vfs.cut_at = NEVER  # what is closed now is not looked at any more
