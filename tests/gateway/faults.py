@@ -27,6 +27,8 @@ RETRIES = 2
 PATIENCE_S = 0.4
 PACE_S = 0.005
 """Between the events of a stream that a caller hangs up on."""
+APART_S = 0.03
+"""Between the events of a stream that breaks."""
 
 Api: TypeAlias = Literal["openai", "anthropic"]
 
@@ -155,13 +157,21 @@ KEY_FAULTS = {
     "402": Fault(status=402),
     "403": Fault(status=403),
     "insufficient_quota": Fault(status=429, code="quota"),
+    "credit balance too low": Fault(status=400, code="quota"),
 }
+OF_ONE: dict[str, tuple[Api, ...]] = {
+    "insufficient_quota": ("openai",),
+    "credit balance too low": ("anthropic",),
+}
+"""How only one of the APIs says that the account is out of money."""
+
+BOTH: tuple[Api, ...] = ("openai", "anthropic")
 
 
-def at(fault: Fault, event: int) -> Fault:
-    """Return the fault, happening at another event."""
+def at(fault: Fault, event: int, every_s: float = 0.0) -> Fault:
+    """Return the fault, happening at another event, and the events at a pace."""
     given = {name: getattr(fault, name) for name in fault.__struct_fields__}
-    return Fault(**{**given, "at": event})
+    return Fault(**{**given, "at": event, "every_s": every_s})
 
 
 def _rate_limits() -> list[Case]:
@@ -179,20 +189,21 @@ def _rate_limits() -> list[Case]:
         for delay in DELAYS
         if delay != "none"
     ]
-    # Without a delay, waiting a little for the first key to be well again is allowed.
+    # Without a delay, the gateway may wait for its keys to be well again, as often as its retry
+    # budget lets a quiet gateway retry (3 times), and then try both.
     bare = Case(
         "429 always, none",
         Seen("error", (429,), ("rate_limit",)),
         ("free", "free"),
         rule=Rule(fault=limited("none")),
-        more=4,
+        more=6,
     )
     return [*once, *always, bare]
 
 
 def _keys() -> list[Case]:
     one = [
-        Case(f"{name}, one key", ANSWER, ("free", "exact"), (fault,))
+        Case(f"{name}, one key", ANSWER, ("free", "exact"), (fault,), apis=OF_ONE.get(name, BOTH))
         for name, fault in KEY_FAULTS.items()
     ]
     both = [
@@ -202,6 +213,7 @@ def _keys() -> list[Case]:
             Seen("error", (500, 502, 503)),
             ("free", "free"),
             rule=Rule(fault=fault),
+            apis=OF_ONE.get(name, BOTH),
         )
         for name, fault in KEY_FAULTS.items()
     ]
@@ -224,7 +236,9 @@ def _during() -> list[Case]:
     cases: list[Case] = []
     for name, fault in DURING.items():
         cases += [
-            Case(f"{name} at event {k}", CUT, ("bound",), (at(fault, k),), streams=(True,))
+            # Apart: were they to come in one read, nothing would have been seen before the fault,
+            # and another attempt might rightly answer.
+            Case(f"{name} at event {k}", CUT, ("bound",), (at(fault, k, APART_S),), streams=(True,))
             for k in (1, 2, 4, 7)
         ]
         cases.append(
