@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -265,6 +266,31 @@ def test_a_store_that_is_away_loses_nothing(world: World, monkeypatch, part, bat
     (grant,) = world.leases.take("another", 1, [Want("total@ever", 1, 1000)])
     assert grant.spent == 40
     assert world.store.verify() == []
+    journal.close()
+
+
+def test_few_attempts_wait_for_more_and_a_whole_batch_does_not(world: World, monkeypatch) -> None:
+    monkeypatch.setattr("packshot.ledger.drain.BATCH", 3)
+    journal, drain, seen = Journal(world.journals, "gateway-0"), world.drain(), []
+
+    class Stop(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            seen.append("waits")
+            self.set()
+            return True
+
+    def step() -> int:
+        seen.append(Drain.step(drain))
+        return seen[-1]
+
+    monkeypatch.setattr(drain, "step", step)
+    for name in "abcd":
+        settle(journal, name)
+    drain.run(Stop())
+    assert seen == [4, 0, "waits"]
+    settle(journal, "e")
+    drain.run(Stop())
+    assert seen[3:] == [1, "waits"]
     journal.close()
 
 

@@ -43,7 +43,8 @@ KEEP_US = 35 * 24 * HOUR_US
 """How long a cap's period that is over is kept: longer than any invoice or clock is late."""
 
 EVERY_S = 0.25
-"""Seconds between two looks at journals in which nothing was new."""
+"""Seconds until the next look where less than a batch was new: so few attempts are not worth the
+disk's sync of a transaction of their own."""
 
 
 class DrainBusy(LedgerUnavailable):
@@ -128,7 +129,7 @@ class Drain:
             except LedgerUnavailable as error:
                 self.findings.append(Finding("drain", str(self.folder), str(error)))
                 moved = 0
-            if not moved:
+            if moved < BATCH:
                 stop.wait(EVERY_S)
 
     def step(self) -> int:
