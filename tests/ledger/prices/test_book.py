@@ -400,3 +400,63 @@ def test_tariffs_kept_have_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
         usage = Usage("denoise", images=1, image_size=str(size))
         assert book.charge(usage, "acme", "m", NOON).amount == 10**9
     assert len(book._tariffs) <= 3  # pyright: ignore[reportPrivateUsage]
+
+
+def tiered() -> PriceBook:
+    """Return tokens at 3 and 15 per million, at twice that with priority, at half in batches."""
+    rows = [*tokens("3", "15").own]
+    for tier, into, out in (("priority", "6", "30"), ("batch", "1.5", "7.5")):
+        rows += [
+            price("input_token", into, per=10**6, tier=tier),
+            price("output_token", out, per=10**6, tier=tier),
+        ]
+    return PriceBook.load([*rows, price("search", "0.01")])
+
+
+@pytest.mark.parametrize(
+    ("tier", "expected"), [("standard", 3), ("priority", 6), ("batch", 1.5), ("flex", None)]
+)
+def test_a_tier_has_its_own_price_or_none(tier: str, expected: float | None) -> None:
+    book = tiered()
+    charge = book.charge(Usage("caption", input_tokens=10**6, tier=tier), "acme", "m", NOON)
+    assert charge.priced == (expected is not None)
+    assert charge.amount == int((expected or 0) * 10**9)
+    assert charge.price == {"flex": "used: tier=flex"}.get(tier, charge.price)
+    assert ("priority" in charge.price) == (tier == "priority")
+
+
+def test_a_bound_is_that_of_the_dearest_tier_unless_one_is_asked_for() -> None:
+    book = tiered()
+
+    def bound(**more: str | int | None) -> int | None:
+        given = {"body_bytes": 10**6, "max_output_tokens": 10**6, **more}
+        return book.bound("acme", "m", NOON, **given)  # pyright: ignore[reportArgumentType]
+
+    assert bound() == 36 * 10**9
+    assert bound(tier="standard") == 18 * 10**9
+    assert bound(tier="batch") == 18 * 10**9  # a provider may serve it as standard
+    assert bound(tier="flex") is None
+    assert bound(tier="standard", searches=5) == 18 * 10**9 + 5 * 10**7
+    with pytest.raises(Unbounded, match="max_tokens"):
+        bound(max_output_tokens=None)
+    # Nobody has a price of a search in the tier of priority: with one it would be unpriced, but
+    # without one it costs what it costs.
+    assert bound(tier="priority", searches=1) is None
+    assert bound(searches=1) == 36 * 10**9
+
+
+def test_rows_of_different_tiers_may_start_on_one_day_and_of_one_may_not() -> None:
+    rows = [price("image", "1"), price("image", "2", tier="batch")]
+    PriceBook.load(rows)
+    with pytest.raises(InvalidRequest, match="two prices of acme/m image batch"):
+        PriceBook.load([*rows, price("image", "3", tier="batch")])
+    with pytest.raises(InvalidRequest, match="tier of"):
+        price("image", "1", tier="")
+
+
+def test_a_file_of_the_operator_gives_prices_a_tier_and_no_multiples(tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    row = "{provider: a, tier: batch, times: 0.5, since: 2026-01-01, source: c}"
+    file.write_text(f"book:\n  tiers:\n    - {row}\n")
+    with pytest.raises(InvalidRequest, match="give a price its"):
+        read_rows(file)

@@ -244,7 +244,8 @@ class PriceBook:
     def _bound(
         self, provider: str, model: str, at: int, tier: str | None, most: _Most
     ) -> Nanos | None:
-        if self.tariff(provider, model, at, None, tier=tier or STANDARD) is None:
+        asked = self.tariff(provider, model, at, None, tier=tier or STANDARD)
+        if asked is None or (most[3] and not asked.searches):
             return None
         found = [self._bound_in(each, provider, model, at, most) for each in _tiers(tier)]
         return max((each for each in found if each is not None), default=None)

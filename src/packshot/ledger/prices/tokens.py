@@ -119,6 +119,11 @@ class Tariff:
         """Whether tokens that come out cost something."""
         return any(tier.output is not None for tier in self.tiers)
 
+    @property
+    def searches(self) -> bool:
+        """Whether it has a price of a search."""
+        return any(tier.split and tier.split.search is not None for tier in self.tiers)
+
     def tier(self, input_tokens: int) -> Tier:
         """Return the tier that a call with so many input tokens falls into."""
         found = self.tiers[0]
@@ -361,6 +366,8 @@ def bound_of(
 ) -> int | None:
     """Return the most that a call can cost over the tiers it may fall into; None if unpriced.
 
+    Where a search has no price a call that makes one is unpriced, and one that makes none is not.
+
     Raises:
         Unbounded: it is billed by the second, or by output tokens and has no limit of them.
     """
@@ -375,8 +382,6 @@ def bound_of(
             continue
         if images and tier.image is None and tier.output is None and tier.request is None:
             continue
-        if searches and search is None:
-            return None
         top = tokens * (into or 0) + images * (tier.image or 0) + searches * (search or 0)
         top += (output or 0) * (out or 0) + (tier.request or 0)
         dearest = top if dearest is None else max(dearest, top)
