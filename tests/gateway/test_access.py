@@ -161,7 +161,7 @@ def test_issued_keys_and_those_of_the_file_are_one_set() -> None:
     store = issued("shop", other := new_secret(), team="shop")
     gate = access(entry(), issued=store)
     assert gate.authenticate(bearer(other), "10.0.0.1").team == "shop"
-    assert [key.id for key in gate.keys()] == ["research", "shop"]  # noqa: SIM118
+    assert [key.id for key in gate.virtual_keys()] == ["research", "shop"]
     store.keys = {}
     with pytest.raises(Unauthorized):
         gate.authenticate(bearer(other), "10.0.0.1")
@@ -172,7 +172,7 @@ def test_what_an_issued_key_may_stands_in_the_file_where_it_has_the_key() -> Non
     gate = access(entry(value=Secret(), models=("openai/*",)), issued=store)
     key = gate.authenticate(bearer(other), "10.0.0.1")
     assert key.models == ("openai/*",)
-    assert [each.id for each in gate.keys()] == ["research"]  # noqa: SIM118
+    assert [each.id for each in gate.virtual_keys()] == ["research"]
 
 
 def test_when_the_store_was_away_too_long_issued_keys_are_refused_and_others_not() -> None:
@@ -397,7 +397,7 @@ def test_no_text_of_ours_has_a_secret() -> None:
         repr(entry()),
         repr(gate),
         repr(vars(gate)),
-        repr(gate.keys()),
+        repr(gate.virtual_keys()),
         repr(HASHER),
     ]
     wrong = SECRET[:-1] + "!"

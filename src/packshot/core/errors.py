@@ -6,6 +6,7 @@
     ├── InvalidRequest       the caller asked for something that cannot be done: fix the call
     │   ├── BodyTooLarge     a request's body is longer than the limit
     │   ├── Inexpressible    the target's API has no such thing: the message names the field
+    │   ├── UnknownVirtualKey  no issued key has this id
     │   └── UnknownConcept   the model was never shown what the brief asks for (``--strict``)
     ├── ModelError           a model folder is missing, broken, or not what its manifest says
     │   ├── ModelNotFound
@@ -64,6 +65,7 @@ __all__ = [
     "Unauthorized",
     "Unbounded",
     "UnknownConcept",
+    "UnknownVirtualKey",
     "Unpriced",
     "UnsafeModel",
     "UpstreamBroken",
@@ -99,6 +101,10 @@ class Inexpressible(InvalidRequest):
     def __init__(self, field: str, why: str) -> None:
         super().__init__(f"{field}: {why}")
         self.field = field
+
+
+class UnknownVirtualKey(InvalidRequest):
+    """No issued key has this id."""
 
 
 class UnknownConcept(InvalidRequest):

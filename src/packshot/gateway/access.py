@@ -35,7 +35,6 @@ from packshot.gateway.virtual_key import (
     VirtualKeyEntry,
     virtual_key_of,
 )
-from packshot.ledger.settings import state_folder
 from packshot.state.limits import Ask, MemoryLimits, Rule
 
 if TYPE_CHECKING:
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     from packshot.ledger.settings import Settings as LedgerSettings
 
 __all__ = [
+    "FAILURES",
     "Access",
     "AccessEntry",
     "BudgetEntry",
@@ -51,7 +51,9 @@ __all__ = [
     "LimitEntry",
     "VirtualKey",
     "VirtualKeyEntry",
+    "load_admin_secret",
     "load_pepper",
+    "neighbourhood",
     "new_secret",
     "open_access",
     "pepper_path",
@@ -173,7 +175,7 @@ class Access:
             raise Forbidden(f"the virtual key {key.id!r} may not be used from this address")
         return key
 
-    def keys(self) -> list[VirtualKey]:
+    def virtual_keys(self) -> list[VirtualKey]:
         """Return all virtual keys, those of the file first: for caps, limits and lists."""
         issued = [key for key in self._issued.keys.values() if key.id not in self._configured]
         return [*self._configured.values(), *issued]
@@ -183,7 +185,7 @@ class Access:
         nobody_has_one = not self._configured and not self._issued.keys
         if nobody_has_one and self._loopback_open and client_ip in LOOPBACK:
             return NOBODY
-        refusal = self._failures.take_now([Ask(_neighbourhood(client_ip), FAILURES)])
+        refusal = self._failures.take_now([Ask(neighbourhood(client_ip), FAILURES)])
         if refusal is not None:
             raise RateLimited("too many calls with no good key came from this address", 60.0)
         if not secret:
@@ -219,8 +221,7 @@ def open_access(settings: GatewaySettings, money: LedgerSettings) -> Access:
 
 def pepper_path(settings: GatewaySettings) -> Path:
     """Return where the pepper lies, where nothing else is configured."""
-    state = settings.server.state
-    return (state if state != Path() else state_folder()) / "pepper"
+    return settings.server.folder / "pepper"
 
 
 # ---------------------------------------------------------------- secrets
@@ -238,26 +239,40 @@ def load_pepper(entry: AccessEntry, default: Path) -> bytes:
     if entry.pepper:
         return entry.pepper.encode()
     path = entry.pepper_file if entry.pepper_file != Path() else default
+    return _secret_file(path, "with another pepper no issued key works any more")
+
+
+def load_admin_secret(entry: AccessEntry, path: Path) -> bytes:
+    """Return the admin API's secret: the configured one, or that of the file ``path``, made where
+    it is missing: there is no default that somebody could know.
+
+    Raises:
+        OutputError: as `load_pepper`.
+    """
+    return entry.admin_secret.encode() or _secret_file(path, "or remove it, and another is made")
+
+
+def _secret_file(path: Path, otherwise: str) -> bytes:
     try:
         if not path.exists():
-            _make_pepper(path)
+            _make_secret(path)
         with path.open("rb") as file:
             mode = os.fstat(file.fileno()).st_mode
-            pepper = file.read(LONGEST_SECRET).strip()
+            secret = file.read(LONGEST_SECRET).strip()
     except OSError as error:
-        raise OutputError(f"cannot use {path} for the pepper: {error.strerror}") from error
+        raise OutputError(f"cannot use {path} for a secret: {error.strerror}") from error
     if mode & 0o077:
         raise OutputError(f"{path} can be read by others; run: chmod 600 {path}")
-    if len(pepper) < SHORTEST_SECRET:
+    if len(secret) < SHORTEST_SECRET:
         raise OutputError(
-            f"{path} has {len(pepper)} bytes, expected {SHORTEST_SECRET} or more: restore it from a"
-            " backup; with another pepper no issued key works any more"
+            f"{path} has {len(secret)} bytes, expected {SHORTEST_SECRET} or more: restore it from a"
+            f" backup; {otherwise}"
         )
-    return pepper
+    return secret
 
 
-def _make_pepper(path: Path) -> None:
-    """Write a new pepper; of several processes that do so at once, one wins."""
+def _make_secret(path: Path) -> None:
+    """Write 256 random bits; of several processes that do so at once, one wins."""
     path.parent.mkdir(parents=True, exist_ok=True)
     made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     file = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -281,7 +296,7 @@ def _secret_in(headers: Mapping[bytes, bytes]) -> bytes:
     return headers.get(b"x-api-key") or headers.get(b"api-key") or b""
 
 
-def _neighbourhood(address: str) -> str:
+def neighbourhood(address: str) -> str:
     """Return whose failures are counted together: an address, or a /64 of IPv6, one subscriber."""
     try:
         ip = ipaddress.ip_address(address)

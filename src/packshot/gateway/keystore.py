@@ -31,6 +31,7 @@ from packshot.core.errors import (
     LedgerCorrupt,
     LedgerError,
     LedgerUnavailable,
+    UnknownVirtualKey,
     unknown_name,
 )
 from packshot.gateway.access import Hasher, Issued, new_secret
@@ -228,7 +229,7 @@ class KeyStore:
         """Return one key, revoked or not.
 
         Raises:
-            InvalidRequest: there is no such key.
+            UnknownVirtualKey: there is none.
         """
         with self._database.snapshot() as look:
             return _key_row(self._found(look, key_id))
@@ -307,7 +308,8 @@ class KeyStore:
         rows = self._rows(within, "WHERE id = ?", (_storable(key_id),))
         if not rows:
             names = within.query("SELECT id FROM virtual_keys WHERE revoked_at = 0 ORDER BY id")
-            raise unknown_name("virtual key", key_id[:80], [name for (name,) in names[:20]])
+            known = unknown_name("virtual key", key_id[:80], [name for (name,) in names[:20]])
+            raise UnknownVirtualKey(str(known))
         return rows[0]
 
     def _living(self, within: Transaction, key_id: str) -> Row:
