@@ -7,7 +7,7 @@ from pathlib import Path
 from packshot.core.clock import wall_us
 from packshot.core.errors import LedgerUnavailable
 from packshot.ledger.drain import Drain, DrainBusy, locked
-from packshot.ledger.leases import leases_of
+from packshot.ledger.leases import LeaseTable, leases_of, open_shared
 from packshot.ledger.ledger import Ledger, Prices, open_ledger
 from packshot.ledger.settings import Settings
 from packshot.ledger.stores.table_store import TableStore
