@@ -179,7 +179,9 @@ def test_no_key_url_or_account_is_handed_on(secret):
     assert secret not in got
     assert not any(secret[at : at + 12] in got for at in range(len(secret) - 11))
     assert got.startswith("the field is wrong: [")
-    assert secret not in failure_of(400, {}, openai_error(f"wrong: {secret}", code=secret)).code
+    failure = failure_of(400, {}, openai_error(f"wrong: {secret}", code=secret, param=secret))
+    assert secret not in f"{failure.message} {failure.code} {failure.param}"
+    assert failure.message.startswith("wrong: [")
 
 
 def test_plain_words_stay():

@@ -94,6 +94,7 @@ def test_urls_that_may_be_called(url):
         "llm.example.com/v1",
         "https://user:pass@llm.example.com/v1",
         "https://user@llm.example.com/v1",
+        "https://@llm.example.com/v1",
         "https://llm.example.com/v1?key=secret",
         "https://llm.example.com/v1#secret",
         "https://llm.example.com/v1?",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias, get_args
 
 import msgspec
 
@@ -17,6 +17,7 @@ from packshot.core.sse import Event
 from packshot.core.types import Usage
 
 __all__ = [
+    "SURFACES",
     "Api",
     "Event",
     "Exchange",
@@ -32,6 +33,8 @@ Api: TypeAlias = Literal["openai", "anthropic"]
 
 Surface: TypeAlias = Literal["chat", "embeddings", "messages", "count_tokens"]
 """What a caller asks for; ``chat`` and ``embeddings`` are OpenAI's, the others Anthropic's."""
+
+SURFACES: tuple[Surface, ...] = get_args(Surface)
 
 Fields: TypeAlias = dict[str, msgspec.Raw]
 """A request's JSON object, its values undecoded: what is not routed on stays raw bytes."""
@@ -78,7 +81,11 @@ class Relay(Protocol):
     """The stream came to its proper end (``[DONE]``, ``message_stop``)."""
 
     failure: Failure | None
-    """An error event came inside the stream."""
+    """An error event came inside the stream, or one that is not of its API (kind "garbage").
+
+    From then on `feed` returns nothing, the error included: before the first byte another target
+    can take over, after it `failures.error_event` says it in the caller's own shape.
+    """
 
     def feed(self, data: bytes, /) -> bytes:
         """Take bytes as they come, and return what goes to the caller: whole events, maybe none.
@@ -103,15 +110,19 @@ class Exchange(Protocol):
         ``output_limit`` is put in where the caller named none, and always where the API needs one.
 
         Raises:
-            InvalidRequest: the target's API cannot express a field; the message names it.
+            Inexpressible: the target's API cannot express a field, which is named.
+            InvalidRequest: a field is not as the caller's API has it.
         """
         ...
 
     def reply(self, body: bytes, model: str, /) -> tuple[bytes, Usage | None]:
         """Return the caller's body and what was used, of a 200; ``model`` as the caller named it.
 
+        Usage is None where none was sent, or none that can be right: the bound is booked.
+
         Raises:
-            UpstreamBroken: it is not what the API promises.
+            UpstreamBroken: it is not what the API promises; `failure` then says whether it holds
+                an error, as a 200 of OpenRouter's may.
         """
         ...
 

@@ -26,7 +26,6 @@ __all__ = ["OpenAIChat", "OpenAIEmbeddings", "OpenAIRelay", "asked_usage", "need
 TRUE = msgspec.Raw(b"true")
 NULL = b"null"
 LIMITS = ("max_tokens", "max_completion_tokens")
-DONE = b"data: [DONE]\n\n"
 
 
 class _Head(msgspec.Struct):
@@ -229,7 +228,7 @@ class OpenAIRelay:
             return event
         if data.strip() == b"[DONE]":
             self.done = True
-            return DONE
+            return event
         if not event.startswith(b"data: ") and parse(event)[0].name == "error":
             self.failure = failure_of_event(data, named=True)
             return b""

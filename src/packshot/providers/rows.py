@@ -260,7 +260,7 @@ def _checked(url: str, *, allow_http: bool) -> str:
         raise InvalidRequest(f"{what}: {error}") from error
     if parts.scheme not in {"http", "https"} or not parts.hostname or port == 0:
         raise InvalidRequest(f"{what}: its scheme, host or port is missing or another")
-    if parts.username is not None or parts.password is not None or "@" in parts.netloc:
+    if parts.username is not None or parts.password is not None:
         raise InvalidRequest(f"{what}: it holds a user or a password; put the key under keys:")
     if "?" in url or "#" in url:
         raise InvalidRequest(f"{what}, without ? and #; put an api-version under api_version:")
