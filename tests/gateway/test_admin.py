@@ -210,6 +210,15 @@ def test_bodies(client: TestClient, body: bytes, kind: str, status: int) -> None
     assert len(done.content) < 2000
 
 
+def test_an_amount_never_passes_through_a_float(client: TestClient, store: KeyStore) -> None:
+    body = b'{"id": "x", "budget": {"eur": 123456789.123456789}}'
+    headers = {**ADMIN, "content-type": "application/json"}
+    assert client.post("/admin/keys", content=body, headers=headers).status_code == 201
+    budget = store.row("x").entry.budget
+    assert budget is not None
+    assert budget.eur == Decimal("123456789.123456789")
+
+
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "limit=-1", "limit=²"])
 def test_limits_of_the_trail(client: TestClient, query: str) -> None:
     assert client.get(f"/admin/audit?{query}", headers=ADMIN).status_code == 400

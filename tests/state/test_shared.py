@@ -175,3 +175,48 @@ def test_the_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     assert (tmp_path / "limits").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "limits").stat().st_size == (HEADER + PROBES * RECORD) * 8
     limits.close()
+
+
+HOLDER = """
+import fcntl, os, sys
+file = os.open(sys.argv[1], os.O_RDWR)
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_a_process_that_was_stopped_with_the_lock_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, rule = tmp_path / "limits", Rule(10)
+    limits = SharedLimits(path, Clock())
+    asks = [Ask("k", rule, 4)]
+    assert limits.take_now(asks) is None
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    naps: list[float] = []
+    monkeypatch.setattr("packshot.state.shared.LOCK_S", 0.01)
+    monkeypatch.setattr("packshot.state.shared.RETRY_S", 3600.0)
+    monkeypatch.setattr("packshot.state.shared.time.sleep", naps.append)
+    assert limits.take_now(asks) is None
+    assert naps
+    naps.clear()
+    # Nobody waits again: the limit holds here alone, and what is given back is counted.
+    assert limits.take_now(asks) is None
+    assert limits.take_now(asks) is not None
+    limits.give_back_now(asks)
+    assert limits.peek("k", rule).remaining == 6
+    assert naps == []
+    assert limits.alone == 5
+    holder.kill()
+    holder.communicate(timeout=30)
+    assert limits.peek("k", rule).remaining == 6
+    assert limits.alone == 5
+    limits.close()

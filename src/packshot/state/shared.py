@@ -3,7 +3,8 @@
 The file is an array of fixed records, one per key. Whoever counts holds the file's lock, a
 microsecond at a time; the kernel frees it when a process dies. A process that is killed while it
 writes leaves its record marked, and the next one makes the sum anew from the slots: each of them is
-one aligned 64-bit word, which is written whole or not at all.
+one aligned 64-bit word, which is written whole or not at all. A process that is stopped while it
+holds the lock stops nobody for more than 50 ms: the others count by themselves until it goes on.
 
 The clock is `time.monotonic`, which all processes of a machine have in common until it reboots.
 """
@@ -21,7 +22,7 @@ from mmap import mmap
 from pathlib import Path
 
 from packshot.core.errors import OutputError
-from packshot.state.limits import SLOTS, Ask, Refusal, Room, Rule, wait_s
+from packshot.state.limits import SLOTS, Ask, MemoryLimits, Refusal, Room, Rule, wait_s
 
 __all__ = ["RECORDS", "SharedLimits"]
 
@@ -30,6 +31,17 @@ RECORDS = 16_384
 
 PROBES = 16
 """Places where a key's record may lie. All taken: the one unused for longest is given up."""
+
+LOCK_S = 0.05
+"""Seconds to wait for the lock: it is held for microseconds, or by a process that was stopped."""
+
+RETRY_S = 1.0
+"""Seconds after which a lock that did not come is tried again."""
+
+SPINS = 20
+"""Tries that only let another process run, before those that sleep."""
+
+PAUSE_S = 0.0002
 
 MAGIC = 0x7061636B_6C696D31
 HEADER = 8
@@ -50,6 +62,9 @@ class SharedLimits:
 
     ``path`` belongs on a file system in memory (``/dev/shm``): nothing in it outlives a reboot.
 
+    ``evicted`` counts keys given up for others, ``alone`` the calls that this process decided by
+    itself, with all of the limit, since another held the lock for too long.
+
     Raises:
         OutputError: the file cannot be made or written, or is something else.
     """
@@ -59,7 +74,10 @@ class SharedLimits:
     ) -> None:
         self.path = path
         self.evicted = 0
+        self.alone = 0
         self._clock = clock
+        self._alone = MemoryLimits(clock)
+        self._retry_at = -inf
         self._records = records
         self._places: dict[str, tuple[int, int, int]] = {}
         try:
@@ -83,8 +101,9 @@ class SharedLimits:
 
     def take_now(self, asks: Sequence[Ask]) -> Refusal | None:
         """Take all, or none, without a coroutine."""
+        if not self._lock():
+            return self._alone.take_now(asks)
         words = self._words
-        fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
             now = self._clock()
             at = [self._window(ask.key, ask.rule, now) for ask in asks]
@@ -103,7 +122,9 @@ class SharedLimits:
 
     def give_back_now(self, asks: Sequence[Ask], age_s: float = 0.0) -> None:
         """Correct it, without a coroutine."""
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        if not self._lock():
+            self._alone.give_back_now(asks, age_s)
+            return
         try:
             now = self._clock()
             for ask in asks:
@@ -117,7 +138,8 @@ class SharedLimits:
 
     def peek(self, key: str, rule: Rule) -> Room:
         """Return what is left of a limit."""
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        if not self._lock():
+            return self._alone.peek(key, rule)
         try:
             now = self._clock()
             record = self._window(key, rule, now)
@@ -130,6 +152,34 @@ class SharedLimits:
         """Get a lock of this process's own: a child that was forked shares its parent's."""
         inherited, self._file = self._file, os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         os.close(inherited)
+
+    def _lock(self) -> bool:
+        """Take the lock; False where it did not come in time."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return self._lock_later()
+        return True
+
+    def _lock_later(self) -> bool:
+        now = time.monotonic()
+        until = now + LOCK_S if now >= self._retry_at else now
+        tries = 0
+        while time.monotonic() < until:
+            tries += 1
+            if tries <= SPINS:
+                os.sched_yield()
+            else:
+                time.sleep(PAUSE_S)
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            return True
+        if until > now:
+            self._retry_at = until + RETRY_S
+        self.alone += 1
+        return False
 
     def _mapped(self) -> mmap:
         """Map the file, and make it where it is new, of another size, or of before a reboot."""
