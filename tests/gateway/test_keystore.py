@@ -343,7 +343,57 @@ def test_a_change_elsewhere_is_noticed(url: str, store: KeyStore) -> None:
         assert wait_for(lambda: changes == [1, 1, 0])
     finally:
         watch.close()
-        other.close()
+
+
+def test_who_failed_to_hear_of_a_change_is_told_again(tmp_path: Path) -> None:
+    """Caps are set by it: it must not be lost, nor end the watch."""
+    store = open_key_store(str(tmp_path / "ledger.db"), HASHER)
+    issued = Issued()
+    calls: list[int] = []
+
+    def hear() -> None:
+        calls.append(watch.failures)
+        if len(calls) < 3:
+            raise InvalidRequest("packshot.yaml, line 3: a mistake")
+
+    other = open_key_store(str(tmp_path / "ledger.db"), HASHER)
+    watch = KeyWatch(other, issued, hear, poll_s=0.01)
+    store.create(VirtualKeyEntry("shop"), "anna")
+    assert wait_for(lambda: len(calls) == 3 and watch.failures == 0)
+    assert calls == [0, 1, 2]
+    watch.close()
+    store.close()
+
+
+def test_a_watch_that_waits_for_a_silent_server_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_key_store(str(tmp_path / "ledger.db"), HASHER)
+    watch = KeyWatch(store, Issued(), poll_s=0.01)
+    silent, over = threading.Event(), threading.Event()
+
+    def version() -> int:
+        silent.set()
+        over.wait(30)
+        return 0
+
+    monkeypatch.setattr(store, "version", version)
+    monkeypatch.setattr(keystore_module, "CLOSE_S", 0.01)
+    assert silent.wait(30)
+    watch.close()
+    assert watch._thread.is_alive()
+    over.set()
+    watch._thread.join(30)
+    monkeypatch.undo()
+    watch.close()
+
+
+def test_a_key_with_two_secrets_is_one_key(store: KeyStore) -> None:
+    store.create(VirtualKeyEntry("shop"), "anna")
+    store.rotate("shop", "anna", grace_s=60)
+    keys = store.load()[1]
+    assert len(keys) == 2
+    assert [key.id for key in Access(HASHER, (), Issued(keys)).virtual_keys()] == ["shop"]
 
 
 def test_half_a_second_is_what_a_change_takes() -> None:
@@ -379,7 +429,6 @@ def test_while_the_store_is_away_known_keys_hold_for_a_minute_and_then_no_longer
                 access.authenticate(headers, "10.0.0.1")
     assert wait_for(lambda: watch.failures == 0 and issued.stale_at > stale)
     watch.close()
-    store.close()
 
 
 def test_a_store_that_is_not_there_at_the_start_is_an_error(tmp_path: Path) -> None:

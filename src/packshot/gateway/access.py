@@ -177,8 +177,11 @@ class Access:
 
     def virtual_keys(self) -> list[VirtualKey]:
         """Return all virtual keys, those of the file first: for caps, limits and lists."""
-        issued = [key for key in self._issued.keys.values() if key.id not in self._configured]
-        return [*self._configured.values(), *issued]
+        issued = {key.id: key for key in self._issued.keys.values()}  # two secrets after a rotation
+        return [
+            *self._configured.values(),
+            *(issued[i] for i in issued if i not in self._configured),
+        ]
 
     def _stranger(self, secret: bytes, client_ip: str) -> VirtualKey:
         """Let somebody in whose secret nobody knows, where nobody has one; else refuse."""
@@ -210,11 +213,10 @@ def open_access(settings: GatewaySettings, money: LedgerSettings) -> Access:
     loopback_open = not settings.server.behind_proxy
     access = Access(hasher, entry.virtual_keys, issued, loopback_open=loopback_open)
     store = open_key_store(money.store, hasher)
-    access.closing(store.close)
     try:
         access.closing(KeyWatch(store, issued, access.changed).close)
     except BaseException:
-        access.close()
+        store.close()
         raise
     return access
 

@@ -29,8 +29,8 @@ from packshot.core.clock import SECOND_US, Clock, wall_us
 from packshot.core.errors import (
     InvalidRequest,
     LedgerCorrupt,
-    LedgerError,
     LedgerUnavailable,
+    PackshotError,
     UnknownVirtualKey,
     unknown_name,
 )
@@ -54,6 +54,10 @@ POLL_S = 0.5
 
 KEEP_S = 60.0
 """Seconds for which known keys hold while the store is away (RELIABILITY §4)."""
+
+CLOSE_S = 2.0
+"""Seconds to wait for the thread at the end: a look takes milliseconds, or as long as a server is
+silent."""
 
 MAX_GRACE_S = 30 * 86_400
 MAX_KEYS = 100_000
@@ -332,7 +336,8 @@ class KeyStore:
 class KeyWatch:
     """Keeps `Issued` as the store is, in a thread; ``on_change`` is called there after a change.
 
-    ``failures`` counts looks in a row that failed.
+    The store is closed with it. ``failures`` counts looks in a row that failed: the store's, or
+    ``on_change``'s, which is called again then.
 
     Raises:
         LedgerUnavailable: at the start, where the keys cannot be read even once.
@@ -361,23 +366,27 @@ class KeyWatch:
         asked = monotonic()
         if self._store.version() != self._version:
             version, self._issued.keys = self._store.load()
-            changed, self._version = self._version != -1, version
-            if changed and self._on_change is not None:
+            if self._version != -1 and self._on_change is not None:
                 self._on_change()
+            self._version = version  # not before: who failed to hear of it is told again
         # From before the question: what is known is as old as that.
         self._issued.stale_at = asked + KEEP_S
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread, and close the store; one that waits for a silent server is left behind,
+        to end with the process.
+        """
         self._stop.set()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
+        if not self._thread.is_alive():
+            self._store.close()
 
     def _run(self) -> None:
         while not self._stop.wait(self._poll_s):
             try:
                 self.look()
                 self.failures = 0
-            except LedgerError:
+            except PackshotError:
                 self.failures += 1  # `stale_at` stands: once it has passed, keys are refused
 
 
