@@ -12,7 +12,10 @@ import typer
 import packshot
 from packshot.cli import options as o
 from packshot.cli import terminal
+from packshot.cli.config import app as config_app
 from packshot.cli.cost import app as cost_app
+from packshot.cli.gateway import app as gateway_app
+from packshot.cli.keys import app as keys_app
 from packshot.cli.ledger import app as ledger_app
 from packshot.cli.model import app as model_app
 from packshot.cli.prices import app as prices_app
@@ -40,6 +43,9 @@ app.add_typer(model_app, name="model")
 app.add_typer(cost_app, name="cost")
 app.add_typer(prices_app, name="prices")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(keys_app, name="keys")
+app.add_typer(gateway_app, name="gateway")
+app.add_typer(config_app, name="config")
 
 
 @app.command()

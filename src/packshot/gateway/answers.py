@@ -1,13 +1,16 @@
-"""What callers hear when something is wrong: a status, a body that their SDK understands, a delay."""
+"""What callers hear when something is wrong: a status, a body that their SDK reads, a delay."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil, isfinite
+from typing import TypeAlias
 
 from packshot.core.errors import (
+    BodyTooLarge,
     BudgetExceeded,
     Forbidden,
+    GatewayError,
     IdempotencyError,
     InvalidRequest,
     LedgerError,
@@ -18,102 +21,81 @@ from packshot.core.errors import (
     Unbounded,
     Unpriced,
 )
-from packshot.providers.base import Failure, FailureKind, Surface
-from packshot.providers.exchanges import error_body
+from packshot.providers.base import Failure
+from packshot.providers.failures import Answer, answer_of
 
 __all__ = ["Headers", "Trouble", "of_error", "of_failure"]
 
-Headers = list[tuple[bytes, bytes]]
+Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """An error as it is sent: ``kind`` is the type that OpenAI's errors have."""
+    """An error and whether, and when, it is worth coming back.
 
-    status: int
-    kind: str
-    code: str
-    message: str
-    param: str = ""
+    ``retry`` lets the caller's SDK try again by itself; false where the gateway has done that.
+    """
+
+    answer: Answer
     retry_after_s: float | None = None
     retry: bool = False
-    """Whether the caller's SDK should try again by itself; the gateway has tried already."""
-
-    def body(self, surface: Surface) -> bytes:
-        """Return the body in the form that the surface's SDKs read."""
-        return error_body(
-            surface, self.status, self.kind, self.code, self.message, self.param
-        )
 
     def headers(self) -> Headers:
-        """Return the headers beside the content's."""
+        """Return the headers that say so, in the forms that the SDKs obey."""
         lines: Headers = [(b"x-should-retry", b"true" if self.retry else b"false")]
         if self.retry_after_s is not None and isfinite(self.retry_after_s):
-            lines.append((b"retry-after", str(max(1, ceil(self.retry_after_s))).encode()))
-            ms = max(1, ceil(self.retry_after_s * 1000))
-            lines.append((b"retry-after-ms", str(ms).encode()))
+            seconds = max(0.0, self.retry_after_s)
+            lines.append((b"retry-after", b"%d" % max(1, ceil(seconds))))
+            lines.append((b"retry-after-ms", b"%d" % max(1, ceil(seconds * 1000))))
         return lines
 
 
-OF_KIND: dict[FailureKind, tuple[int, str, str]] = {
-    "rate_limit": (429, "rate_limit_error", "rate_limit_exceeded"),
-    "quota": (502, "api_error", "upstream_credentials_exhausted"),
-    "auth": (502, "api_error", "upstream_credentials_exhausted"),
-    "context": (400, "invalid_request_error", "context_length_exceeded"),
-    "refusal": (400, "invalid_request_error", "content_policy_violation"),
-    "bad_request": (400, "invalid_request_error", "invalid_request"),
-    "not_found": (404, "invalid_request_error", "model_not_found"),
-    "overloaded": (503, "api_error", "overloaded"),
-    "server": (502, "api_error", "upstream_error"),
-    "timeout": (504, "api_error", "timeout"),
-    "network": (502, "api_error", "upstream_unreachable"),
-    "garbage": (502, "api_error", "upstream_broken"),
+OWN: dict[type[GatewayError], tuple[int, str, str, bool]] = {
+    GatewayError: (500, "api_error", "internal_error", False),
+    Unauthorized: (401, "authentication_error", "invalid_api_key", False),
+    Forbidden: (403, "permission_error", "forbidden", False),
+    RateLimited: (429, "rate_limit_error", "rate_limit_exceeded", True),
+    Saturated: (503, "overloaded_error", "saturated", True),
 }
-"""Status, type and code of each kind of failure, where the provider gave none of its own."""
+"""Status, type, code, and whether the caller's SDK should come back by itself."""
 
 
 def of_failure(failure: Failure) -> Trouble:
-    """Return what the caller is told of the attempts' last failure."""
-    status, kind, code = OF_KIND[failure.kind]
-    if failure.kind == "bad_request" and 400 < failure.status < 500:
-        status = failure.status if failure.status in {413, 415, 422} else 400
-    keeps_code = status < 500 or failure.kind == "timeout"
-    return Trouble(
-        status,
-        kind,
-        failure.code if keeps_code and failure.code else code,
-        failure.message,
-        failure.param,
-        failure.retry_after_s if status in {429, 503} else None,
-    )
+    """Return what the caller is told of the last attempt's failure."""
+    answer = answer_of(failure)
+    return Trouble(answer, failure.retry_after_s if answer.status in {429, 503} else None)
 
 
 def of_error(error: PackshotError) -> Trouble:
     """Return what the caller is told of an error of the gateway's own."""
     said = str(error)
     match error:
-        case Unauthorized():
-            return Trouble(401, "authentication_error", "invalid_api_key", said)
-        case Forbidden():
-            return Trouble(403, "permission_error", "forbidden", said)
-        case RateLimited():
-            wait = error.retry_after_s
-            return Trouble(429, "rate_limit_error", "rate_limit_exceeded", said, "", wait, retry=True)
-        case Saturated():
-            return Trouble(503, "api_error", "saturated", said, "", error.retry_after_s, retry=True)
-        case BudgetExceeded():
-            return Trouble(402, "billing_error", "budget_exceeded", said)
-        case Unpriced():
-            return Trouble(403, "permission_error", "unpriced_model", said)
-        case Unbounded():
-            return Trouble(400, "invalid_request_error", "unbounded_cost", said, "max_tokens")
-        case IdempotencyError():
-            return Trouble(409, "invalid_request_error", "idempotency_conflict", said)
+        case GatewayError():
+            status, kind, code, retry = OWN[type(error)]
+            return Trouble(Answer(status, kind, said, code), error.retry_after_s, retry)
         case LedgerError():
-            # The details (paths, hosts) are the operator's.
-            said = "the ledger cannot be written; no call was made"
-            return Trouble(503, "api_error", "ledger_unavailable", said, "", 1.0, retry=True)
+            return _of_ledger(error)
+        case BodyTooLarge():
+            return Trouble(Answer(413, "invalid_request_error", said, "request_too_large"))
         case InvalidRequest():
-            return Trouble(400, "invalid_request_error", "invalid_request", said)
+            return Trouble(Answer(400, "invalid_request_error", said, "invalid_request"))
         case _:
-            return Trouble(500, "api_error", "internal_error", "the gateway failed; see its log")
+            said = "the gateway failed; its log has more under the request's id"
+            return Trouble(Answer(500, "api_error", said, "internal_error"))
+
+
+def _of_ledger(error: LedgerError) -> Trouble:
+    said = str(error)
+    match error:
+        case BudgetExceeded():
+            return Trouble(Answer(402, "billing_error", said, "budget_exceeded"))
+        case Unpriced():
+            return Trouble(Answer(403, "permission_error", said, "unpriced_model"))
+        case Unbounded():
+            answer = Answer(400, "invalid_request_error", said, "unbounded_cost", "max_tokens")
+            return Trouble(answer)
+        case IdempotencyError():
+            return Trouble(Answer(409, "invalid_request_error", said, "idempotency_conflict"))
+        case _:  # what failed, and where, is the operator's to know
+            said = "the ledger cannot be written, so no call was made"
+            return Trouble(Answer(503, "api_error", said, "ledger_unavailable"), 1.0, retry=True)

@@ -78,13 +78,16 @@ class Attempt:
                 self.money.post(self.job, self.hold, usage, "failed_billed", reason)
             self.telemetry.attempt(self.job, self.target, self.key, "failed_billed")
 
-    def fail(self, failure: Failure, *, sent: bool) -> None:
-        """End it in trouble; what may have been billed is booked at its bound."""
+    def fail(self, failure: Failure, *, sent: bool, began: bool = False) -> None:
+        """End it in trouble; what may have been billed is booked at its bound.
+
+        ``began``: the answer had begun, so that the provider was at work, whatever it says now.
+        """
         if not self._leave():
             return
         self._note_health(failure)
         if self.hold is not None:
-            if may_be_billed(failure, sent=sent):
+            if began or may_be_billed(failure, sent=sent):
                 self.money.post(self.job, self.hold, None, "unknown", failure.kind)
             else:
                 self.money.void(self.hold, failure.kind)

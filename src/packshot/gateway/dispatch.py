@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import random
 from asyncio import CancelledError
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
 
 from packshot.core.errors import (
@@ -36,7 +36,6 @@ from packshot.gateway.settings import ServerEntry
 from packshot.gateway.telemetry import Telemetry
 from packshot.gateway.wire.upstream import Call, Reply
 from packshot.providers.base import Exchange, Failure, Relay
-from packshot.providers.exchanges import EXCHANGES
 
 __all__ = ["Answer", "Dispatcher", "Refused", "Stream"]
 
@@ -47,7 +46,7 @@ LEAST_S = 0.05
 """No attempt is begun with less than this left of the deadline."""
 
 
-class Refused(Exception):  # noqa: N818 - what happened; it never leaves the gateway
+class Refused(Exception):
     """No attempt of a job had an answer; ``failure`` is what the caller hears."""
 
     def __init__(self, failure: Failure) -> None:
@@ -72,6 +71,57 @@ class Stream:
     relay: Relay
     exchange: Exchange
     first: bytes
+
+
+class Tries:
+    """What was tried of one target for one job."""
+
+    def __init__(self, job: Job, target: Target, *, last: bool) -> None:
+        self.job = job
+        self.target = target
+        self.last = last
+        self.allowed = job.owner.names_of(target.provider.name)
+        self.tried: list[Key] = []
+        self.retries = 0
+        self.failure: Failure | None = None
+
+    def left_s(self) -> float:
+        """Return the seconds until the deadline."""
+        return self.job.deadline - monotonic()
+
+    def key(self) -> Key | None:
+        """Choose the next key."""
+        return self.target.provider.keys.choose(
+            self.target.model,
+            monotonic(),
+            allowed=self.allowed,
+            tried=self.tried,
+            session=self.job.session,
+        )
+
+    def ready_in(self) -> float | None:
+        """Return the seconds until a key may be used; None where none ever may."""
+        return self.target.provider.keys.ready_in(self.target.model, monotonic(), self.allowed)
+
+    def ran_out(self) -> Failure:
+        """Say that the deadline, or the number of attempts, is reached."""
+        if self.failure is not None and self.left_s() >= LEAST_S:
+            return self.failure
+        said = f"the deadline passed after {self.job.attempts} attempts"
+        if self.failure is not None:
+            said = f"{said}; the last one: {self.failure.message}"
+        return Failure("timeout", 0, said, code="deadline")
+
+    def no_key(self, wait: float | None) -> Failure:
+        """Say that no key may be used now."""
+        failure, name = self.failure, self.target.provider.name
+        if failure is not None:
+            limited = failure.kind == "rate_limit" and wait is not None
+            return replace(failure, retry_after_s=wait) if limited else failure
+        if wait is None:
+            return Failure("auth", 0, f"no key of {name} may be used for this call")
+        said = f"every key of {name} rests for now"
+        return Failure("overloaded", 0, said, retry_after_s=wait)
 
 
 class Dispatcher:
@@ -109,74 +159,76 @@ class Dispatcher:
     async def _on_target(
         self, job: Job, target: Target, *, last: bool
     ) -> Answer | Stream | Failure:
-        provider = target.provider
-        retry = provider.entry.network.retry
-        allowed = job.owner.names_of(provider.name)
-        tried: list[Key] = []
-        retries = 0
-        failure: Failure | None = None
-        provider.budget.deposit()
+        tries = Tries(job, target, last=last)
+        target.provider.budget.deposit()
         while True:
-            now = monotonic()
-            if job.attempts >= self._server.max_attempts or now + LEAST_S > job.deadline:
-                return _ran_out(job, failure)
-            key = provider.keys.choose(
-                target.model, now, allowed=allowed, tried=tried, session=job.session
-            )
+            if job.attempts >= self._server.max_attempts or tries.left_s() < LEAST_S:
+                return tries.ran_out()
+            key = tries.key()
             if key is None:
-                wait = provider.keys.ready_in(target.model, now, allowed)
-                if not (last and self._worth_waiting(job, target, wait, now, failure)):
-                    return _no_key(target, failure, wait)
+                wait = tries.ready_in()
+                if not self._may_wait(tries, wait):
+                    return tries.no_key(wait)
                 await asyncio.sleep(wait or 0.0)
-                tried.clear()
                 continue
             got = await self._attempt(job, target, key)
             if not isinstance(got, Failure):
                 return got
-            failure = got
+            tries.failure = got
             step = NEXT[got.kind]
             if step == "key":
-                tried.append(key)
-                continue
-            if step != "again" or retries >= retry.max_retries:
+                tries.tried.append(key)
+            elif step != "again" or not await self._again(tries, key):
                 return got
-            wait = max(backoff_s(retry, retries, self._random), got.retry_after_s or 0.0)
-            now = monotonic()
-            if wait > self._server.max_wait_s or now + wait + LEAST_S > job.deadline:
-                return got
-            if not provider.budget.withdraw(now):
-                self._telemetry.budget_spent(provider.name)
-                return got
-            retries += 1
-            job.retries += 1
-            self._telemetry.retry(job, target, got.kind)
-            # Another key first, where one is well: the trouble may be this one's.
-            tried = [key] if len(provider.keys) > 1 else []
-            if (
-                tried
-                and provider.keys.choose(target.model, now, allowed=allowed, tried=tried) is None
-            ):
-                tried = []
-            await asyncio.sleep(wait)
 
-    def _worth_waiting(
-        self, job: Job, target: Target, wait: float | None, now: float, failure: Failure | None
-    ) -> bool:
-        """Tell whether to wait for a key that cools down, where there is no other target."""
-        if wait is None or failure is None or failure.kind != "rate_limit":
+    async def _again(self, tries: Tries, key: Key) -> bool:
+        """Wait before a retry of the same target; false where there is to be none."""
+        job, provider, failure = tries.job, tries.target.provider, tries.failure
+        retry = provider.entry.network.retry
+        if failure is None or tries.retries >= retry.max_retries:
             return False
-        if wait > self._server.max_wait_s or now + wait + LEAST_S > job.deadline:
+        wait = max(backoff_s(retry, tries.retries, self._random), failure.retry_after_s or 0.0)
+        if not self._affords(tries, wait):
             return False
-        if not target.provider.budget.withdraw(now):
-            self._telemetry.budget_spent(target.provider.name)
+        tries.retries += 1
+        self._telemetry.retry(job, tries.target, failure.kind)
+        # Another key first, where one is well: the trouble may be this one's.
+        tries.tried = [key] if len(provider.keys) > 1 else []
+        await asyncio.sleep(wait)
+        return True
+
+    def _may_wait(self, tries: Tries, wait: float | None) -> bool:
+        """Tell whether to wait for a key that cools down, where there is nowhere else to go."""
+        if tries.failure is None or tries.failure.kind != "rate_limit":
+            # A retry kept its last key for the end: there is no other, so it may have it again.
+            if tries.tried:
+                tries.tried = []
+                return tries.ready_in() == 0.0
             return False
-        job.retries += 1
+        most = tries.target.provider.entry.network.retry.max_retries
+        if wait is None or not tries.last or tries.retries >= most:
+            return False
+        if not self._affords(tries, wait):
+            return False
+        tries.retries += 1
+        tries.tried = []
+        return True
+
+    def _affords(self, tries: Tries, wait: float) -> bool:
+        """Take one retry out of the budget, if it and the deadline have room for it."""
+        if wait > self._server.max_wait_s or tries.left_s() < wait + LEAST_S:
+            return False
+        provider = tries.target.provider
+        if not provider.budget.withdraw(monotonic()):
+            self._telemetry.budget_spent(provider.name)
+            return False
+        tries.job.retries += 1
         return True
 
     async def _attempt(self, job: Job, target: Target, key: Key) -> Answer | Stream | Failure:
         provider = target.provider
-        exchange = EXCHANGES.get((job.surface, provider.row.api))
-        if exchange is None or job.surface not in provider.row.surfaces:
+        exchange = provider.exchanges.get(job.surface)
+        if exchange is None:
             return Failure("not_found", 0, f"{provider.name} does not serve {job.surface}")
         put_in = self._limit(job, target)
         try:
@@ -191,22 +243,27 @@ class Dispatcher:
             limit = None if limit is None else limit * job.choices
             hold = self._money.hold(job, target, key.name, limit, job.deadline - monotonic())
         attempt = Attempt(job, target, key, hold, self._money, self._telemetry)
-        call = Call(target.path(exchange.path), key.header, body, job.deadline, provider.timeouts)
-        upstream = provider.upstream
-        assert upstream is not None, "the gateway is started before it is called"
+        headers = key.header if not job.headers else with_headers(key.header, job.headers)
+        call = Call(target.path(exchange.path), headers, body, job.deadline, provider.timeouts)
+        return await self._send(attempt, call, exchange)
+
+    async def _send(
+        self, attempt: Attempt, call: Call, exchange: Exchange
+    ) -> Answer | Stream | Failure:
+        """Make the call; the attempt is ended on return, unless it is a stream that began."""
+        job, target = attempt.job, attempt.target
         sent = perf_counter()
-        stream: Stream | None = None
+        begun = False
         try:
-            reply = await upstream.send(call)
+            reply = await target.provider.connections.send(call)
             target.answered(perf_counter() - sent)
             if not (job.stream and reply.status < 300):
                 return await self._whole(attempt, reply, exchange)
-            begun = await self._begin(attempt, reply, exchange)
-            if isinstance(begun, Stream):
-                stream = begun
-            return begun
+            got = await self._begin(attempt, reply, exchange)
+            begun = isinstance(got, Stream)
+            return got  # noqa: TRY300 - not in `else`: what `finally` does goes before it
         except UpstreamError as error:
-            failure = _failure_of(error, provider.name)
+            failure = _failure_of(error, target.provider.name)
             attempt.fail(failure, sent=error.sent)
             return failure
         except CancelledError:
@@ -214,7 +271,7 @@ class Dispatcher:
             raise
         finally:
             job.upstream_s += perf_counter() - sent
-            if stream is None and not attempt.ended:
+            if not begun:
                 attempt.abandon("an error of the gateway's own", sent=True)
 
     async def _whole(self, attempt: Attempt, reply: Reply, exchange: Exchange) -> Answer | Failure:
@@ -235,22 +292,22 @@ class Dispatcher:
         """Wait for the first event: until it is there, another attempt can still take over."""
         relay = exchange.relay(attempt.job.fields, attempt.job.model)
         try:
-            while True:
+            first = data = await reply.chunk()
+            while data:
+                first = relay.feed(data)
+                if first or relay.done or relay.failure is not None:
+                    break
                 data = await reply.chunk()
-                first = relay.feed(data) if data else b""
-                if relay.failure is not None:
-                    attempt.fail(relay.failure, sent=True)
-                    reply.abort()
-                    return relay.failure
-                if first or relay.done:
-                    return Stream(attempt, reply, relay, exchange, first)
-                if not data:
-                    raise UpstreamBroken(
-                        "the stream ended before its first event", sent=True, began=True
-                    )
         except BaseException:
             reply.abort()
             raise
+        if relay.failure is not None:
+            reply.abort()
+            attempt.fail(relay.failure, sent=True)
+            return relay.failure
+        if not data:
+            raise UpstreamBroken("the stream ended before its first event", sent=True, began=True)
+        return Stream(attempt, reply, relay, exchange, first)
 
     def _limit(self, job: Job, target: Target) -> int | None:
         """Return the limit of output tokens to put in where the caller named none."""
@@ -260,6 +317,16 @@ class Dispatcher:
         if not needed:
             return None
         return target.entry.max_output_tokens or self._server.default_max_output_tokens
+
+
+def with_headers(lines: bytes, more: Mapping[bytes, bytes]) -> bytes:
+    """Return header lines with others in place of those of the same name."""
+    kept = [
+        line
+        for line in lines.split(b"\r\n")
+        if line and line.partition(b":")[0].lower() not in more
+    ]
+    return b"\r\n".join([*kept, *(name + b": " + value for name, value in more.items()), b""])
 
 
 def _ordered(job: Job) -> Sequence[Target]:
@@ -275,8 +342,8 @@ def _fits(job: Job, target: Target, failure: Failure | None) -> bool:
     if not job.owner.may_use(target.provider.name, target.model):
         return False
     provider = target.provider
-    exchange = EXCHANGES.get((job.surface, provider.row.api))
-    if exchange is None or job.surface not in provider.row.surfaces:
+    exchange = provider.exchanges.get(job.surface)
+    if exchange is None:
         return False
     lacks = set(target.entry.lacks)
     for need in exchange.needs(job.fields):
@@ -293,24 +360,3 @@ def _failure_of(error: UpstreamError, provider: str) -> Failure:
     if error.began:
         return Failure("garbage", 0, f"{provider} broke off, or its answer was not understood")
     return Failure("network", 0, f"{provider} could not be reached, or hung up")
-
-
-def _ran_out(job: Job, failure: Failure | None) -> Failure:
-    if failure is not None and job.attempts >= 1 and monotonic() + LEAST_S <= job.deadline:
-        return failure
-    said = f"the deadline passed after {job.attempts} attempts"
-    if failure is not None:
-        said = f"{said}; the last one: {failure.message}"
-    return Failure("timeout", 0, said, code="deadline")
-
-
-def _no_key(target: Target, failure: Failure | None, wait: float | None) -> Failure:
-    if failure is not None:
-        if failure.kind == "rate_limit" and wait is not None:
-            return Failure("rate_limit", 429, failure.message, failure.code, "", wait)
-        return failure
-    if wait is None:
-        return Failure("auth", 0, f"no key of {target.provider.name} may be used for this call")
-    return Failure(
-        "overloaded", 0, f"every key of {target.provider.name} rests for now", retry_after_s=wait
-    )

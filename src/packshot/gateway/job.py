@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -45,6 +46,8 @@ class Job:
     batch: str = ""
     tags: tuple[str, ...] = ()
     session: bytes = b""
+    headers: Mapping[bytes, bytes] | None = None
+    """Of the caller's own, what goes on to the provider."""
     output_limit: int | None = None
     """Output tokens that the caller allows for each choice; None where no limit is set."""
     choices: int = 1
@@ -58,8 +61,11 @@ class Job:
     cost: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    tokens_taken: int = 0
     target: Target | None = None
     key: str = ""
+    replayed: bool = False
+    """The answer is that of an earlier call with the same idempotency key."""
 
 
 def open_fields(body: bytes) -> Fields:
@@ -104,5 +110,7 @@ def input_bound(fields: Fields, body_bytes: int) -> int:
     raw = bytes(messages)
     if b"image" not in raw and b"file" not in raw and b"document" not in raw:
         return body_bytes
-    attached = sum(raw.count(b'"' + word + b'"') for word in (b"image_url", b"image", b"file", b"document"))
+    attached = sum(
+        raw.count(b'"' + word + b'"') for word in (b"image_url", b"image", b"file", b"document")
+    )
     return body_bytes + PER_ATTACHMENT * attached

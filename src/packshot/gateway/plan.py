@@ -20,7 +20,8 @@ from packshot.gateway.settings import (
     RouteEntry,
 )
 from packshot.gateway.wire.upstream import Origin, Timeouts, Upstream
-from packshot.providers.base import Surface
+from packshot.providers.base import SURFACES, Exchange, Surface
+from packshot.providers.exchanges import exchange_of
 from packshot.providers.rows import COMPATIBLE, ROWS, Row, row_of
 
 __all__ = ["Plan", "Provider", "Route", "Target", "build_plan"]
@@ -47,8 +48,16 @@ class Provider:
     timeouts: Timeouts
     budget: RetryBudget
     price_as: str
+    exchanges: Mapping[Surface, Exchange]
     upstream: Upstream | None = None
     """Its connections: set by whoever runs the event loop."""
+
+    @property
+    def connections(self) -> Upstream:
+        """Return its connections; there are some from the gateway's start on."""
+        if self.upstream is None:
+            raise RuntimeError(f"provider {self.name} is used before the gateway was started")
+        return self.upstream
 
     @property
     def drains(self) -> bool:
@@ -130,6 +139,12 @@ class Plan:
             if len(self._named) < MAX_TARGETS:
                 self._named[name] = route
         return route
+
+    def names(self) -> list[str]:
+        """Return what a caller may ask for by name: routes, and the models that are configured."""
+        models = [f"{p.name}/{model}" for p in self.providers.values() for model in p.entry.models]
+        targets = [target.name for route in self.routes.values() for target in route.targets]
+        return list(dict.fromkeys([*self.routes, *models, *targets, *self.fallbacks]))
 
     def target(self, name: str) -> Target:
         """Return the target "provider/model"."""
@@ -244,6 +259,7 @@ def _provider(name: str, entry: ProviderEntry, old: Provider | None) -> Provider
         Timeouts(times.connect_s, times.first_byte_s, times.idle_s),
         old.budget if old else RetryBudget(),
         name if entry.base_url else kind,
+        {each: found for each in SURFACES if (found := exchange_of(each, row)) is not None},
     )
     if old is not None and old.origin == origin and old.entry.network == entry.network:
         provider.upstream = old.upstream

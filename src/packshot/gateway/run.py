@@ -22,13 +22,10 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from packshot.core.errors import InvalidRequest, PackshotError
 from packshot.gateway.wire.server import Door, DoorLimits
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGIReceiveCallable, ASGISendCallable, Scope
 
 __all__ = ["Application", "MakeAdmin", "MakeApp", "ServeOptions", "Worker", "serve"]
 
@@ -62,9 +59,7 @@ class Worker:
 class Application(Protocol):
     """What a worker serves: an ASGI application with a beginning and an end."""
 
-    async def __call__(
-        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
-    ) -> None:
+    def __call__(self, scope: Any, receive: Any, send: Any, /) -> Awaitable[None]:  # noqa: ANN401
         """Answer one request."""
         ...
 
@@ -93,18 +88,12 @@ class Application(Protocol):
         ...
 
 
+AsgiApp: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
+"""An ASGI application, whoever's types it has."""
+
 MakeApp: TypeAlias = Callable[[Worker], Application]
-MakeAdmin: TypeAlias = Callable[[Application], "AdminApplication"]
-
-
-class AdminApplication(Protocol):
-    """What the first worker serves on the second port; it begins and ends with the first."""
-
-    async def __call__(
-        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
-    ) -> None:
-        """Answer one request."""
-        ...
+MakeAdmin: TypeAlias = Callable[[Application], AsgiApp]
+"""Makes what the first worker serves on the second port; it begins and ends with the first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar, cast
+from typing import Literal, TypeVar
 
 from packshot.core.config import Document, Secret, read
 from packshot.core.errors import InvalidRequest
 from packshot.gateway.access import AccessEntry
-from packshot.ledger.settings import CONFIG_NAME, SECTIONS
+from packshot.ledger.settings import CONFIG_NAME, SECTIONS, state_folder
 
 __all__ = [
     "FallbackEntry",
@@ -203,7 +203,8 @@ class ServerEntry:
     """The server and its limits.
 
     Bytes: ``max_body_bytes`` of a request, ``max_reply_bytes`` of an answer that is not streamed.
-    ``max_in_flight`` calls per worker, beyond which new ones are told to come back.
+    ``max_in_flight`` calls and ``max_connections`` per worker, beyond which new ones are told to
+    come back. ``max_wait_s`` is the longest wait before a retry, or for a key that cools down.
     ``default_max_output_tokens`` is put into a call without a limit where money is capped.
     ``replicas`` is how many gateways share the limits, for when their shared store is away.
     ``limits`` is "memory" (one worker), "shared" (all workers of this machine) or a ``redis://``
@@ -218,6 +219,7 @@ class ServerEntry:
     max_body_bytes: int = 10 << 20
     max_reply_bytes: int = 64 << 20
     max_in_flight: int = 1000
+    max_connections: int = 1000
     max_attempts: int = 8
     default_max_output_tokens: int = 4096
     max_wait_s: float = 20.0
@@ -237,6 +239,11 @@ class ServerEntry:
             raise InvalidRequest("max_body_bytes, max_reply_bytes, max_in_flight are 1 or more")
         if not 1 <= self.max_attempts <= 32:
             raise InvalidRequest(f"max_attempts is 1 to 32, got {self.max_attempts}")
+
+    @property
+    def folder(self) -> Path:
+        """Where the gateway keeps what is its own: the pepper, limits shared by workers."""
+        return self.state if self.state.name else state_folder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,5 +297,4 @@ def load_gateway(path: Path) -> GatewaySettings:
 
 
 def _rows(document: Document, name: str, kind: type[T]) -> tuple[T, ...]:
-    rows = document.section(name, cast("type[tuple[T, ...]]", tuple[kind, ...]))
-    return rows or ()
+    return document.section(name, tuple[kind, ...]) or ()

@@ -30,3 +30,6 @@ class Telemetry:
 
     def finished(self, job: Job | None, surface: str, status: int, seconds: float) -> None:
         """Note a request's end; ``job`` is None where it was refused before it became one."""
+
+    def error(self, job: Job | None, error: BaseException) -> None:
+        """Note a failure of our own, for the log: the caller hears only its request's id."""

@@ -64,9 +64,15 @@ class Reply(Protocol):
     Its connection goes back to the pool at the end of the body, and is closed by `abort`.
     """
 
-    status: int
-    headers: Mapping[bytes, bytes]
-    """By lower-case name; the last one wins."""
+    @property
+    def status(self) -> int:
+        """The status code."""
+        ...
+
+    @property
+    def headers(self) -> Mapping[bytes, bytes]:
+        """By lower-case name; the last one wins."""
+        ...
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body of at most ``limit`` bytes; raise `UpstreamError`."""

@@ -1,0 +1,241 @@
+"""The gateway: an ASGI callable. `Gateway.infer` is the main path, from first byte to last.
+
+::
+
+    authenticate → read the fields → limits → per attempt: hold → send → answer → post → reply
+
+What waits is in `packshot.gateway.dispatch` and `packshot.gateway.relay`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import CancelledError
+from dataclasses import dataclass
+from time import perf_counter
+
+import msgspec
+
+from packshot.core.errors import PackshotError, Saturated
+from packshot.gateway.access import Access
+from packshot.gateway.answers import Headers, Trouble, of_error, of_failure
+from packshot.gateway.dispatch import Dispatcher, Refused, Stream
+from packshot.gateway.intake import DOORS, Door, Gone, Receive, Scope, make_job, read_body
+from packshot.gateway.job import Job
+from packshot.gateway.limiter import Limiter
+from packshot.gateway.money import Money
+from packshot.gateway.once import Once
+from packshot.gateway.plan import Plan
+from packshot.gateway.relay import Drains, Send, relay
+from packshot.gateway.settings import GatewaySettings
+from packshot.gateway.telemetry import Telemetry
+from packshot.providers.failures import Answer, error_body
+
+__all__ = ["Gateway"]
+
+JSON = (b"content-type", b"application/json")
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+MODELS = frozenset({"/v1/models", "/openai/v1/models", "/anthropic/v1/models"})
+
+EPOCH = "1970-01-01T00:00:00Z"
+"""When a model was made: not known here."""
+
+HUNG_UP = 499
+"""The status that stands in metrics and logs for a caller that is gone (nginx's)."""
+
+
+@dataclass(slots=True, eq=False)
+class Visit:
+    """A request from its first byte on; ``job`` is there once it was understood."""
+
+    door: Door
+    began: float
+    job: Job | None = None
+
+
+class Gateway:
+    """One worker's gateway. `plan` and `access` are replaced whole by a reload."""
+
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        plan: Plan,
+        access: Access,
+        limiter: Limiter,
+        money: Money,
+        telemetry: Telemetry,
+    ) -> None:
+        self.settings = settings
+        self.plan = plan
+        self.access = access
+        self.telemetry = telemetry
+        self.draining = False
+        """Said to readiness probes; calls that still come are served."""
+        self.in_flight = 0
+        self.drains = Drains()
+        self._limiter = limiter
+        self._dispatcher = Dispatcher(money, telemetry, settings.server)
+        once = settings.server.idempotency
+        self._once = Once(money.ledger, self._dispatcher) if once else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        door = DOORS.get(scope["path"])
+        if door is not None and scope["method"] == "POST":
+            await self._guarded(door, scope, receive, send)
+        else:
+            await self._other(scope, send)
+
+    async def infer(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> int:
+        """Serve one call of a model and return its status; ``visit`` is what is known of it."""
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        client = scope.get("client")
+        owner = self.access.authenticate(headers, client[0] if client else "")
+        self._admit()
+        body = await read_body(receive, headers, self.settings.server.max_body_bytes)
+        job = visit.job = make_job(visit.door, self.plan, owner, headers, body, visit.began)
+        await self._limiter.take(job)
+        if self._once is not None and b"idempotency-key" in headers:
+            got = await self._once.answer(job, headers[b"idempotency-key"], body)
+        else:
+            got = await self._dispatcher.answer(job)
+        if isinstance(got, Stream):
+            status = await relay(got, self._headers(job, EVENTS), send, self.drains)
+        else:
+            status = 200
+            await respond(send, 200, self._headers(job, JSON), got.body)
+        await self._limiter.settle(job)
+        return status
+
+    def forget_limits(self) -> None:
+        """Read the limits of the virtual keys anew."""
+        self._limiter.forget()
+
+    async def _guarded(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a call; whatever happens, its caller hears of it and it is counted."""
+        visit = Visit(door, scope.get("packshot.began") or perf_counter())
+        gone = scope.get("packshot.gone")
+        if gone is not None:
+            task = asyncio.current_task()
+            gone.callback = None if task is None else task.cancel
+        status = HUNG_UP
+        self.in_flight += 1
+        try:
+            status = await self.infer(visit, scope, receive, send)
+        except Refused as refused:
+            status = await self._tell(visit, of_failure(refused.failure), send)
+        except PackshotError as error:
+            status = await self._tell(visit, of_error(error), send)
+            if status >= 500:
+                self.telemetry.error(visit.job, error)
+        except CancelledError:
+            if gone is None or not gone.fired:
+                raise
+        except Gone:
+            pass
+        except Exception as error:  # noqa: BLE001 - the last resort: no caller is left waiting
+            self.telemetry.error(visit.job, error)
+            status = await self._tell(visit, of_error(PackshotError()), send)
+        finally:
+            self.in_flight -= 1
+            if gone is not None:
+                gone.callback = None
+            self.telemetry.finished(visit.job, door.surface, status, perf_counter() - visit.began)
+
+    async def _tell(self, visit: Visit, trouble: Trouble, send: Send) -> int:
+        """Send an error; return its status."""
+        answer = trouble.answer
+        headers = [JSON, *trouble.headers()]
+        if visit.job is not None:
+            headers = [*self._headers(visit.job, JSON), *trouble.headers()]
+            await self._limiter.settle(visit.job)
+        await respond(send, answer.status, headers, error_body(visit.door.surface, answer))
+        return answer.status
+
+    def _admit(self) -> None:
+        if self.in_flight > self.settings.server.max_in_flight:
+            raise Saturated("as many calls are under way as there may be", 1.0)
+
+    def _headers(self, job: Job, content: tuple[bytes, bytes]) -> Headers:
+        """Return the headers of an answer; the overhead is up to this moment, its last before the
+        bytes go out. A stream's cost is not known yet, and stands in the ledger only.
+        """
+        overhead_us = (perf_counter() - job.began - job.upstream_s) * 1e6
+        headers = [
+            content,
+            (b"x-packshot-request-id", job.id.encode()),
+            (b"x-packshot-attempts", b"%d" % job.attempts),
+            (b"x-packshot-overhead-us", b"%d" % overhead_us),
+        ]
+        if job.target is not None:
+            headers += [
+                (b"x-packshot-provider", job.target.provider.name.encode()),
+                (b"x-packshot-model", job.target.model.encode("latin-1", "replace")),
+                (b"x-packshot-key", job.key.encode("latin-1", "replace")),
+            ]
+        if not job.stream:
+            headers.append((b"x-packshot-cost-eur", b"%d.%09d" % divmod(job.cost, 1_000_000_000)))
+        if job.replayed:
+            headers.append((b"x-packshot-replayed", b"true"))
+        headers += self._limiter.headers(job)
+        return headers
+
+    async def _other(self, scope: Scope, send: Send) -> None:
+        """Serve what is no call of a model: health, the list of models, mistakes."""
+        path: str = scope["path"]
+        if path == "/healthz":
+            await respond(send, 200, [JSON], b'{"status":"ok"}')
+        elif path == "/readyz":
+            ready = not self.draining
+            body = b'{"status":"ready"}' if ready else b'{"status":"draining"}'
+            await respond(send, 200 if ready else 503, [JSON], body)
+        elif path in MODELS and scope["method"] == "GET":
+            await self._models(scope, send)
+        else:
+            known = path in DOORS or path in MODELS
+            answer = Answer(
+                405 if known else 404,
+                "invalid_request_error",
+                f"{scope['method']} is not for this path" if known else "there is nothing here",
+                "method_not_allowed" if known else "unknown_path",
+            )
+            await respond(send, answer.status, [JSON], error_body("chat", answer))
+
+    async def _models(self, scope: Scope, send: Send) -> None:
+        """List the routes and models that the caller's key may use."""
+        client = scope.get("client")
+        try:
+            owner = self.access.authenticate(dict(scope["headers"]), client[0] if client else "")
+        except PackshotError as error:
+            trouble = of_error(error)
+            body = error_body("chat", trouble.answer)
+            await respond(send, trouble.answer.status, [JSON, *trouble.headers()], body)
+            return
+        names = [name for name in self.plan.names() if owner.may_see(name)]
+        body = models_body(names, anthropic=scope["path"].startswith("/anthropic"))
+        await respond(send, 200, [JSON], body)
+
+
+async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
+    """Send a whole answer."""
+    headers.append((b"content-length", b"%d" % len(body)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def models_body(names: list[str], *, anthropic: bool) -> bytes:
+    """Return a list of models as OpenAI's or Anthropic's SDK reads it."""
+    if anthropic:
+        rows = [
+            {"type": "model", "id": name, "display_name": name, "created_at": EPOCH}
+            for name in names
+        ]
+        ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
+        return msgspec.json.encode({"data": rows, "has_more": False, **ends})
+    rows = [
+        {"id": name, "object": "model", "created": 0, "owned_by": name.partition("/")[0]}
+        for name in names
+    ]
+    return msgspec.json.encode({"object": "list", "data": rows})

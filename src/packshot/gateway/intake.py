@@ -1,0 +1,196 @@
+"""From an ASGI request to a `Job`: the body with its limits, the fields, what the headers add.
+
+Headers that a caller may send, all optional::
+
+    x-packshot-route, x-packshot-target    instead of what the body's model says
+    x-packshot-timeout-ms                  the whole call's deadline, at most the configured one
+    x-packshot-tags                        "season=spring,shop=12", dimensions of the cost
+    x-packshot-session                     calls of one session keep to one key (prompt caches)
+    x-packshot-render, -recipe, -batch, -stage     what the call is booked on
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, TypeAlias
+
+import msgspec
+
+from packshot.core.errors import BodyTooLarge, InvalidRequest
+from packshot.core.ids import new_id
+from packshot.gateway.access import VirtualKey
+from packshot.gateway.job import Job, input_bound, open_fields, whole_number
+from packshot.gateway.plan import Plan, Route
+from packshot.providers.base import Fields, Surface
+
+__all__ = ["DOORS", "Door", "Gone", "Receive", "Scope", "make_job", "read_body"]
+
+Scope: TypeAlias = MutableMapping[str, Any]
+Receive: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
+
+MAX_TAGS = 16
+MAX_NAME = 100
+"""Characters of a tag, and of each name that a header gives."""
+
+ANTHROPIC_HEADERS = (b"anthropic-version", b"anthropic-beta")
+"""What Anthropic's SDK says of the API's version goes on to Anthropic."""
+
+PLAIN = re.compile(rb"[ -~]{1,500}")
+
+MAX_CHOICES = 128
+MAX_OUTPUT = 1 << 24
+
+
+class Gone(Exception):
+    """The caller hung up before its request was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """A path that calls come in by: what is asked for, of whom if the model does not say, and the
+    stage that it is booked on.
+    """
+
+    surface: Surface
+    stage: str
+    prefix: str = ""
+
+
+DOORS: dict[str, Door] = {
+    "/v1/chat/completions": Door("chat", "chat"),
+    "/v1/embeddings": Door("embeddings", "embeddings"),
+    "/v1/messages": Door("messages", "chat"),
+    "/v1/messages/count_tokens": Door("count_tokens", "chat"),
+    "/openai/v1/chat/completions": Door("chat", "chat", "openai"),
+    "/openai/v1/embeddings": Door("embeddings", "embeddings", "openai"),
+    "/anthropic/v1/messages": Door("messages", "chat", "anthropic"),
+    "/anthropic/v1/messages/count_tokens": Door("count_tokens", "chat", "anthropic"),
+}
+
+
+async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
+    """Return the request's body.
+
+    Raises:
+        BodyTooLarge: it has, or announces, more than ``limit`` bytes.
+        Gone: the caller hung up in the middle.
+    """
+    announced = headers.get(b"content-length", b"0")
+    if not announced.isdigit() or int(announced) > limit:
+        raise BodyTooLarge(f"the body is longer than {limit} bytes")
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        if message["type"] == "http.disconnect":
+            raise Gone
+        return body
+    parts = [body]
+    size = len(body)
+    while message.get("more_body"):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise Gone
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > limit:
+            raise BodyTooLarge(f"the body is longer than {limit} bytes")
+    return b"".join(parts)
+
+
+def make_job(
+    door: Door,
+    plan: Plan,
+    owner: VirtualKey,
+    headers: Mapping[bytes, bytes],
+    body: bytes,
+    began: float,
+) -> Job:
+    """Return the job of a request: what is routed on is read here, once.
+
+    Raises:
+        InvalidRequest: the body or a header is not what it must be.
+        Forbidden: the virtual key may not use this route or model.
+    """
+    fields = open_fields(body)
+    model = _text(fields, "model")
+    wanted = headers.get(b"x-packshot-target") or headers.get(b"x-packshot-route")
+    name = wanted.decode("latin-1") if wanted else model
+    route = plan.route(name, door.surface, "" if wanted else door.prefix)
+    owner.permit(route.id, [(t.provider.name, t.model) for t in route.targets[:1]])
+    job = Job(
+        new_id(),
+        door.surface,
+        owner,
+        route,
+        fields,
+        model,
+        door.surface in {"chat", "messages"} and bytes(fields.get("stream", b"")) == b"true",
+        began,
+        monotonic() + _seconds(headers, route),
+        door.stage,
+        input_bound=input_bound(fields, len(body)),
+    )
+    if door.surface in {"chat", "messages"}:
+        job.output_limit = whole_number(fields, "max_tokens", MAX_OUTPUT)
+        if "max_completion_tokens" in fields:
+            job.output_limit = whole_number(fields, "max_completion_tokens", MAX_OUTPUT)
+        if "n" in fields:
+            job.choices = whole_number(fields, "n", MAX_CHOICES) or 1
+    _annotate(job, headers)
+    return job
+
+
+def _annotate(job: Job, headers: Mapping[bytes, bytes]) -> None:
+    """Add what the headers say of whose call this is."""
+    tags = headers.get(b"x-packshot-tags")
+    if tags:
+        job.tags = _tags(tags)
+    session = headers.get(b"x-packshot-session")
+    if session:
+        job.session = session[:256]
+    if job.surface in {"messages", "count_tokens"}:
+        given = {name: headers[name] for name in ANTHROPIC_HEADERS if name in headers}
+        # llhttp lets no line break through; what is not plain text has no business there either.
+        job.headers = {name: value for name, value in given.items() if PLAIN.fullmatch(value)}
+    for name in ("render", "recipe", "batch", "stage"):
+        value = headers.get(b"x-packshot-" + name.encode())
+        if value:
+            setattr(job, name, _name(value, f"x-packshot-{name}"))
+
+
+def _seconds(headers: Mapping[bytes, bytes], route: Route) -> float:
+    """Return how long the call may take: what the caller says, at most what is configured."""
+    most = route.targets[0].provider.entry.network.timeouts.total_s
+    asked = headers.get(b"x-packshot-timeout-ms")
+    if asked is None:
+        return most
+    if not asked.isdigit() or not 1 <= int(asked) <= 86_400_000:
+        raise InvalidRequest("x-packshot-timeout-ms is a whole number of milliseconds, 1 or more")
+    return min(most, int(asked) / 1000.0)
+
+
+def _text(fields: Fields, name: str) -> str:
+    raw = fields.get(name)
+    if raw is None:
+        raise InvalidRequest(f"{name} must be given")
+    try:
+        return msgspec.json.decode(raw, type=str)
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"{name} must be text") from error
+
+
+def _tags(value: bytes) -> tuple[str, ...]:
+    tags = [_name(part.strip(), "x-packshot-tags") for part in value.split(b",") if part.strip()]
+    if len(tags) > MAX_TAGS or any("=" not in tag for tag in tags):
+        raise InvalidRequest(f"x-packshot-tags is at most {MAX_TAGS} of name=value, with commas")
+    return tuple(tags)
+
+
+def _name(value: bytes, header: str) -> str:
+    text = value.decode("latin-1")
+    if len(text) > MAX_NAME or not (text.isascii() and text.isprintable()):
+        raise InvalidRequest(f"{header} is at most {MAX_NAME} printable ASCII characters")
+    return text

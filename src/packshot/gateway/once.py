@@ -1,0 +1,54 @@
+"""Idempotency keys: the first answer to a key is replayed, another body under it is refused.
+
+The answers live in the ledger's database, so the calls to it are made in a thread. A streamed call
+takes no idempotency key: what was delivered of it cannot be known.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from packshot.core.errors import InvalidRequest
+from packshot.gateway.dispatch import Answer, Dispatcher
+from packshot.gateway.job import Job
+from packshot.ledger.ledger import Ledger
+
+__all__ = ["Once"]
+
+MAX_KEY = 255
+"""Characters of a key, as Stripe has it."""
+
+
+class Once:
+    """Answers calls that carry an idempotency key."""
+
+    def __init__(self, ledger: Ledger, dispatcher: Dispatcher) -> None:
+        self._ledger = ledger
+        self._dispatcher = dispatcher
+
+    async def answer(self, job: Job, header: bytes, body: bytes) -> Answer:
+        """Return the first answer to this key; it is made now if this call is the first.
+
+        Raises:
+            IdempotencyError: the key came with another body, or its first call is under way.
+            InvalidRequest: the key is too long, or the call is streamed.
+        """
+        if len(header) > MAX_KEY or not header.isascii():
+            raise InvalidRequest(f"an idempotency key has at most {MAX_KEY} ASCII characters")
+        if job.stream:
+            raise InvalidRequest("a streamed call takes no idempotency key: leave out one of them")
+        key, scope = header.decode(), f"{job.owner.id}/{job.surface}"
+        before = await asyncio.to_thread(self._ledger.once, key, body, scope)
+        if before is not None:
+            job.replayed = True
+            return Answer(before, None)
+        try:
+            got = await self._dispatcher.answer(job)
+        except BaseException:
+            # A failed call is worth repeating. Not awaited where we were cancelled ourselves.
+            await asyncio.shield(asyncio.to_thread(self._ledger.forget, key, scope))
+            raise
+        if not isinstance(got, Answer):
+            raise TypeError("a call that is not streamed is answered whole")
+        await asyncio.to_thread(self._ledger.remember, key, got.body, scope)
+        return got

@@ -1,0 +1,147 @@
+"""A streamed answer on its way to the caller: event by event, at the caller's own pace.
+
+What a caller has seen is never taken back: a stream that breaks ends in an error event, and never
+in what looks like its proper end (DESIGN §4, invariant 5).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from time import monotonic, perf_counter
+from typing import Any, TypeAlias
+
+from packshot.core.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
+from packshot.gateway.answers import Headers, of_failure
+from packshot.gateway.dispatch import Stream
+from packshot.providers.base import Failure
+from packshot.providers.failures import error_event
+
+__all__ = ["Drains", "Send", "relay"]
+
+Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
+"""ASGI's ``send``: it waits while the caller reads more slowly than we write."""
+
+MAX_DRAINS = 256
+"""Streams without a caller that are read on at the same time to learn their cost."""
+
+
+class Drains:
+    """Streams whose caller is gone, read to their end so that their cost is known exactly."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def take(self, stream: Stream) -> bool:
+        """Read a stream on in the background; false where too many are."""
+        if len(self._tasks) >= MAX_DRAINS:
+            return False
+        task = asyncio.get_running_loop().create_task(_drain(stream))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return True
+
+    async def close(self) -> None:
+        """Wait for those that are under way; each has its own limit of time."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks))
+
+
+async def relay(stream: Stream, headers: Headers, send: Send, drains: Drains) -> int:
+    """Send a stream to its caller and settle its attempt; return 200, or 502 for a broken one."""
+    job, reply = stream.attempt.job, stream.reply
+    try:
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        job.first_byte_s = perf_counter() - job.began
+        failure = await _pump(stream, send)
+        if failure is None:
+            # Settled before the caller sees the end, as with an answer that is not streamed.
+            stream.attempt.succeed(stream.relay.usage)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await _finish(stream)
+            return 200
+        reply.abort()
+        stream.attempt.fail(failure, sent=True, began=True)
+        event = error_event(job.surface, of_failure(failure).answer)
+        await send({"type": "http.response.body", "body": event, "more_body": False})
+    except CancelledError:
+        _hung_up(stream, drains)
+        raise
+    except BaseException:
+        reply.abort()
+        stream.attempt.abandon("the caller hung up", sent=True)
+        raise
+    return 502
+
+
+async def _pump(stream: Stream, send: Send) -> Failure | None:
+    """Pass events on until the stream's end; return why it has none."""
+    job, reply, events = stream.attempt.job, stream.reply, stream.relay
+    out = stream.first
+    chunk, feed = reply.chunk, events.feed
+    provider = stream.attempt.target.provider.name
+    try:
+        while True:
+            if out:
+                await send({"type": "http.response.body", "body": out, "more_body": True})
+            if events.failure is not None:
+                return events.failure
+            if events.done:
+                return None
+            waits = perf_counter()
+            data = await chunk()
+            job.upstream_s += perf_counter() - waits
+            if not data:
+                return Failure("garbage", 200, f"{provider} ended the stream before its end")
+            out = feed(data)
+    except UpstreamTimeout:
+        return Failure("timeout", 200, f"{provider} fell silent in the middle of the stream")
+    except UpstreamError:
+        return Failure("garbage", 200, f"{provider} broke off in the middle of the stream")
+
+
+async def _finish(stream: Stream) -> None:
+    """Read what follows the last event, so that the connection can be used again."""
+    # The answer was whole: where its tail is not, only the connection is lost.
+    with suppress(UpstreamError):
+        while await stream.reply.chunk():
+            pass
+    stream.reply.abort()
+
+
+def _hung_up(stream: Stream, drains: Drains) -> None:
+    attempt = stream.attempt
+    if attempt.ended:
+        stream.reply.abort()
+    elif stream.relay.done:
+        stream.reply.abort()
+        attempt.succeed(stream.relay.usage)
+    elif not (attempt.target.provider.drains and drains.take(stream)):
+        stream.reply.abort()
+        attempt.abandon("the caller hung up", sent=True)
+
+
+async def _drain(stream: Stream) -> None:
+    events, attempt = stream.relay, stream.attempt
+    until = monotonic() + attempt.target.provider.entry.network.drain_s
+    try:
+        async with asyncio.timeout(max(0.0, until - monotonic())):
+            while not events.done:
+                data = await stream.reply.chunk()
+                if not data:
+                    raise UpstreamBroken("no end", sent=True, began=True)
+                events.feed(data)
+    except (UpstreamError, TimeoutError, CancelledError):
+        attempt.abandon("the caller hung up", sent=True)
+    else:
+        if events.usage is None:
+            attempt.abandon("the caller hung up", sent=True)
+        else:
+            attempt.waste(events.usage, "the caller hung up")
+    finally:
+        stream.reply.abort()

@@ -1,0 +1,220 @@
+"""One worker process of the gateway: built from the configuration, replaced in part by a reload.
+
+A reload builds the new plan and keys first; where the file has a mistake, nothing changes. Calls
+under way keep what they began with. What a reload cannot change (ports, workers, the ledger's
+store) is said in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from packshot.core.errors import InvalidRequest, PackshotError
+from packshot.core.money import nanos_of
+from packshot.gateway.access import Access, open_access
+from packshot.gateway.app import Gateway
+from packshot.gateway.drainer import Drainer
+from packshot.gateway.intake import Receive, Scope
+from packshot.gateway.limiter import Limiter
+from packshot.gateway.money import Money
+from packshot.gateway.plan import Plan, Provider, build_plan
+from packshot.gateway.relay import Send
+from packshot.gateway.settings import ServerEntry, load_gateway
+from packshot.gateway.telemetry import Telemetry
+from packshot.gateway.wire.pool import Pool, PoolLimits
+from packshot.gateway.wire.upstream import Upstream
+from packshot.ledger.caps import Cap
+from packshot.ledger.ledger import Ledger, caps_of, open_ledger
+from packshot.ledger.prices.book import book_of
+from packshot.ledger.settings import Settings as LedgerSettings
+from packshot.ledger.settings import load_settings
+from packshot.state.limits import Limits, MemoryLimits
+
+__all__ = ["Worker", "all_caps"]
+
+TICK_S = 1.0
+"""How often holds that expired are settled and idle slices of budgets given back."""
+
+
+class Worker:
+    """An ASGI application that is started, reloaded and stopped.
+
+    Args:
+        path: the configuration file.
+        name: this worker's name among the journals, stable over restarts ("gateway-0").
+        drains: keep a process beside this one that moves the journals into the store.
+    """
+
+    def __init__(self, path: Path, name: str = "gateway-0", *, drains: bool = False) -> None:
+        self.path = path
+        self._drainer = Drainer(path) if drains else None
+        self.name = name
+        self.telemetry = Telemetry()
+        self._gateway: Gateway | None = None
+        self._ledger: Ledger | None = None
+        self._access: Access | None = None
+        self._ticks: asyncio.Task[None] | None = None
+
+    @property
+    def gateway(self) -> Gateway:
+        """Return the gateway; there is one after `start`."""
+        if self._gateway is None:
+            raise RuntimeError("the worker is not started")
+        return self._gateway
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        await self.gateway(scope, receive, send)
+
+    async def start(self) -> None:
+        """Open the ledger, the keys and the limits.
+
+        Raises:
+            InvalidRequest, OutputError: the configuration has a mistake.
+            LedgerUnavailable: money cannot be booked.
+        """
+        settings, money_settings = load_gateway(self.path), load_settings(self.path)
+        plan = build_plan(settings)
+        book = book_of(money_settings)
+        self._access = await asyncio.to_thread(open_access, settings, money_settings)
+        caps = all_caps(money_settings, self._access)
+        self._ledger = await asyncio.to_thread(
+            open_ledger,
+            money_settings,
+            book,
+            self.name,
+            caps=caps,
+            idempotency=settings.server.idempotency,
+        )
+        connect(plan)
+        self._gateway = Gateway(
+            settings,
+            plan,
+            self._access,
+            Limiter(open_limits(settings.server)),
+            Money(self._ledger, book),
+            self.telemetry,
+        )
+        self._access.on_change(self._keys_changed)
+        self._ticks = asyncio.create_task(self._tick())
+        if self._drainer is not None:
+            await self._drainer.start()
+
+    async def reload(self) -> tuple[str, ...]:
+        """Read the configuration again; return what is to be told of it.
+
+        Raises:
+            InvalidRequest, OutputError: it has a mistake; nothing has changed.
+        """
+        gateway = self.gateway
+        settings, money_settings = load_gateway(self.path), load_settings(self.path)
+        plan = build_plan(settings, gateway.plan)
+        notes = [*plan.notes]
+        if settings.server != gateway.settings.server:
+            notes.append("server: a change there needs a restart; the old values are kept")
+            settings = replace(settings, server=gateway.settings.server)
+        if self._access is not None:
+            self._access.replace(settings.access)
+            self._set_caps(all_caps(money_settings, self._access))
+        connect(plan)
+        old, gateway.plan, gateway.settings = gateway.plan, plan, settings
+        kept = {id(provider.upstream) for provider in plan.providers.values()}
+        for provider in old.providers.values():
+            if provider.upstream is not None and id(provider.upstream) not in kept:
+                asyncio.get_running_loop().call_later(
+                    provider.entry.network.timeouts.total_s, _close_later, provider.upstream
+                )
+        return tuple(notes)
+
+    def drain(self) -> None:
+        """Say no to readiness probes from now on."""
+        self.gateway.draining = True
+
+    async def stop(self, grace_s: float) -> None:
+        """Close the books; no call comes any more."""
+        gateway = self.gateway
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await gateway.drains.close()
+        if self._ticks is not None:
+            self._ticks.cancel()
+        for provider in gateway.plan.providers.values():
+            if provider.upstream is not None:
+                await provider.upstream.close()
+        await asyncio.sleep(0)  # cancelled calls settle themselves
+        if self._access is not None:
+            await asyncio.to_thread(self._access.close)
+        if self._ledger is not None:
+            await asyncio.to_thread(self._ledger.close)
+        if self._drainer is not None:
+            await self._drainer.stop(grace_s)
+
+    def _keys_changed(self) -> None:
+        """Virtual keys were made, changed or revoked: their budgets and limits are read anew."""
+        if self._access is not None:
+            self._set_caps(all_caps(load_settings(self.path), self._access))
+
+    def _set_caps(self, caps: Sequence[Cap]) -> None:
+        if self._ledger is not None:
+            self._ledger.replace_caps(caps)
+        self.gateway.forget_limits()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            if self._ledger is not None:
+                try:
+                    await asyncio.to_thread(self._ledger.tick)
+                except PackshotError as error:
+                    self.telemetry.error(None, error)
+
+
+def all_caps(settings: LedgerSettings, access: Access) -> list[Cap]:
+    """Return the caps of the ledger's section and the budgets of all virtual keys."""
+    budgets = [
+        Cap("virtual_key", key.id, nanos_of(key.budget.eur), key.budget.per)
+        for key in access.virtual_keys()
+        if key.budget is not None
+    ]
+    return [*caps_of(settings), *budgets]
+
+
+def connect(plan: Plan) -> None:
+    """Give each provider its connections; call it in the event loop that will use them."""
+    for provider in plan.providers.values():
+        if provider.upstream is None:
+            provider.upstream = _upstream(provider)
+
+
+def open_limits(server: ServerEntry) -> Limits:
+    """Return where requests and tokens per minute are counted."""
+    where = server.limits or ("shared" if server.workers > 1 else "memory")
+    if where == "memory":
+        if server.workers > 1:
+            raise InvalidRequest('limits: memory is one worker\'s own; with more, write "shared"')
+        return MemoryLimits()
+    if where == "shared":
+        from packshot.state.shared import SharedLimits
+
+        return SharedLimits(server.folder / "limits")
+    from packshot.state.valkey import ValkeyLimits
+
+    return ValkeyLimits(where, server.replicas * server.workers)
+
+
+def _upstream(provider: Provider) -> Upstream:
+    network = provider.entry.network
+    limits = PoolLimits(connections=network.max_connections)
+    if network.proxy:
+        from packshot.gateway.wire.aio import AioPool
+
+        return AioPool(provider.origin, limits, network.proxy)
+    return Pool(provider.origin, limits)
+
+
+def _close_later(upstream: Upstream) -> None:
+    asyncio.get_running_loop().create_task(upstream.close())

@@ -1,0 +1,93 @@
+"""The breaker: Envoy's figures, one probe at a time, and limits that are no illness."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from packshot.gateway.health import CONSECUTIVE, EJECT_S, PROBE_S, Breaker
+
+
+def fail(breaker: Breaker, now: float, times: int = 1) -> bool:
+    opened = False
+    for _ in range(times):
+        breaker.begin(now)
+        opened = breaker.failure(now)
+    return opened
+
+
+def test_five_failures_in_a_row_open_it_and_fewer_do_not() -> None:
+    breaker = Breaker()
+    assert not fail(breaker, 0.0, CONSECUTIVE - 1)
+    breaker.begin(0.0)
+    breaker.success(0.0)
+    assert not fail(breaker, 0.0, CONSECUTIVE - 1)
+    assert breaker.allows(0.0)
+    assert fail(breaker, 0.0)
+    assert not breaker.allows(EJECT_S - 0.01)
+
+
+def test_one_probe_decides() -> None:
+    breaker = Breaker()
+    fail(breaker, 0.0, CONSECUTIVE)
+    assert breaker.allows(EJECT_S)
+    breaker.begin(EJECT_S)
+    assert not breaker.allows(EJECT_S + 1)
+    assert breaker.failure(EJECT_S + 1)
+    assert not breaker.allows(EJECT_S + 1 + 2 * EJECT_S - 0.01)
+    later = EJECT_S + 1 + 2 * EJECT_S
+    assert breaker.allows(later)
+    breaker.begin(later)
+    breaker.success(later)
+    assert breaker.allows(later)
+
+
+def test_a_probe_that_never_ends_is_followed_by_another() -> None:
+    breaker = Breaker()
+    fail(breaker, 0.0, CONSECUTIVE)
+    breaker.begin(EJECT_S)
+    assert not breaker.allows(EJECT_S + PROBE_S - 1)
+    assert breaker.allows(EJECT_S + PROBE_S + 1)
+
+
+def test_calls_that_began_before_the_ejection_do_not_lengthen_it() -> None:
+    breaker = Breaker()
+    fail(breaker, 0.0, CONSECUTIVE)
+    for _ in range(20):
+        assert not breaker.failure(1.0)
+    assert breaker.allows(EJECT_S)
+
+
+def test_a_share_of_failures_opens_it_between_successes() -> None:
+    breaker = Breaker()
+    opened = False
+    for nth in range(60):
+        breaker.begin(1.0)
+        if nth % 5 == 4 and nth < 45:
+            breaker.success(1.0)
+        elif breaker.failure(1.0):
+            opened = True
+            break
+    assert opened
+
+
+def test_a_rate_limit_is_neutral() -> None:
+    breaker = Breaker()
+    fail(breaker, 0.0, CONSECUTIVE)
+    breaker.begin(EJECT_S)
+    breaker.neutral()
+    assert breaker.allows(EJECT_S), "the probe said nothing: the next call is one"
+
+
+@given(st.lists(st.tuples(st.booleans(), st.floats(0, 40))))
+def test_it_never_stays_open_for_ever(steps: list[tuple[bool, float]]) -> None:
+    breaker, now = Breaker(), 0.0
+    for good, wait in steps:
+        now += wait
+        if breaker.allows(now):
+            breaker.begin(now)
+            if good:
+                breaker.success(now)
+            else:
+                breaker.failure(now)
+    assert breaker.allows(now + 300.0)
