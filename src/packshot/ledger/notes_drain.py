@@ -6,15 +6,14 @@ them, and skip what comes again. A life that was silent is ended by whoever find
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from packshot.core.clock import Clock
 from packshot.ledger.drain import BATCH, Drain, Open, charges_of, ended
-from packshot.ledger.leases import Leases
+from packshot.ledger.leases import Leases, LeaseTable
 from packshot.ledger.notes import Life, Note, Notes
 from packshot.ledger.records import Held, Settled, Stamped
-from packshot.ledger.stores.base import Store
+from packshot.ledger.stores.table_store import TableStore
 
 __all__ = ["SILENT_S", "NotesDrain", "SharedDrain"]
 
@@ -24,23 +23,15 @@ taken for dead. One that is not dead finds out by its next write, and is fenced 
 
 
 class NotesDrain:
-    """Follows the notes in a PostgreSQL store into its entries.
+    """Follows the notes in a PostgreSQL store into its entries, and charges the caps beside them.
 
-    ``open_leases`` opens the caps' table of that store, once something is to be charged to it.
+    ``silent_s`` is after how many seconds without a sign of life a worker is taken for dead.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        notes: Notes,
-        open_leases: Callable[[], Leases],
-        *,
-        silent_s: float = SILENT_S,
-    ) -> None:
+    def __init__(self, store: TableStore, *, silent_s: float = SILENT_S) -> None:
         self.store = store
-        self._notes = notes
-        self._open_leases = open_leases
-        self._leases: Leases | None = None
+        self._notes = Notes(store.database)
+        self._leases: LeaseTable | None = None
         self._silent_s = silent_s
 
     def step(self) -> int:
@@ -54,7 +45,7 @@ class NotesDrain:
         if not lives:
             return 0
         if self._leases is None:
-            self._leases = self._open_leases()
+            self._leases = LeaseTable(self.store.database)
         stored, charged = self.store.marks(), self._leases.marks()
         moved = 0
         for life in lives:
@@ -62,12 +53,7 @@ class NotesDrain:
             moved += self._life(life, self._leases, stored.get(key, 0), charged.get(key, 0))
         return moved
 
-    def close(self) -> None:
-        """Release the leases' connection; the store is its owner's."""
-        if self._leases is not None:
-            self._leases.close()
-
-    def _life(self, life: Life, leases: Leases, stored: int, charged: int) -> int:
+    def _life(self, life: Life, leases: LeaseTable, stored: int, charged: int) -> int:
         notes = self._notes.read(life)
         rows = [
             Stamped(life.worker, life.epoch, note.seq, note.event)
@@ -100,19 +86,14 @@ class SharedDrain(Drain):
     """The drain of a store that machines share: this one's journals, and the notes of all."""
 
     def __init__(
-        self, folder: Path, store: Store, leases: Leases | None, clock: Clock, notes: NotesDrain
+        self, folder: Path, store: TableStore, leases: Leases | None, clock: Clock
     ) -> None:
         super().__init__(folder, store, leases, clock)
-        self._notes = notes
+        self._notes = NotesDrain(store)
 
     def step(self) -> int:
         """Bring in everything that is there now; see `Drain.step`."""
         return super().step() + self._notes.step()
-
-    def close(self) -> None:
-        """Release the leases' connections."""
-        super().close()
-        self._notes.close()
 
 
 def _done(notes: list[Note]) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from packshot.core.clock import wall_us
 from packshot.core.errors import LedgerUnavailable
 from packshot.ledger.drain import Drain, DrainBusy, locked
-from packshot.ledger.leases import LeaseTable, leases_of, open_shared
+from packshot.ledger.leases import leases_of
 from packshot.ledger.ledger import Ledger, Prices, open_ledger
 from packshot.ledger.settings import Settings
 from packshot.ledger.stores.table_store import TableStore
@@ -26,13 +26,9 @@ def drain_of(settings: Settings, store: TableStore) -> Drain:
     leases = leases_of(settings)
     if store.dialect != "postgresql":
         return Drain(settings.journal, store, leases, wall_us)
-    from packshot.ledger.notes import Notes
-    from packshot.ledger.notes_drain import NotesDrain, SharedDrain
+    from packshot.ledger.notes_drain import SharedDrain
 
-    notes = NotesDrain(
-        store, Notes(store.database), lambda: LeaseTable(open_shared(settings.store))
-    )
-    return SharedDrain(settings.journal, store, leases, wall_us, notes)
+    return SharedDrain(settings.journal, store, leases, wall_us)
 
 
 def bring_in(settings: Settings, store: TableStore) -> int:
