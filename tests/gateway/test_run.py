@@ -156,7 +156,7 @@ def test_a_balancer_gets_time_to_notice(start):
 
 
 def test_the_second_signal_ends_it_at_once(start):
-    gateway = start()
+    gateway = start(grace=1000)
     slow = gateway.later("/slow")
     gateway.wait_for("slow began")
     gateway.tell(signal.SIGTERM)

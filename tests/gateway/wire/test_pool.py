@@ -172,6 +172,56 @@ def test_a_call_cancelled_as_it_was_served_hands_its_connection_on():
     asyncio.run(scene())
 
 
+def test_a_call_cancelled_as_its_connection_went_stale_gives_its_place_back():
+    seen: list[int] = []
+
+    async def talk(peer: Peer) -> None:
+        while await peer.request():
+            seen.append(peer.number)
+            if len(seen) != 2:
+                await peer.say(OK)
+
+    async def scene() -> None:
+        async with serving(talk) as origin, pooling(origin) as pool:
+            await pool.send(call())
+            task = asyncio.create_task(pool.send(call()))
+            await until(lambda: len(seen) == 2)
+            (kept,) = pool._links
+            transport = kept.transport
+            kept.connection_lost(None)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            assert task.cancelled()
+            assert pool.stats == PoolStats(0, 0, 0, 0)
+            kept.lost = lambda _: None  # the loop will tell it once more
+            transport.abort()
+            await pool.send(call())
+
+    asyncio.run(scene())
+    assert seen == [0, 0, 1]
+
+
+@pytest.mark.parametrize("giving_up", [False, True])
+def test_a_connection_that_dies_as_it_is_handed_on_costs_nobody_a_place(giving_up):
+    async def scene() -> None:
+        async with serving(polite) as origin, pooling(origin, connections=1) as pool:
+            await pool.send(call())
+            kept = pool._idle.pop()
+            waiting = [asyncio.create_task(pool.send(call())) for _ in range(2)]
+            await until(lambda: pool.stats.waiting == 2)
+            pool._rest(kept)
+            kept.transport.abort()
+            if giving_up:
+                waiting[0].cancel()
+            done = await asyncio.gather(*waiting, return_exceptions=True)
+            assert waiting[0].cancelled() == giving_up
+            assert await done[1].read(2) == b"ok"
+            await until(lambda: pool.stats.in_flight == 0)
+            assert pool.stats.open == pool.stats.idle
+
+    asyncio.run(scene())
+
+
 def test_a_deadline_that_has_passed_sends_nothing():
     seen: list[int] = []
 

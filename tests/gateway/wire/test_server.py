@@ -416,6 +416,20 @@ def test_one_connection_too_many_is_told_so_and_closed():
     play(scene, connections=2)
 
 
+def test_a_refusal_reaches_a_client_that_is_still_sending():
+    """To close with unread bytes resets the connection, and the answer is lost on its way."""
+
+    async def scene(world: World) -> None:
+        async with world.client() as client:
+            await client.say(b"GET / HTTP/1.1\r\n\r\n")
+            for _ in range(20):
+                await client.say(bytes(1 << 14))
+                await asyncio.sleep(0.002)
+            assert (await client.answer())[0] == 400
+
+    play(scene)
+
+
 @pytest.mark.parametrize("when", ["waiting", "in line"])
 def test_a_client_that_hangs_up_is_noticed_at_once(when):
     async def scene(world: World) -> None:
@@ -495,12 +509,23 @@ def test_a_long_body_after_the_answer_does_not_come_in():
     play(scene)
 
 
-def test_garbage_behind_a_request_in_flight_does_not_get_into_its_answer():
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"garbage\r\n\r\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        R + b"transfer-encoding: chunked\r\n\r\nxyz\r\n",
+        R + b"content-length: 0\r\n\r\n" + SMUGGLED * 16,
+    ],
+    ids=["no head", "no host", "bad chunk", "too many"],
+)
+def test_what_is_wrong_behind_a_request_in_flight_does_not_get_into_its_answer(garbage):
     async def scene(world: World) -> None:
         world.app.hold.clear()
         async with world.client() as client:
-            await client.say(HELLO + b"garbage\r\n\r\n")
+            await client.say(HELLO + garbage)
             assert await client.rest() == b""
+        await until(lambda: world.app.gone)
 
     play(scene)
 
