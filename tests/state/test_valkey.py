@@ -25,6 +25,13 @@ def server() -> Iterator[Any]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait half a second for answers: a busy machine is no silent server."""
+    assert valkey_module.ANSWER_S < 0.05
+    monkeypatch.setattr(valkey_module, "ANSWER_S", 0.5)
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look every 10 ms whether it is back, instead of every second."""
@@ -93,6 +100,34 @@ def test_a_silent_server_is_asked_five_times_and_no_more(
         assert await limits.take([Ask("other", rule)]) is None
         assert not limits.is_open
         await limits.aclose()
+
+    asyncio.run(run())
+
+
+def test_after_a_call_without_an_answer_the_limit_is_one_again(
+    server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was taken meanwhile is told to Valkey; the other processes' share is not lost."""
+
+    async def run() -> None:
+        limits, other = (ValkeyLimits(address(server), replicas=4) for _ in range(2))
+        rule = Rule(100, DAY)
+        assert await admitted(limits, rule, 40) == 40
+        with monkeypatch.context() as patch:
+
+            async def silent(_: object) -> list[int]:
+                raise TimeoutError
+
+            patch.setattr(limits, "_run", silent)
+            assert await limits.take([Ask("k", rule, 1)]) is not None  # above its share of 25
+            assert await limits.take([Ask("new", rule, 20)]) is None
+        assert not limits.is_open
+        assert await limits.take([Ask("k", rule)]) is None
+        assert await other.take([Ask("new", rule, 81)]) is not None
+        assert await other.take([Ask("new", rule, 80)]) is None
+        assert await admitted(limits, rule, 100) == 59
+        for each in (limits, other):
+            await each.aclose()
 
     asyncio.run(run())
 

@@ -3,7 +3,8 @@
 Valkey is soft state. It has 45 ms to answer; after five calls in a row without an answer nobody
 asks it any more, and a task in the background looks every second whether it is back. Meanwhile,
 and for the length of the window that follows, each process admits no more than its own share of
-each limit: the limit over the number of processes. No request fails because Valkey does.
+each limit: the limit over the number of processes. What single calls without an answer took is told
+to Valkey with the next one that it answers. No request fails because Valkey does.
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ class ValkeyLimits:
         self._shares: dict[Rule, Rule] = {}
         self._rooms: OrderedDict[str, tuple[int, float]] = OrderedDict()
         self._failures = 0
+        self._longest = 0.0
         self._own_until = -math.inf
+        self._owed: list[Ask] = []
         self._probe: asyncio.Task[None] | None = None
         self._client = Client(address_of(url))
         self._hash = sha1(COUNT.encode(), usedforsecurity=False).hexdigest()  # Valkey names it so
@@ -141,7 +144,13 @@ class ValkeyLimits:
         """Take all, or none, in 50 ms at the most."""
         answer = await self._ask("take", asks, 0.0)
         if answer is None:
-            return self._local.take_now(self._share_of(asks))
+            refusal = self._local.take_now(self._share_of(asks))
+            if refusal is None and not self.is_open:
+                self._owed += (Ask(ask.key, ask.rule, -ask.amount) for ask in asks)
+            return refusal
+        if self._owed:
+            owed, self._owed = self._owed, []
+            await self._ask("back", owed, 0.0)
         which, wait = answer[-2], answer[-1]
         if which:
             ask = asks[which - 1]
@@ -216,15 +225,15 @@ class ValkeyLimits:
         self.fallbacks += 1
         self._failures += 1
         longest = max((ask.rule.per_s for ask in asks), default=0.0)
-        self._own_until = max(self._own_until, self._clock() + longest)
+        self._longest = max(self._longest, longest)
         if self._failures >= FAILURES and not self.is_open:
             self.is_open = True
+            self._owed = []  # the shares hold instead, until a window after it is back
             self._client.drop()
             self._probe = asyncio.get_running_loop().create_task(self._look_out())
 
     async def _look_out(self) -> None:
         """Ask until it answers: no caller waits for that."""
-        opened = self._clock()
         while self.is_open:
             await asyncio.sleep(PROBE_S)
             try:
@@ -233,7 +242,7 @@ class ValkeyLimits:
             except (ReplyError, OSError):
                 self._client.drop()
                 continue
-            self._own_until += self._clock() - opened
+            self._own_until = self._clock() + self._longest
             self._failures = 0
             self.is_open = False
 
