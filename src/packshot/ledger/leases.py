@@ -24,6 +24,9 @@ __all__ = ["Grant", "LeaseTable", "Leases", "Shared", "Want", "leases_of", "open
 SHARE = 100
 """A slice is this part of what is left, or the need where that is more (RELIABILITY §5.8)."""
 
+POSTGRES = ("postgresql://", "postgres://")
+LEASE_FILE = "caps.db"
+
 SCHEMA = (
     """CREATE TABLE IF NOT EXISTS cap_periods (
         period text PRIMARY KEY, cap bigint NOT NULL, spent bigint NOT NULL,
@@ -128,22 +131,32 @@ def open_shared(url: str) -> Shared:
     Raises:
         LedgerUnavailable: it cannot be reached or written.
     """
-    if url.startswith(("postgresql://", "postgres://")):
+    if url.startswith(POSTGRES):
         from packshot.ledger.stores.postgres import PostgresDatabase
 
         return PostgresDatabase(url)
     from packshot.ledger.leases_sqlite import LeaseFile
 
-    return LeaseFile(Path(url).with_name("caps.db"))
+    return LeaseFile(Path(url).with_name(LEASE_FILE))
 
 
-def leases_of(settings: Settings) -> LeaseTable | None:
-    """Open the table of the settings' leases; None where there are no caps.
+def leases_of(settings: Settings, *, anyway: bool = False) -> LeaseTable | None:
+    """Open the table of the settings' leases; None where there are no caps, nor ever were.
+
+    Caps that are in no file (the budgets of virtual keys that were issued) leave a table behind,
+    so that the drain settles their leases, too. ``anyway`` opens it before there are any.
 
     Raises:
         LedgerUnavailable: it cannot be reached or written.
     """
-    return LeaseTable(open_shared(settings.store)) if settings.caps else None
+    if anyway or settings.caps or _has_leases(settings.store):
+        return LeaseTable(open_shared(settings.store))
+    return None
+
+
+def _has_leases(url: str) -> bool:
+    """Tell whether there may be a table already: in PostgreSQL, to look is to open it."""
+    return url.startswith(POSTGRES) or Path(url).with_name(LEASE_FILE).exists()
 
 
 class LeaseTable:

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import Literal, Protocol
 
@@ -35,7 +36,7 @@ from packshot.ledger.records import Dimensions, Dispatched, Held, Outcome, Settl
 from packshot.ledger.settings import Settings
 from packshot.ledger.signs import tick_us
 
-__all__ = ["Charge", "Hold", "Ledger", "Policy", "Prices", "open_ledger"]
+__all__ = ["Charge", "Hold", "Ledger", "Policy", "Prices", "caps_of", "open_ledger"]
 
 BILLED = frozenset(("succeeded", "failed_billed", "unknown"))
 """The outcomes of a post; ``failed_free`` is what a void books."""
@@ -52,8 +53,7 @@ class Prices(Protocol):
         ...
 
 
-@dataclass(slots=True, eq=False)
-class Hold:
+class Hold(msgspec.Struct, eq=False, gc=False):
     """Money held for one attempt. Hand it to `Ledger.post` or `Ledger.void`, once."""
 
     held: Held
@@ -228,7 +228,9 @@ class Ledger:
             LedgerUnavailable: it is not in the journal, and the hold can be posted again; or the
                 disk failed under it (`Policy.durable`), and this worker takes no more.
         """
-        accrues = hold.held.dimensions.stage in BESIDE
+        held = hold.held
+        of = held.dimensions
+        accrues = of.stage in BESIDE
         if outcome != "accrual" if accrues else outcome not in BILLED:
             raise InvalidRequest(
                 f"a post is succeeded, failed_billed or unknown, got {outcome!r}; what cost "
@@ -241,9 +243,8 @@ class Ledger:
         if usage is None:
             charge: Charge = _whole(hold)
         else:
-            of = hold.held.dimensions
             charge = self._book.charge(usage, of.provider, of.model, hold.dispatched_at)
-        if charge.amount > hold.held.amount and hold.priced and not accrues:
+        if charge.amount > held.amount and hold.priced and not accrues:
             reason = f"{reason}; {ABOVE}" if reason else ABOVE
         return self._settle(hold, usage, charge, outcome, reason)
 
@@ -354,10 +355,9 @@ class Ledger:
         with self._lock:
             self._own(hold)
             at = self._clock()
-            settled = self._journal.settle(
-                lambda number: _record(hold, usage, charge, (outcome, reason, at, number))
-            )
-            del self._open[hold.attempt]
+            end = outcome, reason, at
+            settled = self._journal.settle(partial(_record, hold, usage, charge, end))
+            del self._open[hold.held.attempt]
             if hold.slices and self._caps is not None:
                 self._caps.settle(hold.slices, hold.held.amount, settled.amount)
         if self._durable:
@@ -399,11 +399,12 @@ def _whole(hold: Hold) -> Charge:
 
 
 def _record(
-    hold: Hold, usage: Usage | None, charge: Charge, end: tuple[Outcome, str, int, int]
+    hold: Hold, usage: Usage | None, charge: Charge, end: tuple[Outcome, str, int], number: int
 ) -> Settled:
     """Return the settled record: positional, in `Settled`'s order, since every call makes one."""
-    outcome, reason, at, number = end
+    outcome, reason, at = end
     held = hold.held
+    of = held.dimensions
     used = _NOTHING if usage is None else usage
     amount = charge.amount
     credit = charge.credit
@@ -416,8 +417,8 @@ def _record(
         at,
         outcome,
         reason,
-        beside(held.dimensions) if outcome == "accrual" else held.dimensions,
-        round(used.seconds * 1_000_000),
+        beside(of) if outcome == "accrual" else of,
+        round(used.seconds * 1_000_000) if used.seconds else 0,
         used.input_tokens,
         used.cached_tokens,
         used.written_tokens,
@@ -428,7 +429,7 @@ def _record(
         used.stored_bytes,
         used.requests,
         held.amount,
-        "waste" if wasted else held.dimensions.stage,
+        "waste" if wasted else of.stage,
         amount,
         amount if credit == "payable" else 0,
         amount if credit == "depreciation" else 0,
@@ -447,27 +448,39 @@ _NOTHING = Usage("store")
 
 
 def open_ledger(
-    settings: Settings, book: Prices, worker: str, *, idempotency: bool = False
+    settings: Settings,
+    book: Prices,
+    worker: str,
+    *,
+    caps: Sequence[Cap] | None = None,
+    idempotency: bool = False,
 ) -> Ledger:
     """Open this process's ledger; ``worker`` is its name among the journals ("gateway-0").
+
+    ``caps`` replace those of the settings, and may be replaced later; None keeps the settings' own.
 
     Raises:
         LedgerUnavailable: journal or leases cannot be opened, or another process has the name.
     """
-    caps = [
-        Cap(row.scope, row.name, nanos_of(row.eur), row.per, row.unpriced) for row in settings.caps
-    ]
+    given = caps_of(settings) if caps is None else caps
     policy = Policy(settings.durability != "process", settings.timezone, settings.unpriced)
     journal = _journal(settings, worker)
     try:
-        leases = leases_of(settings)
+        leases = leases_of(settings, anyway=caps is not None)
         answers = None
         if idempotency:
             answers = Answers(leases.database if leases else open_shared(settings.store))
-        return Ledger(journal, book, caps, leases, policy=policy, answers=answers)
+        return Ledger(journal, book, given, leases, policy=policy, answers=answers)
     except BaseException:
         journal.close()
         raise
+
+
+def caps_of(settings: Settings) -> list[Cap]:
+    """Return the caps of the configuration's ledger section."""
+    return [
+        Cap(row.scope, row.name, nanos_of(row.eur), row.per, row.unpriced) for row in settings.caps
+    ]
 
 
 def _journal(settings: Settings, worker: str) -> AnyJournal:
