@@ -201,16 +201,17 @@ def test_a_call_cancelled_as_its_connection_went_stale_gives_its_place_back():
     assert seen == [0, 0, 1]
 
 
-@pytest.mark.parametrize("giving_up", [False, True])
-def test_a_connection_that_dies_as_it_is_handed_on_costs_nobody_a_place(giving_up):
+@pytest.mark.parametrize(("giving_up", "dies"), [(False, True), (True, True), (True, False)])
+def test_a_connection_that_is_handed_on_costs_nobody_a_place(giving_up, dies):
     async def scene() -> None:
         async with serving(polite) as origin, pooling(origin, connections=1) as pool:
             await pool.send(call())
             kept = pool._idle.pop()
-            waiting = [asyncio.create_task(pool.send(call())) for _ in range(2)]
+            waiting = [asyncio.create_task(pool.send(call(within=5))) for _ in range(2)]
             await until(lambda: pool.stats.waiting == 2)
             pool._rest(kept)
-            kept.transport.abort()
+            if dies:
+                kept.transport.abort()
             if giving_up:
                 waiting[0].cancel()
             done = await asyncio.gather(*waiting, return_exceptions=True)
