@@ -262,3 +262,31 @@ def test_an_idempotency_key_is_paid_once(there: World) -> None:
                 extra_headers={"Idempotency-Key": "order-17"},
             )
     assert len(there.booked()) == 1
+
+
+def test_a_fallback_that_cannot_express_a_field_is_passed_over(there: World) -> None:
+    there.fakes["one"].next(*[Fault(status=503)] * 3)
+    with client(there) as openai_client, pytest.raises(openai.InternalServerError) as caught:
+        openai_client.chat.completions.create(model="prompt-rewrite", messages=HELLO, seed=7)
+    assert caught.value.status_code == 503, "what OpenAI said, not what Anthropic lacks"
+    assert not there.fakes["two"].truth
+
+
+def test_what_the_only_target_cannot_express_is_named(there: World) -> None:
+    with client(there) as openai_client, pytest.raises(openai.BadRequestError) as caught:
+        openai_client.chat.completions.create(
+            model="anthropic/claude-haiku-4-5", messages=HELLO, seed=7
+        )
+    assert caught.value.param == "seed"
+    assert there.booked() == []
+
+
+def test_anthropics_headers_go_on_to_it(tmp_path: Path) -> None:
+    with world(tmp_path, YAML, one=Settings(), two=Settings(bodies=True)) as there:
+        with claude(there) as anthropic_client:
+            anthropic_client.beta.messages.create(
+                model="claude-haiku-4-5", max_tokens=10, messages=HELLO, betas=["files-api-1"]
+            )
+        there.ended()
+        (truth,) = there.fakes["two"].truth
+        assert truth.key == "secret-C"

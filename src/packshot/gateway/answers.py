@@ -12,6 +12,7 @@ from packshot.core.errors import (
     Forbidden,
     GatewayError,
     IdempotencyError,
+    Inexpressible,
     InvalidRequest,
     LedgerError,
     PackshotError,
@@ -77,6 +78,9 @@ def of_error(error: PackshotError) -> Trouble:
             return _of_ledger(error)
         case BodyTooLarge():
             return Trouble(Answer(413, "invalid_request_error", said, "request_too_large"))
+        case Inexpressible():
+            answer = Answer(400, "invalid_request_error", said, "unsupported_field", error.field)
+            return Trouble(answer)
         case InvalidRequest():
             return Trouble(Answer(400, "invalid_request_error", said, "invalid_request"))
         case _:

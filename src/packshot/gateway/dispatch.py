@@ -42,6 +42,9 @@ __all__ = ["Answer", "Dispatcher", "Refused", "Stream"]
 MAX_ERROR_BYTES = 256 << 10
 """Of a refusal's body; what is longer is no provider's error."""
 
+ELSEWHERE = "not_for_this_target"
+"""The code of a failure that says only that this target cannot take this kind of request."""
+
 LEAST_S = 0.05
 """No attempt is begun with less than this left of the deadline."""
 
@@ -151,6 +154,8 @@ class Dispatcher:
             got = await self._on_target(job, target, last=nth + 1 == len(job.route.targets))
             if not isinstance(got, Failure):
                 return got
+            if got.code == ELSEWHERE and failure is not None:
+                continue  # it said nothing of the request itself: what was wrong before stands
             failure = got
             if NEXT[failure.kind] == "stop" or failure.code == "deadline":
                 break
@@ -229,14 +234,15 @@ class Dispatcher:
         provider = target.provider
         exchange = provider.exchanges.get(job.surface)
         if exchange is None:
-            return Failure("not_found", 0, f"{provider.name} does not serve {job.surface}")
+            said = f"{provider.name} does not serve {job.surface}"
+            return Failure("not_found", 0, said, ELSEWHERE)
         put_in = self._limit(job, target)
         try:
             body = exchange.request(job.fields, target.model, put_in)
         except InvalidRequest as error:
             if job.attempts == 0:
                 raise
-            return Failure("bad_request", 0, str(error))
+            return Failure("not_found", 0, str(error), ELSEWHERE)
         hold = None
         if job.surface != "count_tokens":
             limit = job.output_limit or put_in
@@ -280,7 +286,13 @@ class Dispatcher:
             data = await reply.read(self._server.max_reply_bytes)
             if b"content-encoding" in reply.headers:
                 raise UpstreamBroken("the answer came compressed, unasked", sent=True, began=True)
-            body, usage = exchange.reply(data, attempt.job.model)
+            try:
+                body, usage = exchange.reply(data, attempt.job.model)
+            except UpstreamBroken:
+                # Some send their errors, rate limits too, under the status 200.
+                failure = exchange.failure(reply.status, reply.headers, data)
+                attempt.fail(failure, sent=True)
+                return failure
             attempt.succeed(usage)
             return Answer(body, usage)
         data = await reply.read(MAX_ERROR_BYTES)
