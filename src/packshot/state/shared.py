@@ -4,7 +4,7 @@ The file is an array of fixed records, one per key. Whoever counts holds the fil
 microsecond at a time; the kernel frees it when a process dies. A process that is killed while it
 writes leaves its record marked, and the next one makes the sum anew from the slots: each of them is
 one aligned 64-bit word, which is written whole or not at all. A process that is stopped while it
-holds the lock stops nobody for more than 50 ms: the others count by themselves until it goes on.
+holds the lock stops nobody for more than 0.1 s: the others count by themselves until it goes on.
 
 The clock is `time.monotonic`, which all processes of a machine have in common until it reboots.
 """
@@ -32,16 +32,16 @@ RECORDS = 16_384
 PROBES = 16
 """Places where a key's record may lie. All taken: the one unused for longest is given up."""
 
-LOCK_S = 0.05
-"""Seconds to wait for the lock: it is held for microseconds, or by a process that was stopped."""
-
 RETRY_S = 1.0
 """Seconds after which a lock that did not come is tried again."""
 
 SPINS = 20
-"""Tries that only let another process run, before those that sleep."""
+"""Tries for the lock that only let another process run, before those that sleep."""
 
+NAPS = 400
 PAUSE_S = 0.0002
+"""Together 0.1 s: the lock is held for microseconds, or by a process that was stopped. Tries are
+counted, not time: on a busy machine the holder may wait for a core as long as this process does."""
 
 MAGIC = 0x7061636B_6C696D31
 HEADER = 8
@@ -163,11 +163,8 @@ class SharedLimits:
 
     def _lock_later(self) -> bool:
         now = time.monotonic()
-        until = now + LOCK_S if now >= self._retry_at else now
-        tries = 0
-        while time.monotonic() < until:
-            tries += 1
-            if tries <= SPINS:
+        for tries in range(SPINS + NAPS if now >= self._retry_at else 0):
+            if tries < SPINS:
                 os.sched_yield()
             else:
                 time.sleep(PAUSE_S)
@@ -176,8 +173,8 @@ class SharedLimits:
             except BlockingIOError:
                 continue
             return True
-        if until > now:
-            self._retry_at = until + RETRY_S
+        if now >= self._retry_at:
+            self._retry_at = time.monotonic() + RETRY_S
         self.alone += 1
         return False
 
