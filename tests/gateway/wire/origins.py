@@ -45,7 +45,10 @@ class Peer:
         return head + await self.reader.readexactly(length)
 
     async def say(self, data: bytes) -> None:
-        self.writer.write(data)
+        try:
+            self.writer.write(data)
+        except RuntimeError as error:  # uvloop's word for a connection that is gone
+            raise ConnectionResetError from error
         await self.writer.drain()
 
     async def answer(self, data: bytes = OK) -> bytes:

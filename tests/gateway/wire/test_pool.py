@@ -193,7 +193,6 @@ def test_a_call_cancelled_as_its_connection_went_stale_gives_its_place_back():
             await asyncio.gather(task, return_exceptions=True)
             assert task.cancelled()
             assert pool.stats == PoolStats(0, 0, 0, 0)
-            kept.lost = lambda _: None  # the loop will tell it once more
             transport.abort()
             await pool.send(call())
 
@@ -219,6 +218,36 @@ def test_a_connection_that_is_handed_on_costs_nobody_a_place(giving_up, dies):
             assert await done[1].read(2) == b"ok"
             await until(lambda: pool.stats.in_flight == 0)
             assert pool.stats.open == pool.stats.idle
+
+    asyncio.run(scene())
+
+
+@pytest.mark.parametrize("runner", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
+def test_giving_up_in_any_moment_of_connecting_gives_one_place_back(runner):
+    """The event loop may tell of a connection whose caller has just been cancelled."""
+
+    async def scene() -> None:
+        async with serving(polite) as origin, pooling(origin) as pool:
+            for turns in range(40):
+                task = asyncio.create_task(pool.send(call()))
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                for link in list(pool._links):
+                    link.drop()
+                await until(lambda: not pool._links)
+                await asyncio.sleep(0.002)
+                assert pool.stats.open == 0
+
+    runner(scene())
+
+
+def test_a_connection_that_was_never_ours_gives_no_place_back():
+    async def scene() -> None:
+        pool = Pool(Origin("http", "127.0.0.1", 1))
+        pool._lost(pool._new_link())
+        assert pool.stats == PoolStats(0, 0, 0, 0)
 
     asyncio.run(scene())
 

@@ -259,7 +259,13 @@ class Pool:
             self._idle.append(link)
 
     def _lost(self, link: Link) -> None:
-        """Forget a connection that is gone."""
+        """Forget a connection that is gone.
+
+        One that stood for a moment, while its caller gave up on connecting, was never ours: the
+        caller has given the place back.
+        """
+        if link not in self._links:
+            return
         self._links.discard(link)
         if link in self._idle:
             self._idle.remove(link)
