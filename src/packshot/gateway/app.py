@@ -74,6 +74,7 @@ class Gateway:
         self.in_flight = 0
         self.drains = Drains()
         self._limiter = limiter
+        self._money = money
         self._dispatcher = Dispatcher(money, telemetry, settings.server)
         once = settings.server.idempotency
         self._once = Once(money.ledger, self._dispatcher) if once else None
@@ -105,6 +106,7 @@ class Gateway:
             status = await relay(got, self._headers(job, EVENTS), send, self.drains)
         else:
             status = 200
+            await self._money.flush()
             await respond(send, 200, self._headers(job, JSON), got.body)
         await self._limiter.settle(job)
         return status

@@ -247,7 +247,7 @@ class Dispatcher:
         if job.surface != "count_tokens":
             limit = job.output_limit or put_in
             limit = None if limit is None else limit * job.choices
-            hold = self._money.hold(job, target, key.name, limit, job.deadline - monotonic())
+            hold = await self._money.hold(job, target, key.name, limit, job.deadline - monotonic())
         attempt = Attempt(job, target, key, hold, self._money, self._telemetry)
         headers = key.header if not job.headers else with_headers(key.header, job.headers)
         call = Call(target.path(exchange.path), headers, body, job.deadline, provider.timeouts)
@@ -351,7 +351,7 @@ def _ordered(job: Job) -> Sequence[Target]:
 
 def _fits(job: Job, target: Target, failure: Failure | None) -> bool:
     """Tell whether a fallback can do what the request needs, and would do better."""
-    if not job.owner.may_use(target.provider.name, target.model):
+    if not job.owner.may_use(target.provider.name, target.model, job.route.id):
         return False
     provider = target.provider
     exchange = provider.exchanges.get(job.surface)

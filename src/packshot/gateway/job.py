@@ -62,6 +62,7 @@ class Job:
     input_tokens: int = 0
     output_tokens: int = 0
     tokens_taken: int = 0
+    taken_at: float = 0.0
     target: Target | None = None
     key: str = ""
     replayed: bool = False

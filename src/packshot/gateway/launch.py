@@ -77,7 +77,7 @@ def admin_of(app: run.Application, path: Path) -> ASGIApp:
         return notes
 
     def spending(key_id: str) -> Mapping[str, Any]:
-        with closing(open_store(money.store)) as entries:
+        with closing(open_store(money.store, read_only=True)) as entries:
             return spending_of(entries, key_id)
 
     return admin_app(

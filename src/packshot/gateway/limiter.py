@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import isfinite
+from time import monotonic
 
 from packshot.core.errors import InvalidRequest, RateLimited
 from packshot.gateway.access import VirtualKey
@@ -42,6 +43,7 @@ class Limiter:
         if refusal is not None:
             raise _refused(refusal)
         job.tokens_taken = tokens
+        job.taken_at = monotonic()
 
     async def settle(self, job: Job) -> None:
         """Correct the tokens taken to those that were used."""
@@ -51,7 +53,7 @@ class Limiter:
                 Ask(key, rule, surplus) for key, rule, of_tokens in self._of(job.owner) if of_tokens
             ]
             if asks:
-                await self._limits.give_back(asks)
+                await self._limits.give_back(asks, monotonic() - job.taken_at)
 
     def headers(self, job: Job) -> Headers:
         """Return OpenAI's headers of what is left, as far as this process knows."""

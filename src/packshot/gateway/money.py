@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+from asyncio import CancelledError
+from collections.abc import Callable
+from functools import partial
+
 from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import Unbounded
 from packshot.core.types import Usage
 from packshot.gateway.job import Job
 from packshot.gateway.plan import Target
-from packshot.ledger.ledger import Hold, Ledger
+from packshot.ledger.ledger import Hold, Ledger, MustWait
 from packshot.ledger.prices.book import PriceBook
 from packshot.ledger.records import Dimensions, Outcome
 
@@ -33,7 +38,7 @@ class Money:
         """Tell whether a cap applies to what the job spends: then it must have an upper bound."""
         return self.ledger.capped(job.owner.team, job.owner.id, job.batch)
 
-    def hold(
+    async def hold(
         self, job: Job, target: Target, key: str, limit: int | None, expires_in_s: float
     ) -> Hold:
         """Hold the most that one attempt can cost; it may go out on return.
@@ -56,15 +61,42 @@ class Money:
             priced = bound is not None
         except Unbounded:
             bound, priced = None, True
-        return self.ledger.hold(
-            dimensions, bound, priced=priced, expires_in_s=int(expires_in_s) + MARGIN_S
+        make = partial(
+            self.ledger.hold,
+            dimensions,
+            bound,
+            priced=priced,
+            expires_in_s=int(expires_in_s) + MARGIN_S,
         )
+        try:
+            return make(wait=False)
+        except MustWait:
+            return await self._in_thread(make)
+
+    async def flush(self) -> None:
+        """Return when what was settled is as durable as was promised."""
+        if self.ledger.durable:
+            await asyncio.to_thread(self.ledger.flush)
+
+    async def _in_thread(self, make: Callable[[], Hold]) -> Hold:
+        """Make a hold where waiting for a disk or a database holds nobody up."""
+        future = asyncio.get_running_loop().run_in_executor(None, make)
+        try:
+            return await asyncio.shield(future)
+        except CancelledError:
+            future.add_done_callback(self._not_wanted)
+            raise
+
+    def _not_wanted(self, future: asyncio.Future[Hold]) -> None:
+        """Void a hold whose caller hung up while it was made."""
+        if not future.cancelled() and future.exception() is None:
+            self.ledger.void(future.result(), "the caller hung up", wait=False)
 
     def post(
         self, job: Job, hold: Hold, usage: Usage | None, outcome: Outcome, reason: str = ""
     ) -> None:
         """End a hold by what was used; without a usage, by all that was held."""
-        settled = self.ledger.post(hold, usage, outcome, reason)
+        settled = self.ledger.post(hold, usage, outcome, reason, wait=False)
         job.cost += settled.amount
         if usage is not None:
             job.input_tokens += usage.input_tokens
@@ -72,7 +104,7 @@ class Money:
 
     def void(self, hold: Hold, reason: str) -> None:
         """End a hold of what cost nothing."""
-        self.ledger.void(hold, reason)
+        self.ledger.void(hold, reason, wait=False)
 
     def _of(self, job: Job, target: Target, key: str) -> Dimensions:
         plain = not (job.tags or job.render or job.batch or job.recipe)

@@ -62,6 +62,7 @@ async def relay(stream: Stream, headers: Headers, send: Send, drains: Drains) ->
         if failure is None:
             # Settled before the caller sees the end, as with an answer that is not streamed.
             stream.attempt.succeed(stream.relay.usage)
+            await stream.attempt.money.flush()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
             await _finish(stream)
             return 200

@@ -57,6 +57,7 @@ class Worker:
         self._gateway: Gateway | None = None
         self._ledger: Ledger | None = None
         self._access: Access | None = None
+        self._limits: Limits | None = None
         self._ticks: asyncio.Task[None] | None = None
 
     @property
@@ -91,11 +92,12 @@ class Worker:
             idempotency=settings.server.idempotency,
         )
         connect(plan)
+        self._limits = open_limits(settings.server)
         self._gateway = Gateway(
             settings,
             plan,
             self._access,
-            Limiter(open_limits(settings.server)),
+            Limiter(self._limits),
             Money(self._ledger, book),
             self.telemetry,
         )
@@ -145,6 +147,8 @@ class Worker:
         for provider in gateway.plan.providers.values():
             if provider.upstream is not None:
                 await provider.upstream.close()
+        if self._limits is not None:
+            await self._limits.aclose()
         await asyncio.sleep(0)  # cancelled calls settle themselves
         if self._access is not None:
             await asyncio.to_thread(self._access.close)

@@ -6,7 +6,8 @@ of the cap that is this worker's alone (`packshot.ledger.leases`), by arithmetic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import Literal, TypeAlias, get_args
@@ -18,7 +19,7 @@ from packshot.ledger.leases import Grant, Leases, Want
 from packshot.ledger.periods import Per, end_of, label_of
 from packshot.ledger.records import Dimensions
 
-__all__ = ["Cap", "Caps", "Scope", "Slice"]
+__all__ = ["Cap", "Caps", "Scope", "Shortage", "Slice"]
 
 Scope: TypeAlias = Literal["total", "team", "virtual_key", "batch"]
 
@@ -77,8 +78,20 @@ class _Line:
     now: Slice | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Shortage:
+    """A slice that has too little for a hold of ``amount``, and what would be enough."""
+
+    part: Slice
+    amount: Nanos
+    want: Want
+
+
 class Caps:
-    """The caps that a worker admits calls against. Callers hold one lock around every method.
+    """The caps that a worker admits calls against.
+
+    Callers hold one lock around every method but `ask`, `wanted` and `give_back`: these talk to a
+    database, and nobody who spends from what is there already shall wait for it.
 
     Raises:
         InvalidRequest: two caps on the same thing for the same kind of period.
@@ -96,6 +109,7 @@ class Caps:
         self._worker = worker
         self._epoch = epoch
         self._zone: tzinfo = UTC if timezone == "UTC" else ZoneInfo(timezone)
+        self._asking = threading.Lock()  # one conversation with the table at a time
         self._slices: dict[str, Slice] = {}
         self._by: dict[Scope, dict[str, list[_Line]]] = {}
         self.replace(caps)
@@ -127,12 +141,14 @@ class Caps:
 
     def reserve(
         self, dimensions: Dimensions, amount: Nanos | None, at: int, *, priced: bool = True
-    ) -> tuple[Slice, ...]:
+    ) -> tuple[Slice, ...] | Shortage:
         """Hold ``amount`` (None: no upper bound is known) in every cap that applies, or in none.
 
+        A `Shortage` says that nothing is held, since a slice has too little: `ask` for more of it,
+        without the lock, then `add` what was granted, and try again.
+
         Raises:
-            BudgetExceeded, Unbounded, Unpriced: and nothing is held.
-            LedgerUnavailable: the leases cannot be had.
+            Unbounded, Unpriced: and nothing is held.
         """
         applying = [
             line.now if line.now is not None and at < line.now.ends else self._begin(line, at)
@@ -152,19 +168,37 @@ class Caps:
                 f"bound, and the cap {applying[0].cap.title} applies: limit its output"
             )
         bound = amount or 0
-        held: list[Slice] = []
-        try:
-            for part in applying:
-                if bound > part.free and bound:
-                    self._lease(part, bound)
-                part.free -= bound
-                part.holds += 1
-                part.used = True
-                held.append(part)
-        except BaseException:
-            self.settle(held, bound, 0)
-            raise
-        return tuple(held)
+        for part in applying:
+            if bound > part.free and bound:
+                return Shortage(part, bound, Want(part.period, bound - part.free, part.cap.limit))
+        for part in applying:
+            part.free -= bound
+            part.holds += 1
+            part.used = True
+        return tuple(applying)
+
+    def ask(self, shortage: Shortage) -> Grant:
+        """Ask the table that all workers share for more of a slice. It may wait for a database.
+
+        Raises:
+            LedgerUnavailable: the leases cannot be had.
+        """
+        with self._asking:
+            (grant,) = self._leases.take(self._worker, self._epoch, [shortage.want])
+        return grant
+
+    def add(self, shortage: Shortage, grant: Grant) -> None:
+        """Add what was granted to the slice.
+
+        Raises:
+            BudgetExceeded: it was less than the need.
+        """
+        # It may have been forgotten meanwhile, its period being over: it is given back from there.
+        part = self._slices.setdefault(shortage.part.period, shortage.part)
+        part.free += grant.amount
+        part.used = True
+        if grant.amount < shortage.want.need:
+            raise _exceeded(shortage.part, shortage.amount, grant)
 
     def settle(self, parts: Iterable[Slice], held: Nanos, spent: Nanos) -> None:
         """End a hold of ``held``; what it did not cost is free again."""
@@ -178,15 +212,15 @@ class Caps:
             self._slices[period] = Slice(_cap_of(period), period, 0)
         self._slices[period].free -= amount
 
-    def tick(self, at: int) -> None:
-        """Give back what is free and idle since the last tick, or wanted by another worker."""
-        wanted = self._leases.wanted([p.period for p in self._slices.values() if p.free > 0])
-        self._return(
-            [
-                part
-                for part in self._slices.values()
-                if not part.used or part.period in wanted or at >= part.ends
-            ]
+    def idle(self, at: int, wanted: Collection[str]) -> dict[str, Nanos]:
+        """Take out what is free and was idle since the last call, or is wanted by another worker.
+
+        It is nobody's then: `give_back` it without the lock, or `restore` it with.
+        """
+        taken = self._take_out(
+            part
+            for part in self._slices.values()
+            if not part.used or part.period in wanted or at >= part.ends
         )
         present = {line.now.period for line in self._lines() if line.now is not None}
         for part in list(self._slices.values()):
@@ -195,10 +229,35 @@ class Caps:
             # What a correction took from a period that may be the present one is still owed.
             if over and not part.holds and (part.ends or not part.free):
                 del self._slices[part.period]
+        return taken
 
-    def close(self) -> None:
-        """Give back all that is free."""
-        self._return(list(self._slices.values()))
+    def everything(self) -> dict[str, Nanos]:
+        """Take out all that is free: the end."""
+        return self._take_out(self._slices.values())
+
+    def periods(self) -> list[str]:
+        """Return the periods that something is free in."""
+        return [part.period for part in self._slices.values() if part.free > 0]
+
+    def wanted(self, periods: Sequence[str]) -> set[str]:
+        """Return which of them another worker waits for. It may wait for a database."""
+        with self._asking:
+            return self._leases.wanted(periods)
+
+    def give_back(self, amounts: Mapping[str, Nanos]) -> None:
+        """Return what was taken out to the table. It may wait for a database.
+
+        Raises:
+            LedgerUnavailable: it is still this worker's: `restore` it.
+        """
+        if amounts:
+            with self._asking:
+                self._leases.give_back(self._worker, self._epoch, amounts)
+
+    def restore(self, amounts: Mapping[str, Nanos]) -> None:
+        """Put back what could not be given back."""
+        for period, amount in amounts.items():
+            self.charge(period, -amount)
 
     def _lines(self) -> Iterator[_Line]:
         return (line for named in self._by.values() for some in named.values() for line in some)
@@ -225,20 +284,12 @@ class Caps:
         line.now = part
         return part
 
-    def _lease(self, part: Slice, amount: Nanos) -> None:
-        need = amount - part.free
-        want = Want(part.period, need, part.cap.limit)
-        (grant,) = self._leases.take(self._worker, self._epoch, [want])
-        if grant.amount < need:
-            raise _exceeded(part, amount, grant)
-        part.free += grant.amount
-
-    def _return(self, parts: Sequence[Slice]) -> None:
-        amounts = {part.period: part.free for part in parts if part.free > 0}
-        if amounts:
-            self._leases.give_back(self._worker, self._epoch, amounts)
-            for part in parts:
-                part.free = min(part.free, 0)
+    def _take_out(self, parts: Iterable[Slice]) -> dict[str, Nanos]:
+        taken: dict[str, Nanos] = {}
+        for part in parts:
+            if part.free > 0:
+                taken[part.period], part.free = part.free, 0
+        return taken
 
 
 def _cap_of(period: str) -> Cap:

@@ -36,13 +36,17 @@ from packshot.ledger.records import Dimensions, Dispatched, Held, Outcome, Settl
 from packshot.ledger.settings import Settings
 from packshot.ledger.signs import tick_us
 
-__all__ = ["Charge", "Hold", "Ledger", "Policy", "Prices", "caps_of", "open_ledger"]
+__all__ = ["Charge", "Hold", "Ledger", "MustWait", "Policy", "Prices", "caps_of", "open_ledger"]
 
 BILLED = frozenset(("succeeded", "failed_billed", "unknown"))
 """The outcomes of a post; ``failed_free`` is what a void books."""
 
 ABOVE = "above its hold"
 """The reason of an entry whose bound was none: it is booked in full all the same."""
+
+
+class MustWait(Exception):
+    """The hold has to wait for the disk or a database, and the caller cannot."""
 
 
 class Prices(Protocol):
@@ -133,7 +137,7 @@ class Ledger:
         self._lock = threading.RLock()
         self._open: dict[str, Hold] = {}
 
-    def hold(
+    def hold(  # noqa: PLR0913 - options of one act, all by keyword
         self,
         dimensions: Dimensions,
         amount: Nanos | None,
@@ -143,6 +147,7 @@ class Ledger:
         dispatched: bool = True,
         expires_in_s: int = 600,
         limit_us: int = 0,
+        wait: bool = True,
     ) -> Hold:
         """Hold an upper bound of what an attempt may cost, in nano-EUR, before it is made.
 
@@ -150,9 +155,12 @@ class Ledger:
         nothing is held. With ``dispatched`` the call may go out on return. ``limit_us`` is the time
         of our own device that ``amount`` is the price of: should this process be killed, no more
         is booked than the time until its last sign of life. "load" and "idle" are in no cap.
+        ``wait`` false is for an event loop: `MustWait` is raised, and nothing is held, where the
+        disk or the table of leases has to be waited for; call again in a thread then.
 
         Raises:
             BudgetExceeded, Unbounded, Unpriced: a cap refuses; nothing is held.
+            MustWait: see above.
             LedgerUnavailable: the journal takes nothing. Do not make the call.
         """
         if amount is not None and amount < 0:
@@ -162,12 +170,13 @@ class Ledger:
                 f"no price is known for {dimensions.provider}/{dimensions.model}"
                 f"{dimensions.device}: add one (packshot prices add), or set unpriced: allow"
             )
+        if self._durable and dispatched and not wait:
+            raise MustWait
         at = self._clock()
         bound = amount or 0
         slices: tuple[Slice, ...] = ()
-        if self._capped and self._caps is not None and dimensions.stage not in BESIDE:
-            with self._lock:
-                slices = self._caps.reserve(dimensions, amount, at, priced=priced)
+        if self._capped and dimensions.stage not in BESIDE:
+            slices = self._reserve(dimensions, amount, at, priced=priced, wait=wait)
         held = Held(
             new_id(),
             at,
@@ -193,6 +202,24 @@ class Ledger:
         self._open[held.attempt] = hold
         return hold
 
+    def _reserve(
+        self, dimensions: Dimensions, amount: Nanos | None, at: int, *, priced: bool, wait: bool
+    ) -> tuple[Slice, ...]:
+        """Hold an amount in every cap that applies; ask for more of a slice without the lock."""
+        caps = self._caps
+        if caps is None:
+            return ()
+        while True:
+            with self._lock:
+                got = caps.reserve(dimensions, amount, at, priced=priced)
+            if isinstance(got, tuple):
+                return got
+            if not wait:
+                raise MustWait
+            grant = caps.ask(got)
+            with self._lock:
+                caps.add(got, grant)
+
     def dispatch(self, hold: Hold) -> None:
         """Note that the first byte is about to go upstream.
 
@@ -216,9 +243,17 @@ class Ledger:
                 raise
 
     def post(
-        self, hold: Hold, usage: Usage | None, outcome: Outcome = "succeeded", reason: str = ""
+        self,
+        hold: Hold,
+        usage: Usage | None,
+        outcome: Outcome = "succeeded",
+        reason: str = "",
+        *,
+        wait: bool = True,
     ) -> Settled:
         """Settle an attempt by what it used; without a usage, by all that was held.
+
+        With ``wait`` false nothing is acknowledged until `flush` has returned.
 
         Prices are those of the dispatch. An attempt that was billed and not delivered is waste, and
         needs a reason. The load and idle time of a device accrue: that is their only outcome.
@@ -246,16 +281,16 @@ class Ledger:
             charge = self._book.charge(usage, of.provider, of.model, hold.dispatched_at)
         if charge.amount > held.amount and hold.priced and not accrues:
             reason = f"{reason}; {ABOVE}" if reason else ABOVE
-        return self._settle(hold, usage, charge, outcome, reason)
+        return self._settle(hold, usage, charge, outcome, reason, wait=wait)
 
-    def void(self, hold: Hold, reason: str) -> Settled:
+    def void(self, hold: Hold, reason: str, *, wait: bool = True) -> Settled:
         """Settle an attempt that cost nothing: not made, or known to be free.
 
         Raises:
             LedgerError: the hold is settled already.
             LedgerUnavailable: it is not in the journal; the hold stands.
         """
-        return self._settle(hold, None, _FREE, "failed_free", reason)
+        return self._settle(hold, None, _FREE, "failed_free", reason, wait=wait)
 
     def correct(self, correction: Settled) -> Settled:
         """Append a correcting entry (`packshot.ledger.corrections`); it gets its number here."""
@@ -324,7 +359,25 @@ class Ledger:
                     self._settle(hold, None, _FREE, "failed_free", "expired")
         if self._caps is not None:
             with self._lock:
-                self._caps.tick(self._clock())
+                periods = self._caps.periods()
+            wanted = self._caps.wanted(periods)
+            with self._lock:
+                idle = self._caps.idle(self._clock(), wanted)
+            self._give_back(idle)
+
+    @property
+    def durable(self) -> bool:
+        """Whether a settlement is acknowledged only once it is on the disk, or in the database."""
+        return self._durable
+
+    def flush(self) -> None:
+        """Return when everything so far is as durable as was promised.
+
+        Raises:
+            LedgerUnavailable: it never will be.
+        """
+        if self._durable:
+            self._journal.wait(self._journal.seq)
 
     @property
     def open_holds(self) -> Mapping[str, Hold]:
@@ -336,12 +389,24 @@ class Ledger:
         try:
             if self._caps is not None:
                 with self._lock:
-                    self._caps.close()
+                    free = self._caps.everything()
+                self._give_back(free)
         finally:
             self._journal.close()
             for shared in (self._leases, self._answers):
                 if shared is not None:
                     shared.close()
+
+    def _give_back(self, amounts: Mapping[str, Nanos]) -> None:
+        """Return what was taken out of slices to the table; what it does not take is kept."""
+        if self._caps is None:
+            return
+        try:
+            self._caps.give_back(amounts)
+        except BaseException:
+            with self._lock:
+                self._caps.restore(amounts)
+            raise
 
     def _settle(
         self,
@@ -350,6 +415,8 @@ class Ledger:
         charge: Charge,
         outcome: Outcome,
         reason: str,
+        *,
+        wait: bool = True,
     ) -> Settled:
         """Write the one record that ends a hold. A record that is not written ends nothing."""
         with self._lock:
@@ -360,7 +427,7 @@ class Ledger:
             del self._open[hold.held.attempt]
             if hold.slices and self._caps is not None:
                 self._caps.settle(hold.slices, hold.held.amount, settled.amount)
-        if self._durable:
+        if self._durable and wait:
             self._journal.wait(self._journal.seq)
         return settled
 

@@ -112,6 +112,10 @@ class Limits(Protocol):
         """Return what is left, as far as this process knows: for ``x-ratelimit-*`` headers."""
         ...
 
+    async def aclose(self) -> None:
+        """Let go of files and connections."""
+        ...
+
 
 def wait_s(parts: Iterable[tuple[int, int]], excess: int, now: float, width: float) -> float:
     """Return the seconds until ``excess`` of ``parts`` has left the window.
@@ -183,6 +187,9 @@ class MemoryLimits:
         self._clock = clock
         self._max_keys = max_keys
         self._windows: dict[str, _Window] = {}
+
+    async def aclose(self) -> None:
+        """Nothing to let go of."""
 
     async def take(self, asks: Sequence[Ask]) -> Refusal | None:
         """Take all, or none."""

@@ -88,6 +88,10 @@ class SharedLimits:
         self._words = memoryview(self._map).cast("q")
         opened.add(self)
 
+    async def aclose(self) -> None:
+        """Let go of the file."""
+        self.close()
+
     def close(self) -> None:
         """Leave the file; others go on."""
         opened.discard(self)
