@@ -144,7 +144,7 @@ def test_variables_that_pages_name_are_read_somewhere() -> None:
 
 
 def test_architecture_fits_on_one_read() -> None:
-    assert len(read(ROOT / "ARCHITECTURE.md").splitlines()) <= 200
+    assert len(read(ROOT / "ARCHITECTURE.md").splitlines()) <= 220
 
 
 def test_architecture_names_every_room() -> None:

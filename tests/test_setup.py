@@ -85,7 +85,7 @@ def test_a_render_installs_torch_first_and_then_runs(world: World) -> None:
     assert done.stdout == "ran: render white sneakers --steps 4\n"
     first, *_, last = world.installs()
     assert first == "torch==2.13.0"
-    assert last.endswith(f"--editable {world.root}[render]")
+    assert last.endswith(f"--editable {world.root}[gateway,render]")
     assert "WARNING" not in done.stderr
 
 
@@ -110,7 +110,7 @@ def test_a_higher_level_serves_a_lower_one_but_not_the_other_way(world: World) -
     world.run("--help")
     assert world.installs() == []
     world.run("check")
-    assert world.installs()[-1].endswith("[render,dev]")
+    assert world.installs()[-1].endswith("[gateway,render,shared,traces,dev]")
 
 
 def test_a_brief_after_two_dashes_is_no_option(world: World) -> None:

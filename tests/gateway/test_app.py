@@ -17,7 +17,9 @@ YAML = """
 providers:
   openai:
     base_url: {one}/v1
-    keys: [{name: production, value: env.KEY_A, weight: 0.7}, {name: backup, value: env.KEY_B, weight: 0.3}]
+    keys:
+      - {name: production, value: env.KEY_A, weight: 0.7}
+      - {name: backup, value: env.KEY_B, weight: 0.3}
     network: {retry: {max_retries: 2, backoff_initial_ms: 1, backoff_max_ms: 5}}
   anthropic:
     base_url: {two}

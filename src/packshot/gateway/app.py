@@ -122,7 +122,7 @@ class Gateway:
         if gone is not None:
             task = asyncio.current_task()
             gone.callback = None if task is None else task.cancel
-        status = HUNG_UP
+        status = 0
         self.in_flight += 1
         try:
             status = await self.infer(visit, scope, receive, send)
@@ -133,10 +133,11 @@ class Gateway:
             if status >= 500:
                 self.telemetry.error(visit.job, error)
         except CancelledError:
+            status = HUNG_UP
             if gone is None or not gone.fired:
                 raise
         except Gone:
-            pass
+            status = HUNG_UP
         except Exception as error:  # noqa: BLE001 - the last resort: no caller is left waiting
             self.telemetry.error(visit.job, error)
             status = await self._tell(visit, of_error(PackshotError()), send)
