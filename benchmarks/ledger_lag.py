@@ -30,9 +30,7 @@ def fill(folder: Path, attempts: int) -> int:
     for number in range(WORKERS):
         journal = Journal(folder, f"w{number}")
         for _ in range(attempts // WORKERS):
-            journal.settle(
-                lambda at: Settled(f"a-{at}", at, 1, 1, 10**15, "succeeded", "", OWN)
-            )
+            journal.settle(lambda at: Settled(f"a-{at}", at, 1, 1, 10**15, "succeeded", "", OWN))
         journal.close()
     return sum(path.stat().st_size for path in folder.glob("*/*.journal"))
 

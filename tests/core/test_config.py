@@ -11,7 +11,7 @@ from typing import Literal
 import msgspec
 import pytest
 
-from packshot.core.config import MAX_BYTES, MAX_DEPTH, read
+from packshot.core.config import MAX_BYTES, MAX_DEPTH, Secret, read
 from packshot.core.errors import InvalidRequest, OutputError
 
 
@@ -151,3 +151,28 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_bytes(b"\xff")
     with pytest.raises(InvalidRequest, match="not UTF-8"):
         read(path, frozenset())
+
+
+@dataclass(frozen=True)
+class Vault:
+    key: Secret
+
+
+@pytest.mark.parametrize("text", ["env.KEY", "${KEY}", "file:key.txt"])
+def test_a_secret_comes_from_elsewhere(tmp_path: Path, text: str) -> None:
+    (tmp_path / "key.txt").write_text("hunter2\n")
+    path = tmp_path / "packshot.yaml"
+    path.write_text(f"vault: {{key: '{text}'}}")
+    found = read(path, frozenset({"vault"}), {"KEY": "hunter2"}).section("vault", Vault)
+    assert found is not None
+    assert found.key == "hunter2"
+    assert "hunter2" not in repr(found)
+
+
+@pytest.mark.parametrize("text", ["hunter2", "x${KEY}", "${KEY:-hunter2}"])
+def test_a_secret_in_the_file_itself_is_refused_and_not_shown(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "packshot.yaml"
+    path.write_text(f"vault: {{key: '{text}'}}")
+    with pytest.raises(InvalidRequest, match="may not stand in the file") as refused:
+        read(path, frozenset({"vault"}), {"KEY": "a"}).section("vault", Vault)
+    assert "hunter2" not in str(refused.value)
