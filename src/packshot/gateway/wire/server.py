@@ -18,11 +18,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import unquote
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
+
+from packshot.gateway.wire.cycle import Cycle
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
@@ -220,6 +223,7 @@ class Protocol(HttpToolsProtocol):
     """One connection."""
 
     parser: httptools.HttpRequestParser
+    app: Any
     scope: Any
     transport: asyncio.Transport
 
@@ -365,7 +369,42 @@ class Protocol(HttpToolsProtocol):
         self._body, self._room = 0, self.door.limits.head
         self._since = time.perf_counter()
         self.scope["packshot.gone"] = Gone()
-        super().on_headers_complete()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Start the application, or queue the request behind the one before.
+
+        It is what uvicorn does here, less what was refused above, and with our own `Cycle`.
+        """
+        parser, scope = self.parser, self.scope
+        version = parser.get_http_version()
+        scope["method"] = parser.get_method().decode("ascii")
+        if version != "1.1":
+            scope["http_version"] = version
+        target = httptools.parse_url(self.url)
+        path = target.path.decode("ascii")
+        scope["raw_path"] = target.path
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["query_string"] = target.query or b""
+        before = self.cycle
+        self.cycle = Cycle(
+            scope=scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=False,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=self.expect_100_continue,
+            keep_alive=version != "1.0" and parser.should_keep_alive(),
+            on_response=self.on_response_complete,
+        )
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
 
     def _check_head(self) -> None:
         limits = self.door.limits
