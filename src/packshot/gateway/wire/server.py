@@ -386,7 +386,7 @@ class Protocol(HttpToolsProtocol):
         scope["raw_path"] = target.path
         scope["path"] = unquote(path) if "%" in path else path
         scope["query_string"] = target.query or b""
-        before = self.cycle
+        before: RequestResponseCycle | None = cast("Any", self.cycle)
         self.cycle = Cycle(
             scope=scope,
             transport=self.transport,
