@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# A deadline would be a wall time: a busy machine is no defect.
+hypothesis.settings.register_profile("packshot", deadline=None)
+hypothesis.settings.load_profile("packshot")
 
 
 @pytest.fixture(scope="session")

@@ -49,6 +49,9 @@ def test_the_commands_are_these(packshot: Packshot) -> None:
         "cost",
         "prices",
         "ledger",
+        "keys",
+        "gateway",
+        "config",
     ]
 
 

@@ -89,7 +89,8 @@ class World:
                 self.desks[worker].ledger.void(hold, "over")
                 self.use.subtract(dict.fromkeys(hold.held.caps, hold.amount))
         self.desks["b"].ledger.close()
-        self.desks["a"].ledger._caps.close()  # type: ignore[union-attr]
+        ledger = self.desks["a"].ledger
+        ledger._give_back(ledger._caps.everything())  # type: ignore[union-attr]
         self.desks["a"].journal.close()
         for _ in range(2):
             self.drain.step()
