@@ -70,7 +70,7 @@ NOTHING = frozenset(("", "~", "null"))
 
 
 class Secret(str):
-    """A text that no ``repr`` shows and no configuration holds: env.NAME or file:PATH stand there."""
+    """A text that no ``repr`` shows and no configuration holds: env.NAME or file:PATH does."""
 
     __slots__ = ()
 

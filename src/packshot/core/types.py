@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import msgspec
+
 __all__ = [
     "PRECISIONS",
     "SAMPLERS",
@@ -63,8 +65,7 @@ class RenderRequest:
     spacing: Spacing | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class UsageDetail:
+class UsageDetail(msgspec.Struct, frozen=True, gc=False):
     """The parts of a `Usage` that few providers count, and charge otherwise; all 0 or more.
 
     Where a usage has one, its tokens of pictures and of sound are counted: what is not among them
@@ -84,8 +85,7 @@ class UsageDetail:
     searches: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """What one stage or one attempt consumed; never money (only the ledger knows prices).
 
     ``seconds`` is time on ``device`` (its kind: "cpu", "h100"); ``steps`` and ``pixels`` are totals

@@ -39,7 +39,13 @@ import msgspec
 
 from packshot.core.types import Usage, UsageDetail
 from packshot.providers import fake_shapes as shapes
-from packshot.providers.fake_answers import Refused, embedding_of, read_embedding, read_text
+from packshot.providers.fake_answers import (
+    Refused,
+    embedding_of,
+    read_embedding,
+    read_text,
+    say,
+)
 from packshot.providers.fake_script import (
     FINE,
     NEVER,
@@ -231,9 +237,11 @@ class Fake:
     def _text(self, request: Request, truth: Truth, *, anthropic: bool) -> Play:
         asked, answer = read_text(request.body, self.settings, anthropic=anthropic)
         truth.model, truth.stream = asked.model, asked.stream
+        fault = truth.fault = self._fault(truth)
+        if fault.says:
+            say(answer, fault.says)
         if self.settings.bodies:
             truth.text = "".join(answer.pieces)
-        fault = truth.fault = self._fault(truth)
         truth.said = answer.usage
         if fault.status >= 400:
             return _refusal(fault, truth, anthropic=anthropic)
@@ -287,7 +295,7 @@ class Fake:
         answer.pieces = ["x" * (size - bare)]
         whole = shapes.openai_body(answer, FINE)
         answer.pieces = [" word"] * self.settings.static_events
-        answer.usage = replace(answer.usage, output_tokens=len(answer.pieces))
+        answer.usage = msgspec.structs.replace(answer.usage, output_tokens=len(answer.pieces))
         events, _ = shapes.openai_events(asked, answer, FINE)
         parts = [chunked(each) for each in events]
         parts[0] = STREAM_HEAD + parts[0]
@@ -395,7 +403,7 @@ def summed(usages: Iterable[Usage]) -> Usage:
     """Return the sum of usages of tokens."""
     total, long = Usage("caption"), 0
     for each in usages:
-        total = replace(
+        total = msgspec.structs.replace(
             total,
             input_tokens=total.input_tokens + each.input_tokens,
             cached_tokens=total.cached_tokens + each.cached_tokens,
@@ -403,7 +411,11 @@ def summed(usages: Iterable[Usage]) -> Usage:
             output_tokens=total.output_tokens + each.output_tokens,
         )
         long += each.detail.written_long_tokens if each.detail else 0
-    return replace(total, detail=UsageDetail(written_long_tokens=long)) if long else total
+    return (
+        msgspec.structs.replace(total, detail=UsageDetail(written_long_tokens=long))
+        if long
+        else total
+    )
 
 
 def _arguments() -> argparse.Namespace:
@@ -414,6 +426,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--every-ms", type=float, default=0.0, help="between the events of a stream"
     )
+    parser.add_argument("--says", default="", help="the text of each answer")
     parser.add_argument("--static", action="store_true", help="one answer for all: benchmarks")
     parser.add_argument("--static-events", type=int, default=64)
     parser.add_argument("--no-bodies", action="store_true", help="do not keep what is received")
@@ -425,7 +438,7 @@ def _arguments() -> argparse.Namespace:
 async def _serve(arguments: argparse.Namespace) -> None:
     settings = Settings(
         keys=dict.fromkeys(filter(None, arguments.keys.split(","))),
-        usual=Fault(every_s=arguments.every_ms / 1000),
+        usual=Fault(every_s=arguments.every_ms / 1000, says=arguments.says),
         reply_bytes=arguments.reply_bytes,
         bodies=not arguments.no_bodies,
         static=arguments.static,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -82,6 +82,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     usage: Says = "true"
     should_retry: Literal["", "true", "false"] = ""
     """What the answer's ``x-should-retry`` says."""
+    says: str = ""
+    """The text of the answer, instead of an invented one."""
 
 
 FINE = Fault()
@@ -185,5 +187,5 @@ def billed_of(how: Bill, usage: Usage, sent_tokens: int) -> Usage | None:
     if how == "all":
         return usage
     if how == "sent":
-        return replace(usage, output_tokens=min(sent_tokens, usage.output_tokens))
+        return msgspec.structs.replace(usage, output_tokens=min(sent_tokens, usage.output_tokens))
     return None

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Literal
+
+import msgspec
 
 from packshot.core.clock import SECOND_US, Clock, wall_us
 from packshot.core.errors import LedgerError, OutputError
@@ -155,7 +157,7 @@ class Bookkeeper:
         micros = [round(parts[place].seconds * SECOND_US) for place in places]
         fitted = self.session.end(use, micros)
         for place, part in zip(places, fitted, strict=True):
-            parts[place] = replace(parts[place], seconds=part / SECOND_US)
+            parts[place] = msgspec.structs.replace(parts[place], seconds=part / SECOND_US)
         return tuple(parts)
 
     def _hold(self, models: Sequence[str]) -> list[dict[Stage, Hold]]:
@@ -239,7 +241,7 @@ def shares(part: Usage, pictures: int) -> list[Usage]:
 
     micros = round(part.seconds * 1_000_000)
     return [
-        replace(
+        msgspec.structs.replace(
             part,
             seconds=share(micros, number) / 1_000_000,
             steps=share(part.steps, number),

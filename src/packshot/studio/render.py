@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
+
+import msgspec
 
 from packshot.core.types import STAGES, Precision, RenderRequest, Stage, Usage
 from packshot.studio.finish import finish
@@ -170,7 +172,7 @@ def total(meter: Iterable[Usage]) -> tuple[Usage, ...]:
         sums[part.stage] = (
             part
             if before is None
-            else replace(
+            else msgspec.structs.replace(
                 before,
                 seconds=before.seconds + part.seconds,
                 steps=before.steps + part.steps,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import UTC, datetime
 from fractions import Fraction
 
 import genai_prices
+import msgspec
 import pytest
 from genai_prices.data import providers
 from genai_prices.types import TimeOfDateConstraint
@@ -196,7 +196,7 @@ def test_before_the_snapshot_has_a_batch_price_ours_of_the_whole_list_holds() ->
     charge = BOOK.charge(usage, "anthropic", "claude-haiku-4-5", AT)
     assert charge.original == "0.5"
     assert "x 0.5 batch@2025-11-08" in charge.price
-    searched = replace(usage, detail=UsageDetail(searches=100))
+    searched = msgspec.structs.replace(usage, detail=UsageDetail(searches=100))
     assert BOOK.charge(searched, "anthropic", "claude-haiku-4-5", AT).original == "1.5"
     assert not BOOK.charge(usage, "anthropic", "claude-haiku-4-5", FIRST * 10**6).priced
 

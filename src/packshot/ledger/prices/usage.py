@@ -6,16 +6,16 @@ Anthropic's do not; Gemini's output tokens exclude its thoughts, OpenAI's includ
 
 Nobody is believed blindly: a count that is negative, no whole number, or more than what it is a
 part of, is an error and never made to fit. The caller adds what no provider counts (pictures,
-seconds) with `dataclasses.replace`.
+seconds) with `msgspec.structs.replace`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields
 from typing import Annotated, Any, TypeAlias, cast
 
 import msgspec
+from msgspec.structs import fields
 
 from packshot.core.errors import InvalidRequest, LedgerCorrupt, unknown_name
 from packshot.core.types import Stage, Usage, UsageDetail
@@ -268,7 +268,7 @@ def kept_of(usage: Usage) -> str:
     # A tier is a provider's word: spaces would part it.
     words = [f"tier={'_'.join(usage.tier.split())}"] if usage.tier not in SAME_AS_STANDARD else []
     if usage.detail is not None:
-        counts = [(each.name, getattr(usage.detail, each.name)) for each in fields(usage.detail)]
+        counts = [(each.name, getattr(usage.detail, each.name)) for each in fields(UsageDetail)]
         words += [f"{name}={count}" for name, count in counts if count] or ["detail"]
     return KEPT + " ".join(words) if words else ""
 
