@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import msgspec
 
@@ -14,6 +13,9 @@ from packshot.providers.base import Fields, Surface
 
 __all__ = ["Job", "input_bound", "open_fields", "whole_number"]
 
+MOST_DIGITS = 18
+"""Of a whole number: more is a joke, and costs time to read."""
+
 PER_ATTACHMENT = 64_000
 """Tokens that one picture or document can cost beside the bytes that name it. The dearest known is
 a picture of many tiles for a small model of OpenAI's: 2,833 + 5,667 a tile, at most 8 tiles."""
@@ -22,8 +24,7 @@ FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 MAX_TAGS = 16
 
 
-@dataclass(slots=True, eq=False)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """What is known of a request, and what came of it so far.
 
     Times are `time.perf_counter` seconds except ``deadline``, which is `time.monotonic`'s.
@@ -90,28 +91,54 @@ def whole_number(fields: Fields, name: str, most: int) -> int | None:
     raw = fields.get(name)
     if raw is None:
         return None
-    try:
-        value = msgspec.json.decode(raw, type=int | None)
-    except msgspec.MsgspecError:
-        value = 0
-    if value is not None and not 1 <= value <= most:
+    text = bytes(raw)
+    if text == b"null":
+        return None
+    value = int(text) if text.isdigit() and len(text) <= MOST_DIGITS else 0
+    if not 1 <= value <= most:
         raise InvalidRequest(f"{name} must be a whole number from 1 to {most}")
     return value
+
+
+class _Inner(msgspec.Struct):
+    type: str = ""
+
+
+class _Part(msgspec.Struct):
+    type: str = ""
+    content: str | list[_Inner] | None = None
+    """Of Anthropic's tool results, which may hold pictures."""
+
+
+class _Message(msgspec.Struct):
+    content: str | list[_Part] | None = None
+
+
+MESSAGES = msgspec.json.Decoder(list[_Message])
+WORDS = frozenset({"text", "refusal", "thinking", "redacted_thinking", "tool_use", "tool_result"})
+"""Parts of a message that cost no more tokens than they have bytes."""
 
 
 def input_bound(fields: Fields, body_bytes: int) -> int:
     """Return an upper bound of a request's input tokens: its bytes, and what it points to.
 
-    A token has a byte at the least. Pictures and documents are counted by the words that announce
-    them, so a prompt that only speaks of one is held for more than it costs.
+    A token has a byte at the least; a picture or document may be a short URL.
     """
     messages = fields.get("messages")
     if messages is None:
         return body_bytes
-    raw = bytes(messages)
-    if b"image" not in raw and b"file" not in raw and b"document" not in raw:
-        return body_bytes
-    attached = sum(
-        raw.count(b'"' + word + b'"') for word in (b"image_url", b"image", b"file", b"document")
-    )
+    try:
+        found = MESSAGES.decode(messages)
+    except (msgspec.MsgspecError, RecursionError):
+        # No shape that we know, so each of its objects may be anything.
+        return body_bytes + PER_ATTACHMENT * bytes(messages).count(b"{")
+    attached = 0
+    for message in found:
+        if isinstance(message.content, list):
+            attached += sum(_attachments(part) for part in message.content)
     return body_bytes + PER_ATTACHMENT * attached
+
+
+def _attachments(part: _Part) -> int:
+    inner = part.content if isinstance(part.content, list) else ()
+    return (part.type not in WORDS) + sum(each.type not in WORDS for each in inner)

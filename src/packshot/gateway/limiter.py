@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from dataclasses import dataclass
+from math import ceil, isfinite
 from time import monotonic
 
 from packshot.core.errors import InvalidRequest, RateLimited
@@ -21,12 +22,24 @@ GUESS = 256
 """Output tokens that a call without a limit is taken to make, until it is known."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    """One limit of one virtual key, and the names of the headers that tell of it."""
+
+    key: str
+    rule: Rule
+    of_tokens: bool
+    limit: tuple[bytes, bytes]
+    remaining: bytes
+    reset: bytes
+
+
 class Limiter:
     """Holds calls to the limits of their virtual keys."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._rules: dict[str, Sequence[tuple[str, Rule, bool]]] = {}
+        self._rates: dict[str, Sequence[_Rate]] = {}
 
     async def take(self, job: Job) -> None:
         """Take a request, and the tokens that it may come to.
@@ -34,11 +47,11 @@ class Limiter:
         Raises:
             RateLimited: a limit is used up; nothing was taken.
         """
-        rules = self._of(job.owner)
-        if not rules:
+        rates = self._of(job.owner)
+        if not rates:
             return
         tokens = job.input_bound // BYTES_PER_TOKEN + (job.output_limit or GUESS) * job.choices
-        asks = [Ask(key, rule, tokens if of_tokens else 1) for key, rule, of_tokens in rules]
+        asks = [Ask(rate.key, rate.rule, tokens if rate.of_tokens else 1) for rate in rates]
         refusal = await self._limits.take(asks)
         if refusal is not None:
             raise _refused(refusal)
@@ -48,44 +61,55 @@ class Limiter:
     async def settle(self, job: Job) -> None:
         """Correct the tokens taken to those that were used."""
         surplus = job.tokens_taken - job.input_tokens - job.output_tokens
-        if surplus and job.tokens_taken:
-            asks = [
-                Ask(key, rule, surplus) for key, rule, of_tokens in self._of(job.owner) if of_tokens
-            ]
-            if asks:
-                await self._limits.give_back(asks, monotonic() - job.taken_at)
+        if not surplus or not job.tokens_taken:
+            return
+        asks = [Ask(rate.key, rate.rule, surplus) for rate in self._of(job.owner) if rate.of_tokens]
+        if asks:
+            await self._limits.give_back(asks, monotonic() - job.taken_at)
 
     def headers(self, job: Job) -> Headers:
         """Return OpenAI's headers of what is left, as far as this process knows."""
         lines: Headers = []
-        for key, rule, of_tokens in self._of(job.owner):
-            room = self._limits.peek(key, rule)
-            what = b"tokens" if of_tokens else b"requests"
-            lines += [
-                (b"x-ratelimit-limit-" + what, b"%d" % room.limit),
-                (b"x-ratelimit-remaining-" + what, b"%d" % room.remaining),
-                (b"x-ratelimit-reset-" + what, b"%.3fs" % room.reset_s),
-            ]
+        peek = self._limits.peek
+        for rate in self._of(job.owner):
+            room = peek(rate.key, rate.rule)
+            lines += (
+                rate.limit,
+                (rate.remaining, b"%d" % room.remaining),
+                (rate.reset, b"%dms" % ceil(room.reset_s * 1000)),
+            )
         return lines
 
     def forget(self) -> None:
         """Read the limits of virtual keys anew: they may have changed."""
-        self._rules = {}
+        self._rates = {}
 
-    def _of(self, owner: VirtualKey) -> Sequence[tuple[str, Rule, bool]]:
-        rules = self._rules.get(owner.id)
-        if rules is None:
-            per_minute = (
-                (f"{owner.id}/requests", owner.limits.requests_per_minute, False),
-                (f"{owner.id}/tokens", owner.limits.tokens_per_minute, True),
-            )
-            rules = tuple(
-                (key, Rule(limit, 60.0), of_tokens)
-                for key, limit, of_tokens in per_minute
+    def _of(self, owner: VirtualKey) -> Sequence[_Rate]:
+        rates = self._rates.get(owner.id)
+        if rates is None:
+            limits = owner.limits
+            rates = tuple(
+                _rate(owner.id, what, limit)
+                for what, limit in (
+                    ("requests", limits.requests_per_minute),
+                    ("tokens", limits.tokens_per_minute),
+                )
                 if limit is not None
             )
-            self._rules[owner.id] = rules
-        return rules
+            self._rates[owner.id] = rates
+        return rates
+
+
+def _rate(owner: str, what: str, limit: int) -> _Rate:
+    name = what.encode()
+    return _Rate(
+        f"{owner}/{what}",
+        Rule(limit, 60.0),
+        what == "tokens",
+        (b"x-ratelimit-limit-" + name, b"%d" % limit),
+        b"x-ratelimit-remaining-" + name,
+        b"x-ratelimit-reset-" + name,
+    )
 
 
 def _refused(refusal: Refusal) -> RateLimited | InvalidRequest:

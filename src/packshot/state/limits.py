@@ -169,7 +169,10 @@ class _Window:
 
     def reset_s(self, now: float) -> float:
         """Return the seconds until nothing is in the window."""
-        return self.wait_s(self.total, now) if self.total else 0.0
+        for slot, amount in reversed(self.parts):
+            if amount:
+                return max((slot + SLOTS + 1) * self.width - now, 0.0) + EASE_S
+        return 0.0
 
 
 class MemoryLimits:
