@@ -18,7 +18,16 @@ from packshot.core.errors import InvalidRequest
 from packshot.core.types import Usage, UsageDetail
 from packshot.providers.fake_script import Settings
 
-__all__ = ["Answer", "Asked", "Embedding", "Refused", "embedding_of", "read_embedding", "read_text"]
+__all__ = [
+    "Answer",
+    "Asked",
+    "Embedding",
+    "Refused",
+    "embedding_of",
+    "read_embedding",
+    "read_text",
+    "say",
+]
 
 Finish: TypeAlias = Literal["stop", "length", "tool"]
 
@@ -135,6 +144,21 @@ def read_text(
     made = 1_700_000_000 + seed % 1_000_000
     answer = Answer(f"{seed:08x}", made, asked.model, pieces, name, finish, reasoning, usage)
     return asked, answer
+
+
+def say(answer: Answer, text: str) -> None:
+    """Put ``text`` in place of an invented answer, or of a tool's arguments; what it takes follows."""
+    answer.pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
+    answer.finish = "tool" if answer.tool else "stop"
+    before = answer.usage
+    answer.usage = Usage(
+        "caption",
+        input_tokens=before.input_tokens,
+        cached_tokens=before.cached_tokens,
+        written_tokens=before.written_tokens,
+        output_tokens=answer.reasoning + len(answer.pieces),
+        detail=before.detail,
+    )
 
 
 def _known(model: str, settings: Settings) -> None:
