@@ -162,6 +162,8 @@ class _Window:
                 part[1] -= less
                 self.total -= less
                 amount -= less
+                if not amount:
+                    return
 
     def wait_s(self, excess: int, now: float) -> float:
         """Return the seconds until ``excess`` has left the window."""

@@ -263,6 +263,8 @@ class SharedLimits:
             words[place] -= less
             words[record + TOTAL] -= less
             amount -= less
+            if not amount:
+                break
         words[record + MARK] = 0
 
     def _refusal(self, ask: Ask, record: int, now: float) -> Refusal:
