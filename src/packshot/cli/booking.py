@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 from packshot.cli import terminal
 from packshot.core.errors import LedgerError
 
 if TYPE_CHECKING:
+    from packshot.ledger.ledger import Ledger
+    from packshot.ledger.prices.book import PriceBook
     from packshot.ledger.settings import Settings
     from packshot.studio.booking import Bookkeeper
     from packshot.studio.session import DeviceSession
 
-    Books: TypeAlias = tuple[Bookkeeper, DeviceSession]
+__all__ = ["Books", "bookkeeping"]
 
-__all__ = ["bookkeeping"]
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Who books a command's renders and its device's time, and what they book in."""
+
+    keeper: Bookkeeper
+    session: DeviceSession
+    ledger: Ledger
+    book: PriceBook
 
 
 @contextmanager
@@ -42,7 +53,7 @@ def bookkeeping(recipe: Literal["render", "sheet"]) -> Generator[Books]:
     session = DeviceSession(ledger, book, recipe, wall_us, tick_us)
     try:
         keeper = Bookkeeper(ledger, book, recipe, "cpu", wall_us, session)
-        yield keeper, session
+        yield Books(keeper, session, ledger, book)
         if keeper.bill.problem:
             terminal.warn(f"the cost of this render is not booked: {keeper.bill.problem}")
     finally:

@@ -14,6 +14,7 @@ __all__ = [
     "AsJson",
     "Brief",
     "BriefsFile",
+    "CaptionBy",
     "Columns",
     "Count",
     "Device",
@@ -67,6 +68,16 @@ Raw = Annotated[
     bool,
     typer.Option(
         "--raw", help="Take the brief as the caption, unchanged.", rich_help_panel=PICTURE
+    ),
+]
+CaptionBy = Annotated[
+    str | None,
+    typer.Option(
+        "--caption",
+        metavar="WHO",
+        help="Who rewrites the brief: rules, llm, or none (the same as --raw).",
+        show_default="llm if configured",
+        rich_help_panel=PICTURE,
     ),
 ]
 Strict = Annotated[

@@ -10,12 +10,13 @@ import typer
 
 from packshot.cli import options as o
 from packshot.cli import terminal
+from packshot.cli.caption import Choice, choose, written
 from packshot.core.errors import InvalidRequest
 from packshot.studio import defaults
 
 if TYPE_CHECKING:
+    from packshot.cli.booking import Books
     from packshot.engine.results import OnStep, Progress
-    from packshot.studio.booking import Bill
     from packshot.studio.plan import Plan
     from packshot.studio.render import Delivery
 
@@ -39,6 +40,7 @@ def render(
     seed: o.Seed = None,
     negative: o.Negative = "",
     raw: o.Raw = False,
+    caption: o.CaptionBy = None,
     strict: o.Strict = False,
     sharpen: o.Sharpen = True,
     steps: o.Steps = defaults.STEPS,
@@ -56,8 +58,9 @@ def render(
     from packshot.studio.plan import Options, plan
 
     if like is not None:
-        planned = _plan_again(ctx, like, out)
+        planned, choice = _plan_again(ctx, like, out), "none"
     else:
+        choice = choose(caption, raw=raw)
         options = Options(
             brief=brief,
             count=count,
@@ -74,12 +77,12 @@ def render(
             vae_precision=vae_precision,
             device=device,
             out=out,
-            raw=raw,
+            raw=choice == "none",
             strict=strict,
             sharpen=DEFAULT_SHARPEN if sharpen else None,
         )
         planned = plan(options)
-    _deliver(planned, preview=preview, show_caption=show_caption, as_json=as_json)
+    _deliver(planned, choice, preview=preview, show_caption=show_caption, as_json=as_json)
 
 
 def _plan_again(ctx: typer.Context, like: Path, out: str | None) -> Plan:
@@ -103,31 +106,36 @@ def _was_given(ctx: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _deliver(plan: Plan, *, preview: bool, show_caption: bool, as_json: bool) -> None:
-    """Load the model, render, and say what came of it."""
-    from packshot.cli import report
+def _deliver(
+    plan: Plan, choice: Choice, *, preview: bool, show_caption: bool, as_json: bool
+) -> None:
+    """Have the caption written, load the model, render, and say what came of it.
 
-    if show_caption and not as_json:
-        report.show_caption(plan.caption)
-    for warning in plan.warnings:
-        terminal.warn(warning)
-    if plan.caption.ignored:
-        terminal.note(f"left out of the caption: {', '.join(plan.caption.ignored)}")
-    delivery, load_seconds, bill = _render(plan, preview=preview)
+    The ledger is opened first: where it cannot be written, nothing is asked for or rendered.
+    """
+    from packshot.cli import report
+    from packshot.cli.booking import bookkeeping
+
+    with bookkeeping("render") as books:
+        (plan,) = written((plan,), choice, books, "render")
+        if show_caption and not as_json:
+            report.show_caption(plan.caption)
+        for warning in plan.warnings:
+            terminal.warn(warning)
+        if plan.caption.ignored:
+            terminal.note(f"left out of the caption: {', '.join(plan.caption.ignored)}")
+        delivery, load_seconds = _render(plan, books, preview=preview)
     for warning in delivery.warnings[len(plan.warnings) :]:
         terminal.warn(warning)
+    bill = books.keeper.bill
     if as_json:
         report.print_json(report.render_facts(plan, delivery, load_seconds, bill))
     else:
         report.show_render(plan, delivery, load_seconds, bill)
 
 
-def _render(plan: Plan, *, preview: bool) -> tuple[Delivery, float, Bill]:
-    """Return what was delivered, the seconds that loading took with torch's import, and the cost.
-
-    The ledger is opened first: where it cannot be written, nothing is rendered.
-    """
-    from packshot.cli.booking import bookkeeping
+def _render(plan: Plan, books: Books, *, preview: bool) -> tuple[Delivery, float]:
+    """Return what was delivered, and the seconds that loading took with torch's import."""
     from packshot.cli.progress import bar, spinner
     from packshot.studio.preview import watch_into
     from packshot.studio.render import load_engine, render
@@ -135,16 +143,15 @@ def _render(plan: Plan, *, preview: bool) -> tuple[Delivery, float, Bill]:
     watchers: list[OnStep] = []
     if preview:
         watchers.append(watch_into(plan.targets[0].path.with_name(defaults.PREVIEW_NAME)))
-    with bookkeeping("render") as (keeper, session):
-        start = perf_counter()
-        with spinner(f"loading {plan.folder.name}"), session.loading() as on_device:
-            engine = load_engine(plan, on_device)
-        load_seconds = perf_counter() - start
-        with bar(len(plan.request.seeds), plan.request.steps) as tell:
-            watchers.append(tell)
+    start = perf_counter()
+    with spinner(f"loading {plan.folder.name}"), books.session.loading() as on_device:
+        engine = load_engine(plan, on_device)
+    load_seconds = perf_counter() - start
+    with bar(len(plan.request.seeds), plan.request.steps) as tell:
+        watchers.append(tell)
 
-            def on_step(progress: Progress) -> None:
-                for watcher in watchers:
-                    watcher(progress)
+        def on_step(progress: Progress) -> None:
+            for watcher in watchers:
+                watcher(progress)
 
-            return render(plan, engine, on_step, keeper), load_seconds, keeper.bill
+        return render(plan, engine, on_step, books.keeper), load_seconds

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packshot.cli import terminal
+from packshot.cli.caption import caption_facts
 from packshot.core.money import Nanos, show_eur
 from packshot.core.types import Stage, Usage
 
@@ -123,8 +124,10 @@ def cost_lines(bill: Bill) -> list[str]:
     known = f"cost {show_eur(bill.amount, PLACES)} EUR ({rates}){without}"
     known = known if rates else "cost unpriced"
     missing = [
-        f"{kind} has no price: set ledger.gpu_eur_per_hour.{kind} in packshot.yaml"
-        for kind in sorted(bill.unpriced)
+        f"{name} has no price: packshot prices add {name} gives it one"
+        if "/" in name
+        else f"{name} has no price: set ledger.gpu_eur_per_hour.{name} in packshot.yaml"
+        for name in sorted(bill.unpriced)
     ]
     return [known, *missing, ids]
 
@@ -149,6 +152,7 @@ def render_facts(plan: Plan, delivery: Delivery, load_seconds: float, bill: Bill
         ],
         "brief": plan.brief,
         "caption": plan.caption.text,
+        "writer": caption_facts(plan),
         "unknown": plan.caption.unknown,
         "ignored": list(plan.caption.ignored),
         "warnings": list(delivery.warnings),
@@ -165,7 +169,10 @@ def sheet_facts(
         "width": sheet.size[0],
         "height": sheet.size[1],
         "seed": plans[0].request.seeds[0],
-        "tiles": [{"brief": plan.brief, "caption": plan.caption.text} for plan in plans],
+        "tiles": [
+            {"brief": plan.brief, "caption": plan.caption.text, "writer": caption_facts(plan)}
+            for plan in plans
+        ],
         "warnings": list(sheet.warnings),
         **_machine_facts(plans[0], sheet, load_seconds, bill),
     }

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from packshot.cli import options as o
 from packshot.cli import terminal
+from packshot.cli.caption import Choice, choose, written
 from packshot.studio import defaults
 
 if TYPE_CHECKING:
-    from packshot.studio.booking import Bill
+    from packshot.cli.booking import Books
     from packshot.studio.plan import Plan
     from packshot.studio.sheet import Sheet
 
@@ -27,6 +28,7 @@ def sheet(
     seed: o.Seed = None,
     negative: o.Negative = "",
     raw: o.Raw = False,
+    caption: o.CaptionBy = None,
     strict: o.Strict = False,
     sharpen: o.Sharpen = True,
     steps: o.Steps = defaults.STEPS,
@@ -44,6 +46,7 @@ def sheet(
     from packshot.studio.plan import Options
     from packshot.studio.sheet import plan_sheet, read_briefs
 
+    choice = choose(caption, raw=raw)
     options = Options(
         brief="",
         seed=seed,
@@ -59,39 +62,43 @@ def sheet(
         vae_precision=vae_precision,
         device=device,
         out=out,
-        raw=raw,
+        raw=choice == "none",
         strict=strict,
         sharpen=DEFAULT_SHARPEN if sharpen else None,
     )
     plans = plan_sheet(briefs, read_briefs(briefs), options, columns)
-    _deliver(plans, columns, as_json=as_json)
+    _deliver(plans, choice, columns, as_json=as_json)
 
 
-def _deliver(plans: tuple[Plan, ...], columns: int, *, as_json: bool) -> None:
-    """Load the model once, render every plan, and say what came of it."""
+def _deliver(plans: tuple[Plan, ...], choice: Choice, columns: int, *, as_json: bool) -> None:
+    """Have the captions written, load the model once, render every plan, and say what came of it.
+
+    The ledger is opened first: where it cannot be written, nothing is asked for or rendered.
+    """
     from packshot.cli import report
+    from packshot.cli.booking import bookkeeping
 
-    made, load_seconds, bill = _render(plans, columns)
+    with bookkeeping("sheet") as books:
+        plans = written(plans, choice, books, "sheet")
+        made, load_seconds = _render(plans, books, columns)
     for warning in made.warnings:
         terminal.warn(warning)
+    bill = books.keeper.bill
     if as_json:
         report.print_json(report.sheet_facts(plans, made, load_seconds, bill))
     else:
         report.show_sheet(plans, made, load_seconds, bill)
 
 
-def _render(plans: tuple[Plan, ...], columns: int) -> tuple[Sheet, float, Bill]:
-    """Return the sheet, the seconds that loading took with torch's import, and the cost."""
-    from packshot.cli.booking import bookkeeping
+def _render(plans: tuple[Plan, ...], books: Books, columns: int) -> tuple[Sheet, float]:
+    """Return the sheet, and the seconds that loading took with torch's import."""
     from packshot.cli.progress import bar, spinner
     from packshot.studio.render import load_engine
     from packshot.studio.sheet import render_sheet
 
-    with bookkeeping("sheet") as (keeper, session):
-        start = perf_counter()
-        with spinner(f"loading {plans[0].folder.name}"), session.loading() as on_device:
-            engine = load_engine(plans[0], on_device)
-        load_seconds = perf_counter() - start
-        with bar(len(plans), plans[0].request.steps) as tell:
-            made = render_sheet(plans, engine, columns, tell, keeper)
-            return made, load_seconds, keeper.bill
+    start = perf_counter()
+    with spinner(f"loading {plans[0].folder.name}"), books.session.loading() as on_device:
+        engine = load_engine(plans[0], on_device)
+    load_seconds = perf_counter() - start
+    with bar(len(plans), plans[0].request.steps) as tell:
+        return render_sheet(plans, engine, columns, tell, books.keeper), load_seconds

@@ -68,6 +68,13 @@ class Bill:
         """The sum of what is priced, in nano-EUR."""
         return sum(self.stages.values())
 
+    def add_call(self, name: str, amount: Nanos, *, priced: bool) -> None:
+        """Add what a caption's call of ``name`` ("provider/model") cost, booked by the gateway."""
+        self.stages["caption"] = self.stages.get("caption", 0) + amount
+        if not priced:
+            self.unpriced_stages.add("caption")
+            self.unpriced.add(name)
+
     def add(self, stage: Stage, settled: Settled) -> None:
         """Add what one stage of one picture cost."""
         self.stages[stage] = self.stages.get(stage, 0) + settled.amount
@@ -108,12 +115,16 @@ class Bookkeeper:
 
     @contextmanager
     def booked(
-        self, models: Sequence[str], meter: list[Usage], delivered: Sized
+        self,
+        models: Sequence[str],
+        meter: list[Usage],
+        delivered: Sized,
+        renders: Sequence[str] = (),
     ) -> Generator[None]:
         """Book what happens inside; ``models`` names the model of each picture.
 
             ``meter`` is what the stages consumed, to which the block adds; ``delivered`` grows with
-            the pictures that are done.
+            the pictures that are done. ``renders`` are the pictures' ids; without, they are made.
 
         Raises:
                 BudgetExceeded, Unpriced, LedgerUnavailable: before the block, which does not run.
@@ -121,6 +132,7 @@ class Bookkeeper:
         start, before = perf_counter(), _seconds(meter)
         use = self.session.begin() if self.session else 0
         try:
+            self.bill.renders = tuple(renders) or tuple(new_id() for _ in models)
             work = self._hold(models)
         except BaseException:
             self._fitted(use, [])
@@ -162,7 +174,6 @@ class Bookkeeper:
 
     def _hold(self, models: Sequence[str]) -> list[dict[Stage, Hold]]:
         """Hold money for every stage of every picture, or for none of them."""
-        self.bill.renders = tuple(new_id() for _ in models)
         bounds = {stage: self._bound(stage) for stage in STAGES}
         work: list[dict[Stage, Hold]] = []
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from packshot.core.errors import InvalidRequest, UnknownConcept
 from packshot.studio.lexicon import Lexicon, Term
@@ -18,13 +19,42 @@ from packshot.studio.phrases import BREAK, words
 from packshot.studio.reading import Subject, find_subject, read
 from packshot.studio.slots import Slots, fill
 
-__all__ = ["TEXT_LIMIT", "Caption", "caption_brief", "caption_text", "check_brief", "check_length"]
+__all__ = [
+    "RULES",
+    "TEXT_LIMIT",
+    "Caption",
+    "Writer",
+    "caption_brief",
+    "caption_text",
+    "check_brief",
+    "check_length",
+]
 
 TEXT_LIMIT = 1000
 """Most characters in a brief: CLIP reads 77 tokens, and EXIF holds 64 kB."""
 
 SHOW_HINT = "`packshot model show` lists what it knows."
 GUESS = "it will guess"
+
+
+@dataclass(frozen=True, slots=True)
+class Writer:
+    """Who wrote a caption: the rules, a language model ("llm"), or nobody: the brief as typed.
+
+    ``prompt`` is the version of what the language model was asked with, ``route`` what the gateway
+    was asked for, ``provider`` and ``model`` who answered. Where it was asked in vain, ``why`` says
+    so, and the rules wrote.
+    """
+
+    by: Literal["rules", "llm", "none"] = "rules"
+    prompt: str = ""
+    route: str = ""
+    provider: str = ""
+    model: str = ""
+    why: str = ""
+
+
+RULES, NOBODY = Writer(), Writer("none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +70,7 @@ class Caption:
     unknown: str | None = None
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    writer: Writer = RULES
 
 
 def check_brief(brief: str) -> str:
@@ -72,7 +103,7 @@ def caption_brief(
     """
     stripped = check_brief(brief)
     if lexicon is None:
-        return Caption(stripped, None)
+        return Caption(stripped, None, writer=NOBODY)
     reading = read(stripped, lexicon)
     subject = find_subject(reading)
     product, fault = _product(subject, lexicon)
@@ -82,7 +113,7 @@ def caption_brief(
     warnings = () if fault is None else (f"{fault.fact}; {fault.consequence}. {SHOW_HINT}",)
     filled = fill(reading, subject, product, lexicon)
     if raw:
-        return Caption(stripped, filled.slots, unknown, (), warnings)
+        return Caption(stripped, filled.slots, unknown, (), warnings, NOBODY)
     return Caption(
         text=caption_text(filled.slots, lexicon),
         slots=filled.slots,

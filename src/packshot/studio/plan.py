@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TypeVar
 
 from packshot.core.errors import InvalidRequest, ModelError, ModelNotFound, unknown_name
+from packshot.core.ids import new_id
 from packshot.core.types import (
     PRECISIONS,
     SAMPLERS,
@@ -84,6 +85,8 @@ class Plan:
     usage: Usage
     warnings: tuple[str, ...] = ()
     threads: int | None = None
+    renders: tuple[str, ...] = ()
+    """The pictures' ids in the ledger, one for each seed."""
 
 
 def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
@@ -127,6 +130,7 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
         device=options.device,
         usage=usage,
         warnings=(*caption.warnings, *_shape_warning(native, size)),
+        renders=_ids(seeds),
     )
 
 
@@ -172,7 +176,7 @@ def plan_like(record: Record, *, model: str | None, out: str | None) -> Plan:
     return Plan(
         brief=record.brief,
         raw=record.raw,
-        caption=Caption(record.caption, None),
+        caption=Caption(record.caption, None, writer=record.writer),
         request=request,
         size=parse_size(f"{record.size[0]}x{record.size[1]}", default_size(folder)),
         sharpen=record.sharpen,
@@ -184,6 +188,7 @@ def plan_like(record: Record, *, model: str | None, out: str | None) -> Plan:
         usage=Usage("caption", 0.0, "cpu"),
         warnings=tuple(_drift(record)),
         threads=record.threads,
+        renders=_ids(request.seeds),
     )
 
 
@@ -241,6 +246,10 @@ def _seeds(seed: int | None, count: int) -> tuple[int, ...]:
     if not 0 <= first <= MAX_SEED - count + 1:
         raise InvalidRequest(f"seed is {first}, expected 0 to {MAX_SEED - count + 1}")
     return tuple(range(first, first + count))
+
+
+def _ids(seeds: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(new_id() for _ in seeds)
 
 
 def _captioned(

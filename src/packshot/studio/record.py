@@ -20,6 +20,7 @@ import msgspec
 import packshot
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.core.types import Precision, Sampler, Schedule, Spacing
+from packshot.studio.caption import RULES, Writer
 from packshot.studio.finish import Sharpen
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Maker:
 class Record:
     """Every resolved parameter of one picture. ``width`` and ``height`` are the engine's pixels,
     ``size`` the finished picture's; ``device`` is its kind, ``threads`` those of its CPU,
-    ``libraries`` those whose arithmetic the bits depend on.
+    ``libraries`` those whose arithmetic the bits depend on. ``writer`` is who wrote the caption.
     """
 
     brief: str
@@ -71,6 +72,7 @@ class Record:
     code: Maker
     libraries: dict[str, str]
     format: int = 1
+    writer: Writer = RULES
 
 
 @lru_cache(maxsize=1)

@@ -42,9 +42,11 @@ class Booking(Protocol):
     """Who is told of what a render uses; `packshot.studio.booking.Bookkeeper` is one."""
 
     def booked(
-        self, models: Sequence[str], meter: list[Usage], delivered: Sized
+        self, models: Sequence[str], meter: list[Usage], delivered: Sized, renders: Sequence[str]
     ) -> AbstractContextManager[None]:
         """Book what happens inside: a picture for each of ``models``, what ``meter`` then holds.
+
+        ``renders`` are the pictures' ids in the ledger.
 
         What is raised inside comes out again; pictures beyond ``delivered`` then count as waste.
         """
@@ -105,7 +107,7 @@ def render(
     meter = [plan.usage]
     stored: list[Stored] = []
     models = [plan.folder.name] * len(plan.targets)
-    with booking.booked(models, meter, stored) if booking else nullcontext():
+    with booking.booked(models, meter, stored, plan.renders) if booking else nullcontext():
         result = engine.render(plan.request, on_step=on_step)
         meter += result.usage
         made = zip(result.images, plan.request.seeds, plan.targets, strict=True)
@@ -153,6 +155,7 @@ def record_of(plan: Plan, result: RenderResult, seed: int) -> Record:
         model=Maker(plan.folder.name, plan.folder.version, plan.folder.fingerprint),
         code=code_mark(),
         libraries=library_versions(),
+        writer=plan.caption.writer,
     )
 
 

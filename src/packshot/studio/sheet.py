@@ -114,7 +114,8 @@ def render_sheet(
     warnings: dict[str, None] = {}
     tiles: list[tuple[Image, str]] = []
     models = [planned.folder.name for planned in plans]
-    with booking.booked(models, meter, ()) if booking else nullcontext():
+    renders = [planned.renders[0] for planned in plans]
+    with booking.booked(models, meter, (), renders) if booking else nullcontext():
         for planned in plans:
             meter.append(planned.usage)
             result = engine.render(planned.request, on_step=on_step)

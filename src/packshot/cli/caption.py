@@ -1,0 +1,126 @@
+"""Who writes captions: what ``--caption`` and packshot.yaml come to, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from packshot.cli import terminal
+from packshot.core.errors import InvalidRequest, unknown_name
+from packshot.core.money import show_eur
+
+if TYPE_CHECKING:
+    from packshot.cli.booking import Books
+    from packshot.gateway.client import Client
+    from packshot.studio.plan import Plan
+    from packshot.studio.rewrite import Rewritten
+    from packshot.studio.settings import StudioSettings
+
+__all__ = ["CAPTIONS", "Choice", "caption_facts", "choose", "written"]
+
+Choice: TypeAlias = Literal["rules", "llm", "none"]
+CAPTIONS: tuple[Choice, ...] = ("rules", "llm", "none")
+
+PLACES = 9
+
+
+def choose(asked: str | None, *, raw: bool) -> Choice:
+    """Return who writes the captions: as asked, else a language model where one is configured.
+
+    Raises:
+        InvalidRequest: there is no such choice, it contradicts ``--raw``, or no route is configured
+            for "llm".
+    """
+    if asked is not None and asked not in CAPTIONS:
+        raise unknown_name("caption", asked, CAPTIONS)
+    if raw and asked not in {None, "none"}:
+        raise InvalidRequest(f"--raw means --caption none, got --caption {asked}: leave out one")
+    if raw or asked == "none":
+        return "none"
+    if asked == "rules":
+        return "rules"
+    from packshot.studio.settings import load_studio
+
+    if load_studio().caption_route:
+        return "llm"
+    if asked == "llm":
+        raise InvalidRequest(
+            "--caption llm needs a route to ask, and packshot.yaml names none: write "
+            "`studio: {caption_route: prompt-rewrite}` and a route of that id, or leave it to "
+            "--caption rules"
+        )
+    return "rules"
+
+
+def written(
+    plans: Sequence[Plan], choice: Choice, books: Books, recipe: Literal["render", "sheet"]
+) -> tuple[Plan, ...]:
+    """Return the plans with the captions of who was chosen; say in one line what came of it.
+
+    Raises:
+        InvalidRequest: the gateway's part of packshot.yaml has a mistake; nobody was asked.
+    """
+    if choice != "llm":
+        return tuple(plans)
+    from packshot.cli.progress import spinner
+    from packshot.studio.rewrite import Order, rewrite
+    from packshot.studio.settings import load_studio
+
+    settings = load_studio()
+    client = _client(settings, books)
+    order = Order(settings.caption_route, settings.caption_deadline_s, recipe)
+    with spinner(f"asking {settings.caption_route} for captions"):
+        made = rewrite(plans, client, order)
+    for one in made:
+        if one.calls:
+            books.keeper.bill.add_call(one.name, one.cost, priced=one.priced)
+    _tell(made)
+    return tuple(one.plan for one in made)
+
+
+def caption_facts(plan: Plan) -> dict[str, Any]:
+    """Return who wrote a plan's caption, for programs."""
+    from dataclasses import asdict
+
+    return asdict(plan.caption.writer)
+
+
+def _client(settings: StudioSettings, books: Books) -> Client:
+    from packshot.gateway.client import LocalClient, RemoteClient
+    from packshot.gateway.settings import load_gateway
+    from packshot.ledger.settings import CONFIG_NAME
+
+    if settings.gateway_url:
+        return RemoteClient(settings.gateway_url, settings.gateway_key)
+    client = LocalClient(load_gateway(Path(CONFIG_NAME)), books.ledger, books.book)
+    client.check(settings.caption_route)
+    return client
+
+
+def _tell(made: Sequence[Rewritten]) -> None:
+    """Say who wrote, with which prompt, for how much; and why not, where it was not done."""
+    done = [one for one in made if one.plan.caption.writer.by == "llm"]
+    failed = [one for one in made if one.plan.caption.writer.by != "llm"]
+    many = len(made) > 1
+    if done:
+        writer = done[0].plan.caption.writer
+        names = ", ".join(dict.fromkeys(one.name for one in done))
+        count = f"{len(done)} captions" if many else "caption"
+        terminal.note(f"{count} by {names} ({writer.prompt}), {_cost(done)}")
+    if failed:
+        route, why = failed[0].plan.caption.writer.route, failed[0].plan.caption.writer.why
+        count = f"{len(failed)} captions" if many else "caption"
+        cost = f"; {_cost(failed)} all the same" if any(_costs(one) for one in failed) else ""
+        terminal.warn(f"{count} by the rules, for nothing came of {route}: {why}{cost}")
+
+
+def _costs(one: Rewritten) -> bool:
+    return one.cost > 0 or not one.priced
+
+
+def _cost(made: Sequence[Rewritten]) -> str:
+    amount = show_eur(sum(one.cost for one in made), PLACES)
+    if all(one.priced for one in made):
+        return f"{amount} EUR"
+    return "unpriced" if not any(one.cost for one in made) else f"{amount} EUR and unpriced calls"

@@ -1,0 +1,276 @@
+"""A call of the gateway by packshot itself: in this process, or of one that runs elsewhere.
+
+In this process there are no workers, ports, virtual keys or limits: a plan, a dispatcher and the
+command's own ledger, in which each attempt is held and settled as in the server. Elsewhere, the
+other gateway books the call on what the headers name.
+
+A client belongs to the event loop in which it is first asked; `close` it there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal, InvalidOperation
+from time import monotonic, perf_counter
+from typing import Protocol
+
+import msgspec
+
+from packshot.core.clock import wall_us
+from packshot.core.errors import InvalidRequest, PackshotError, UpstreamError
+from packshot.core.money import Nanos, nanos_of
+from packshot.core.types import Usage
+from packshot.gateway.dispatch import Answer, Dispatcher, Refused
+from packshot.gateway.intake import DOORS, make_job
+from packshot.gateway.job import Job
+from packshot.gateway.money import Money
+from packshot.gateway.plan import Plan, build_plan
+from packshot.gateway.settings import GatewaySettings
+from packshot.gateway.telemetry import Telemetry
+from packshot.gateway.virtual_key import VirtualKey
+from packshot.gateway.wire.pool import Pool, PoolLimits
+from packshot.gateway.wire.upstream import Call, Origin, Timeouts
+from packshot.gateway.worker import connect
+from packshot.ledger.ledger import Ledger
+from packshot.ledger.prices.book import PriceBook
+from packshot.providers.rows import COMPATIBLE, row_of
+
+__all__ = ["Ask", "Client", "LocalClient", "RemoteClient", "Reply"]
+
+CHAT = "/v1/chat/completions"
+
+MAX_REPLY_BYTES = 1 << 20
+"""Of an answer: what packshot asks for has a few hundred tokens."""
+
+OWN = VirtualKey("")
+"""Whose calls those in this process are: nobody's, as the rest of a render is."""
+
+SLACK_S = 0.25
+"""How much later than its deadline a call is cancelled that should have ended by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A chat that answers with one JSON object.
+
+    ``messages`` are (role, text) pairs, ``max_tokens`` the limit of the answer. ``deadline`` is a
+    `time.monotonic`. ``booked_on`` holds what the call is booked on: "render", "recipe", "stage",
+    "batch" and "tags" ("name=value", with commas).
+    """
+
+    route: str
+    messages: tuple[tuple[str, str], ...]
+    max_tokens: int
+    deadline: float
+    booked_on: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What came of a chat: its text, or, where ``trouble`` says why there is none, "".
+
+    ``cost`` is what all of its attempts cost, in nano-EUR, also of those that failed; ``priced`` is
+    false where no price is known for them. ``provider`` and ``model`` are those of the last one.
+    """
+
+    text: str
+    trouble: str = ""
+    provider: str = ""
+    model: str = ""
+    attempts: int = 0
+    cost: Nanos = 0
+    priced: bool = True
+
+
+class Client(Protocol):
+    """Who can be asked."""
+
+    async def chat(self, ask: Ask, /) -> Reply:
+        """Return what came of a chat; that nobody answered is no error of the caller's."""
+        ...
+
+    async def close(self) -> None:
+        """Close every connection."""
+        ...
+
+
+class LocalClient:
+    """The gateway of ``settings`` in this process, booking in ``ledger``.
+
+    Raises:
+        InvalidRequest: providers or routes have a mistake.
+    """
+
+    def __init__(self, settings: GatewaySettings, ledger: Ledger, book: PriceBook) -> None:
+        self._plan: Plan = build_plan(settings)
+        self._book = book
+        self._money = Money(ledger, book)
+        self._dispatcher = Dispatcher(self._money, Telemetry(), settings.server)
+
+    async def chat(self, ask: Ask) -> Reply:
+        """See `Client`."""
+        connect(self._plan)
+        body = _body(ask)
+        try:
+            headers = {k.encode(): v.encode() for k, v in _headers(ask).items()}
+            job = make_job(DOORS[CHAT], self._plan, OWN, headers, body, perf_counter())
+        except PackshotError as error:
+            return Reply("", str(error))
+        text, trouble = "", ""
+        try:
+            async with asyncio.timeout(max(0.0, ask.deadline - monotonic()) + SLACK_S):
+                got = await self._dispatcher.answer(job)
+                text, trouble = _said(got.body) if isinstance(got, Answer) else ("", "a stream")
+                await self._money.flush()
+        except Refused as refused:
+            trouble = refused.failure.message
+        except TimeoutError:
+            trouble = "the deadline passed"
+        except PackshotError as error:
+            trouble = str(error)
+        return self._reply(job, text, trouble)
+
+    def check(self, route: str) -> None:
+        """Raise `InvalidRequest` for a route that the configuration does not have."""
+        self._plan.route(route, "chat")
+
+    async def close(self) -> None:
+        """See `Client`."""
+        for provider in self._plan.providers.values():
+            if provider.upstream is not None:
+                await provider.upstream.close()
+                provider.upstream = None
+
+    def _reply(self, job: Job, text: str, trouble: str) -> Reply:
+        if job.target is None:
+            return Reply(text, trouble)
+        name, model = job.target.provider.name, job.target.model
+        a_token = Usage("caption", input_tokens=1)
+        price_as = job.target.provider.price_as
+        priced = self._book.charge(a_token, price_as, model, wall_us()).priced
+        return Reply(text, trouble, name, model, job.attempts, job.cost, priced or job.cost > 0)
+
+
+class RemoteClient:
+    """A gateway that runs elsewhere: ``url`` is its address, with or without ``/v1``.
+
+    ``key`` is the virtual key that it knows us by, "" for none.
+
+    Raises:
+        InvalidRequest: the URL or the key cannot be used; plain http only in a private network.
+    """
+
+    def __init__(self, url: str, key: str = "") -> None:
+        base = url.rstrip("/").removesuffix("/v1")
+        row = row_of(COMPATIBLE.name, base, name="gateway")
+        at = row.address
+        self._lines = row.header_lines(key) + b"content-type: application/json\r\n"
+        self._target = row.target(CHAT, "")
+        self._origin = Origin(at.scheme, at.host, at.port)
+        self._pool: Pool | None = None
+
+    async def chat(self, ask: Ask) -> Reply:
+        """See `Client`. What a call cost that we gave up on stands in the other ledger only."""
+        if self._pool is None:
+            self._pool = Pool(self._origin, PoolLimits(connections=32))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in _headers(ask).items())
+        call = Call(
+            self._target,
+            self._lines + lines.encode("ascii"),
+            _body(ask),
+            ask.deadline + SLACK_S,
+            Timeouts(),
+        )
+        try:
+            reply = await self._pool.send(call)
+            body = await reply.read(MAX_REPLY_BYTES)
+        except UpstreamError as error:
+            return Reply("", f"the gateway: {error}", priced=False)
+        text, trouble = _said(body) if reply.status == 200 else ("", _complaint(reply.status, body))
+        of = {name: reply.headers.get(b"x-packshot-" + name, b"") for name in HEADERS}
+        cost = _nanos(of[b"cost-eur"])
+        attempts = int(of[b"attempts"]) if of[b"attempts"].isdigit() else 0
+        provider, model = (of[name].decode("latin-1") for name in (b"provider", b"model"))
+        # A price of exactly nothing and a price that nobody knows look alike from here.
+        return Reply(text, trouble, provider, model, attempts, cost, cost > 0 or attempts == 0)
+
+    async def close(self) -> None:
+        """See `Client`."""
+        if self._pool is not None:
+            await self._pool.close()
+            self._pool = None
+
+
+HEADERS = (b"cost-eur", b"attempts", b"provider", b"model")
+
+
+class _Message(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct):
+    message: _Message
+    finish_reason: str | None = None
+
+
+class _Completion(msgspec.Struct):
+    choices: list[_Choice]
+
+
+class _Error(msgspec.Struct):
+    message: str = ""
+
+
+class _Problem(msgspec.Struct):
+    error: _Error
+
+
+def _body(ask: Ask) -> bytes:
+    return msgspec.json.encode(
+        {
+            "model": ask.route,
+            "messages": [{"role": role, "content": text} for role, text in ask.messages],
+            "max_tokens": ask.max_tokens,
+            "response_format": {"type": "json_object"},
+        }
+    )
+
+
+def _headers(ask: Ask) -> dict[str, str]:
+    """Return what both kinds of gateway read in the headers of a call."""
+    left_ms = max(1, int((ask.deadline - monotonic()) * 1000))
+    told = {f"x-packshot-{name}": value for name, value in ask.booked_on.items() if value}
+    for name, value in told.items():
+        if not (value.isascii() and value.isprintable()):
+            raise InvalidRequest(f"{name} must be printable ASCII, got {value!r}")
+    return {"x-packshot-timeout-ms": str(left_ms), **told}
+
+
+def _said(body: bytes) -> tuple[str, str]:
+    """Return the text of a chat completion, and why there is none."""
+    try:
+        choice = msgspec.json.decode(body, type=_Completion).choices[0]
+    except (msgspec.MsgspecError, IndexError):
+        return "", "the answer is no chat completion"
+    if choice.message.refusal or not choice.message.content:
+        return "", "the model refused" if choice.message.refusal else "the model said nothing"
+    return choice.message.content, ""
+
+
+def _complaint(status: int, body: bytes) -> str:
+    try:
+        said = msgspec.json.decode(body, type=_Problem).error.message
+    except msgspec.MsgspecError:
+        said = "no reason that could be read"
+    return f"the gateway answered {status}: {said}"
+
+
+def _nanos(eur: bytes) -> Nanos:
+    try:
+        amount = Decimal(eur.decode("ascii"))
+    except (InvalidOperation, UnicodeDecodeError):
+        return 0
+    return nanos_of(amount) if amount.is_finite() and 0 <= amount < 10**6 else 0

@@ -1,0 +1,211 @@
+"""Briefs rewritten by a language model; the rules' captions stand wherever that comes to nothing.
+
+A plan has the rules' caption already, so nothing can be lost: the model is asked, its answer is
+checked, it is asked once more where that could not be used, and all of it within one deadline. What
+the calls cost is booked on the id of the plan's first picture, whatever becomes of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from time import monotonic, perf_counter
+from typing import TYPE_CHECKING
+
+from packshot.core.money import Nanos
+from packshot.core.types import Usage
+from packshot.studio.caption import Caption, Writer
+from packshot.studio.caption_answer import Complaint, Fits, read_answer
+from packshot.studio.caption_prompt import Prompt, load_prompt, system_text
+from packshot.studio.lexicon import load_lexicon
+from packshot.studio.plan import Plan
+
+if TYPE_CHECKING:
+    from packshot.engine.folder import ModelFolder
+    from packshot.gateway.client import Client, Reply
+
+__all__ = ["Order", "Rewritten", "rewrite"]
+
+TRIES = 2
+"""Answers that are asked for: a model that was told what is wrong twice will not learn it."""
+
+MAX_TOKENS = 400
+"""Of an answer; a good one has about 100, and a reasoning model thinks before it."""
+
+LEAST_S = 0.5
+"""No call is begun with less than this left: the fastest models answer in about half a second."""
+
+AT_ONCE = 8
+"""Briefs of a sheet that are rewritten at the same time."""
+
+ENOUGH = 3
+"""Briefs of a sheet that nobody answered, one after the other, before the others are not sent."""
+
+SHOWN = 2000
+"""Characters of an answer that could not be used, shown to the model again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """How captions are to be written: the gateway's ``route``, the seconds that each may take, and
+    the ``recipe`` that they belong to.
+    """
+
+    route: str
+    deadline_s: float
+    recipe: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A plan with the caption that came of it, and what that took.
+
+    ``cost`` is nano-EUR of all calls, ``priced`` false where one has no known price, ``name`` the
+    "provider/model" that was called last, "" where none was.
+    """
+
+    plan: Plan
+    seconds: float
+    calls: int
+    cost: Nanos
+    priced: bool
+    name: str
+
+
+def rewrite(plans: Sequence[Plan], client: Client, order: Order) -> tuple[Rewritten, ...]:
+    """Return every plan with its caption rewritten, or as it was, with `Writer.why` saying why.
+
+    Ctrl-C ends the calls, what they may cost is booked, and `KeyboardInterrupt` comes out.
+    """
+    return asyncio.run(_all(plans, client, order))
+
+
+async def _all(plans: Sequence[Plan], client: Client, order: Order) -> tuple[Rewritten, ...]:
+    start = perf_counter()
+    desk = _Desk(client, order)
+    try:
+        made = await asyncio.gather(*(desk.write(plan) for plan in plans))
+    finally:
+        await client.close()
+    # They are written side by side: the time that passed is all that there was to share.
+    each = (perf_counter() - start) / len(plans)
+    return tuple(replace(one, plan=_with_time(one.plan, each)) for one in made)
+
+
+def _with_time(plan: Plan, seconds: float) -> Plan:
+    return replace(plan, usage=Usage("caption", plan.usage.seconds + seconds, "cpu"))
+
+
+class _Desk:
+    """Where the briefs of one command are rewritten."""
+
+    def __init__(self, client: Client, order: Order) -> None:
+        self._client = client
+        self._order = order
+        self._prompt = load_prompt()
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._unanswered = 0
+
+    async def write(self, plan: Plan) -> Rewritten:
+        """Have one brief rewritten."""
+        async with self._room:
+            start = perf_counter()
+            talk = _Talk(self._client, self._order, self._prompt, plan)
+            if self._unanswered >= ENOUGH:
+                found, why = None, "the briefs before it had no answer"
+            else:
+                found, why = await talk.caption()
+                self._unanswered = 0 if talk.answered else self._unanswered + 1
+            return talk.done(found, why, perf_counter() - start)
+
+
+class _Talk:
+    """The calls for one brief."""
+
+    def __init__(self, client: Client, order: Order, prompt: Prompt, plan: Plan) -> None:
+        self._client = client
+        self._order = order
+        self._prompt = prompt
+        self._plan = plan
+        self._lexicon = load_lexicon(plan.folder.lexicon_path)
+        self._deadline = monotonic() + order.deadline_s
+        self._replies: list[Reply] = []
+        self.answered = False
+
+    async def caption(self) -> tuple[Caption | None, str]:
+        """Return the caption, or why there is none."""
+        brief, complaint = self._plan.brief, ""
+        messages = [("system", system_text(self._prompt, self._lexicon)), ("user", brief)]
+        fits = _fitting(self._plan.folder)
+        for _ in range(TRIES):
+            if complaint and self._deadline - monotonic() < LEAST_S:
+                return None, f"the answer cannot be used, and the deadline is near: {complaint}"
+            reply = await self._ask(messages)
+            if reply.trouble:
+                return None, reply.trouble
+            self.answered = True
+            try:
+                found = read_answer(reply.text, brief, self._lexicon, self._prompt, fits)
+            except Complaint as error:
+                complaint = str(error)
+                again = self._prompt.again.format(complaint=complaint)
+                messages += [("assistant", reply.text[:SHOWN]), ("user", again)]
+            else:
+                return found, ""
+        return None, f"{TRIES} answers cannot be used; the last one: {complaint}"
+
+    async def _ask(self, messages: Sequence[tuple[str, str]]) -> Reply:
+        from packshot.gateway.client import Ask
+
+        booked_on = {
+            "render": self._plan.renders[0],
+            "recipe": self._order.recipe,
+            "stage": "caption",
+            "tags": f"prompt={self._prompt.version}",
+        }
+        ask = Ask(self._order.route, tuple(messages), MAX_TOKENS, self._deadline, booked_on)
+        reply = await self._client.chat(ask)
+        self._replies.append(reply)
+        return reply
+
+    def done(self, found: Caption | None, why: str, seconds: float) -> Rewritten:
+        """Return the plan with its new caption, or with the old one and the reason."""
+        last = self._replies[-1] if self._replies else None
+        provider, model = (last.provider, last.model) if last else ("", "")
+        writer = Writer(
+            "llm" if found else self._plan.caption.writer.by,
+            self._prompt.version,
+            self._order.route,
+            provider,
+            model,
+            " ".join(why.split()),
+        )
+        caption = replace(found or self._plan.caption, writer=writer)
+        return Rewritten(
+            _with_caption(self._plan, caption),
+            seconds,
+            len(self._replies),
+            sum(reply.cost for reply in self._replies),
+            all(reply.priced for reply in self._replies),
+            f"{provider}/{model}" if provider else "",
+        )
+
+
+def _with_caption(plan: Plan, caption: Caption) -> Plan:
+    """Return the plan with another caption; of its warnings, those of the old one are gone."""
+    others = tuple(said for said in plan.warnings if said not in plan.caption.warnings)
+    request = replace(plan.request, prompt=caption.text)
+    return replace(plan, caption=caption, request=request, warnings=(*caption.warnings, *others))
+
+
+def _fitting(folder: ModelFolder) -> Fits:
+    """Return what tells whether a model's text encoders read a whole text."""
+
+    def fits(text: str) -> bool:
+        from packshot.engine.tokenizer import Tokenizer
+
+        names = ("tokenizer", "tokenizer_2")
+        return not any(Tokenizer.open(folder.directory(n)).encode(text).dropped for n in names)
+
+    return fits
