@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import CancelledError
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TypeAlias
 
 import msgspec
 
@@ -26,6 +28,7 @@ from packshot.gateway.limiter import Limiter
 from packshot.gateway.money import Money
 from packshot.gateway.once import Once
 from packshot.gateway.plan import Plan
+from packshot.gateway.raw import PREFIX, RawDispatcher, ask, door_of
 from packshot.gateway.relay import Drains, Send, relay
 from packshot.gateway.settings import GatewaySettings
 from packshot.gateway.telemetry import Telemetry
@@ -53,6 +56,9 @@ class Visit:
     job: Job | None = None
 
 
+Serve: TypeAlias = Callable[[Visit, Scope, Receive, Send], Awaitable[int]]
+
+
 class Gateway:
     """One worker's gateway. `plan` and `access` are replaced whole by a reload."""
 
@@ -76,6 +82,7 @@ class Gateway:
         self._limiter = limiter
         self._money = money
         self._dispatcher = Dispatcher(money, telemetry, settings.server)
+        self._raw = RawDispatcher(money, telemetry, settings.server)
         once = settings.server.idempotency
         self._once = Once(money.ledger, self._dispatcher) if once else None
 
@@ -85,7 +92,10 @@ class Gateway:
             return
         door = DOORS.get(scope["path"])
         if door is not None and scope["method"] == "POST":
-            await self._guarded(door, scope, receive, send)
+            await self._guarded(door, self.infer, scope, receive, send)
+        elif scope["path"].startswith(PREFIX):
+            door = door_of(scope["path"], self.plan)
+            await self._guarded(door, self.pass_through, scope, receive, send)
         else:
             await self._other(scope, send)
 
@@ -111,11 +121,34 @@ class Gateway:
         await self._limiter.settle(job)
         return status
 
+    async def pass_through(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> int:
+        """Serve a raw call of a provider and return its status; see `packshot.gateway.raw`."""
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        client = scope.get("client")
+        owner = self.access.authenticate(headers, client[0] if client else "")
+        self._admit()
+        body = await read_body(receive, headers, self.settings.server.max_body_bytes)
+        asked = ask(scope, self.plan, owner, headers, body, visit.began)
+        job = visit.job = asked.job
+        await self._limiter.take(job)
+        got = await self._raw.answer(asked)
+        if isinstance(got, Stream):
+            status = await relay(got, self._headers(job, EVENTS), send, self.drains)
+        else:
+            status = got.status
+            await self._money.flush()
+            lines = [*self._headers(job, got.content), *got.headers]
+            await respond(send, status, lines, got.body)
+        await self._limiter.settle(job)
+        return status
+
     def forget_limits(self) -> None:
         """Read the limits of the virtual keys anew."""
         self._limiter.forget()
 
-    async def _guarded(self, door: Door, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _guarded(
+        self, door: Door, serve: Serve, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Serve a call; whatever happens, its caller hears of it and it is counted."""
         visit = Visit(door, scope.get("packshot.began") or perf_counter())
         gone = scope.get("packshot.gone")
@@ -125,7 +158,7 @@ class Gateway:
         status = 0
         self.in_flight += 1
         try:
-            status = await self.infer(visit, scope, receive, send)
+            status = await serve(visit, scope, receive, send)
         except Refused as refused:
             status = await self._tell(visit, of_failure(refused.failure), send)
         except PackshotError as error:

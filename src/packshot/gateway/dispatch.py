@@ -37,7 +37,16 @@ from packshot.gateway.telemetry import Telemetry
 from packshot.gateway.wire.upstream import Call, Reply
 from packshot.providers.base import Exchange, Failure, Relay
 
-__all__ = ["Answer", "Dispatcher", "Refused", "Stream"]
+__all__ = [
+    "MAX_ERROR_BYTES",
+    "Answer",
+    "Dispatcher",
+    "Refused",
+    "Stream",
+    "Tries",
+    "failure_from",
+    "with_headers",
+]
 
 MAX_ERROR_BYTES = 256 << 10
 """Of a refusal's body; what is longer is no provider's error."""
@@ -72,7 +81,6 @@ class Stream:
     attempt: Attempt
     reply: Reply
     relay: Relay
-    exchange: Exchange
     first: bytes
 
 
@@ -269,7 +277,7 @@ class Dispatcher:
             begun = isinstance(got, Stream)
             return got  # noqa: TRY300 - not in `else`: what `finally` does goes before it
         except UpstreamError as error:
-            failure = _failure_of(error, target.provider.name)
+            failure = failure_from(error, target.provider.name)
             attempt.fail(failure, sent=error.sent)
             return failure
         except CancelledError:
@@ -319,7 +327,7 @@ class Dispatcher:
             return relay.failure
         if not data:
             raise UpstreamBroken("the stream ended before its first event", sent=True, began=True)
-        return Stream(attempt, reply, relay, exchange, first)
+        return Stream(attempt, reply, relay, first)
 
     def _limit(self, job: Job, target: Target) -> int | None:
         """Return the limit of output tokens to put in where the caller named none."""
@@ -366,7 +374,8 @@ def _fits(job: Job, target: Target, failure: Failure | None) -> bool:
     return target.entry.context_tokens > job.target.entry.context_tokens > 0
 
 
-def _failure_of(error: UpstreamError, provider: str) -> Failure:
+def failure_from(error: UpstreamError, provider: str) -> Failure:
+    """Say what went wrong on the way to a provider."""
     if isinstance(error, UpstreamTimeout):
         return Failure("timeout", 0, f"{provider} did not answer in time")
     if error.began:

@@ -26,7 +26,19 @@ from packshot.gateway.job import Job, input_bound, open_fields, whole_number
 from packshot.gateway.plan import Plan, Route
 from packshot.providers.base import Fields, Surface
 
-__all__ = ["DOORS", "Door", "Gone", "Receive", "Scope", "make_job", "read_body"]
+__all__ = [
+    "DOORS",
+    "MAX_CHOICES",
+    "MAX_OUTPUT",
+    "Door",
+    "Gone",
+    "Receive",
+    "Scope",
+    "annotate",
+    "make_job",
+    "read_body",
+    "time_limit_s",
+]
 
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
@@ -129,7 +141,7 @@ def make_job(
         model,
         door.surface in {"chat", "messages"} and bytes(fields.get("stream", b"")) == b"true",
         began,
-        monotonic() + _seconds(headers, route),
+        monotonic() + time_limit_s(headers, route),
         door.stage,
         input_bound=input_bound(fields, len(body)),
     )
@@ -139,11 +151,11 @@ def make_job(
             job.output_limit = whole_number(fields, "max_completion_tokens", MAX_OUTPUT)
         if "n" in fields:
             job.choices = whole_number(fields, "n", MAX_CHOICES) or 1
-    _annotate(job, headers)
+    annotate(job, headers)
     return job
 
 
-def _annotate(job: Job, headers: Mapping[bytes, bytes]) -> None:
+def annotate(job: Job, headers: Mapping[bytes, bytes]) -> None:
     """Add what the headers say of whose call this is."""
     tags = headers.get(b"x-packshot-tags")
     if tags:
@@ -161,7 +173,7 @@ def _annotate(job: Job, headers: Mapping[bytes, bytes]) -> None:
             setattr(job, name, _name(value, f"x-packshot-{name}"))
 
 
-def _seconds(headers: Mapping[bytes, bytes], route: Route) -> float:
+def time_limit_s(headers: Mapping[bytes, bytes], route: Route) -> float:
     """Return how long the call may take: what the caller says, at most what is configured."""
     most = route.targets[0].provider.entry.network.timeouts.total_s
     asked = headers.get(b"x-packshot-timeout-ms")

@@ -71,10 +71,15 @@ class LimitEntry:
 
 @dataclass(frozen=True, slots=True)
 class BudgetEntry:
-    """What a virtual key may spend: ``eur`` per calendar period."""
+    """What a virtual key may spend: ``eur`` per calendar period.
+
+    ``unpriced`` "allow" lets calls pass whose price nobody knows, which no budget then bounds: for
+    a key that calls models of one's own.
+    """
 
     eur: Decimal
     per: Literal["hour", "day", "month", "ever"] = "month"
+    unpriced: Literal["refuse", "allow"] = "refuse"
 
     def __post_init__(self) -> None:
         """Refuse what could never be meant."""
@@ -232,6 +237,14 @@ class VirtualKey:
         if self.keys and not any(each.startswith(f"{provider}/") for each in self.keys):
             return False
         return self.permits_route(route) if route else self.permits_target(provider, model)
+
+    def permits_raw(self, provider: str) -> bool:
+        """Tell whether a provider may be called raw, where no model bounds what is asked for."""
+        if self.keys and not any(each.startswith(f"{provider}/") for each in self.keys):
+            return False
+        if not self.models:
+            return not self.routes
+        return not {f"{provider}/*", "*", "*/*"}.isdisjoint(self.models)
 
     def may_see(self, name: str) -> bool:
         """Tell whether a route or "provider/model" belongs in this key's list of models."""
