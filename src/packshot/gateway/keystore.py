@@ -417,7 +417,7 @@ def entry_of(settings: Mapping[str, Any]) -> VirtualKeyEntry:
     _check_names(settings, names)
     for name, inner in (
         ("limits", ("requests_per_minute", "tokens_per_minute")),
-        ("budget", ("eur", "per")),
+        ("budget", ("eur", "per", "unpriced")),
     ):
         value: object = settings.get(name)
         if isinstance(value, dict):
@@ -439,7 +439,11 @@ def _check_names(settings: Mapping[str, Any], names: Sequence[str]) -> None:
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a setting
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         parts = {each.name: getattr(value, each.name) for each in dataclasses.fields(value)}
-        return {name: _plain(part) for name, part in parts.items() if part is not None}
+        return {
+            name: _plain(part)
+            for name, part in parts.items()
+            if part is not None and (name, part) != ("unpriced", "refuse")
+        }
     return str(value) if isinstance(value, Decimal) else value
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from asyncio import CancelledError
 from collections.abc import Callable
+from decimal import Decimal
 from functools import partial
 
 from packshot.core.clock import Clock, wall_us
-from packshot.core.errors import Unbounded
+from packshot.core.errors import BudgetExceeded, Unbounded, Unpriced
+from packshot.core.money import eur, nanos_of
 from packshot.core.types import Usage
 from packshot.gateway.job import Job
 from packshot.gateway.plan import Target
@@ -36,6 +38,8 @@ class Money:
 
     def capped(self, job: Job) -> bool:
         """Tell whether a cap applies to what the job spends: then it must have an upper bound."""
+        if job.owner.max_cost_eur is not None:
+            return True
         return self.ledger.capped(job.owner.team, job.owner.id, job.batch)
 
     async def hold(
@@ -61,17 +65,19 @@ class Money:
             priced = bound is not None
         except Unbounded:
             bound, priced = None, True
-        make = partial(
-            self.ledger.hold,
-            dimensions,
-            bound,
-            priced=priced,
-            expires_in_s=int(expires_in_s) + MARGIN_S,
-        )
+        if job.owner.max_cost_eur is not None:
+            _hold_to(job, job.owner.max_cost_eur, bound, priced=priced)
+        expires_in_s = int(expires_in_s) + MARGIN_S
         try:
-            return make(wait=False)
+            return self.ledger.hold(
+                dimensions, bound, priced=priced, expires_in_s=expires_in_s, wait=False
+            )
         except MustWait:
-            return await self._in_thread(make)
+            return await self._in_thread(
+                partial(
+                    self.ledger.hold, dimensions, bound, priced=priced, expires_in_s=expires_in_s
+                )
+            )
 
     async def flush(self) -> None:
         """Return when what was settled is as durable as was promised."""
@@ -126,3 +132,20 @@ class Money:
             if plain and len(self._dimensions) < MAX_DIMENSIONS:
                 self._dimensions[name] = found
         return found
+
+
+def _hold_to(job: Job, most: Decimal, bound: int | None, *, priced: bool) -> None:
+    """Refuse an attempt that could take a call above what its virtual key lets one call cost.
+
+    What earlier attempts of the same call cost counts.
+    """
+    name = f"the virtual key {job.owner.id!r} has a max_cost_eur of {most}"
+    if not priced:
+        raise Unpriced(f"{name}, and no price is known for this model")
+    if bound is None:
+        raise Unbounded(f"{name}, and nothing bounds what this call costs: send max_tokens")
+    if job.cost + bound > nanos_of(most):
+        raise BudgetExceeded(
+            f"{name}, and this call could cost {eur(job.cost + bound)}: lower max_tokens or n, or "
+            "shorten the prompt"
+        )
