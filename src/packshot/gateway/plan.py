@@ -116,6 +116,8 @@ class Plan:
     fallbacks: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...] = ()
     """What is configured, and not built yet or not going to work: told at start."""
+    unbuilt: frozenset[str] = frozenset()
+    """Providers that are configured and to which no call goes yet."""
     _named: dict[str, Route] = field(default_factory=dict[str, Route])
 
     def route(self, model: str, surface: Surface, prefix: str = "") -> Route:
@@ -129,6 +131,8 @@ class Plan:
         if found is not None:
             return found
         provider, slash, rest = model.partition("/")
+        if slash and provider in self.unbuilt:
+            raise InvalidRequest(f"provider {provider} is configured but not built yet")
         if not (slash and provider in self.providers):
             provider, rest = prefix or self._home(surface, model), model
         name = f"{provider}/{rest}"
@@ -181,7 +185,8 @@ def build_plan(settings: GatewaySettings, before: Plan | None = None) -> Plan:
         if not _is_unbuilt(name, entry)
     }
     fallbacks = _fallbacks(settings)
-    plan = Plan(providers, {}, fallbacks, _notes(settings, providers))
+    unbuilt = frozenset(settings.providers).difference(providers)
+    plan = Plan(providers, {}, fallbacks, _notes(settings, providers), unbuilt)
     routes: dict[str, Route] = {}
     for entry in settings.routes:
         if entry.id in routes:
@@ -209,6 +214,11 @@ def _notes(settings: GatewaySettings, providers: Mapping[str, Provider]) -> tupl
     ]
     if settings.semantic_cache.enabled:
         notes.append("semantic_cache is enabled but not built yet: every call goes upstream")
+    notes += [
+        f"route {entry.id}: hedge_after_ms is read but not built yet: no second call is sent"
+        for entry in settings.routes
+        if entry.hedge_after_ms
+    ]
     notes += [
         f"providers.{name} has no keys: calls to it are refused there"
         for name, provider in providers.items()
