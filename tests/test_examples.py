@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from packshot.gateway.plan import build_plan
+from packshot.gateway.settings import load_gateway
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -28,3 +31,14 @@ def test_three_seeds_makes_three_pictures(
     assert all(stage in said for stage in ("caption", "encode", "denoise", "decode", "store"))
     for picture in pictures:
         assert str(picture) in said
+
+
+def test_the_gateway_s_example_is_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_KEY_PRIMARY", "OPENAI_KEY_BACKUP", "ANTHROPIC_KEY"):
+        monkeypatch.setenv(name, "none")
+    plan = build_plan(load_gateway(ROOT / "examples" / "gateway.yaml"))
+    assert plan.notes == ()
+    assert [target.name for target in plan.routes["prompt-rewrite"].targets] == [
+        "openai/gpt-4o-mini",
+        "anthropic/claude-haiku-4-5",
+    ]
