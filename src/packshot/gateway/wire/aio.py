@@ -63,16 +63,19 @@ class AioAnswer:
         """Return the whole body; see `Reply.read`."""
         parts: list[bytes] = []
         size = 0
-        while part := await self.chunk():
-            parts.append(part)
-            size += len(part)
-            if size > limit:
-                self.abort()
-                raise UpstreamBroken(
-                    f"the answer is longer than the {limit} bytes that are allowed for it",
-                    sent=True,
-                    began=True,
-                )
+        try:
+            while part := await self.chunk():
+                parts.append(part)
+                size += len(part)
+                if size > limit:
+                    raise UpstreamBroken(
+                        f"the answer is longer than the {limit} bytes that are allowed for it",
+                        sent=True,
+                        began=True,
+                    )
+        except BaseException:
+            self.abort()
+            raise
         return b"".join(parts)
 
     async def chunk(self) -> bytes:
@@ -101,9 +104,6 @@ class AioAnswer:
                 sent=True,
                 began=True,
             ) from error
-        except BaseException:
-            self.abort()
-            raise
         if not part:
             self._ended = True
             self._response.release()

@@ -147,7 +147,7 @@ class Answer:
         """Return what has come of the body since the last chunk; see `Reply.chunk`."""
         self.want = ANY
         while not self.parts and not self.complete and self.error is None:
-            await self._wait()
+            await self._wait(keep=True)
         parts = self.parts
         if not parts:
             if self.error is not None:
@@ -180,8 +180,10 @@ class Answer:
         if self.error is not None and not self.started:
             raise self.error
 
-    async def _wait(self) -> None:
-        """Sleep until the link has something; a cancelled sleeper takes the connection with it."""
+    async def _wait(self, *, keep: bool = False) -> None:
+        """Sleep until the link has something; a cancelled sleeper takes the connection with it, or
+        with ``keep`` leaves it to be read on.
+        """
         link = self._link
         if link is None:  # only if somebody reads on after `abort`
             return
@@ -191,7 +193,8 @@ class Answer:
             await self.waiter
         except asyncio.CancelledError:
             self.waiter = None
-            self.abort()
+            if not keep:
+                self.abort()
             raise
 
     def wake(self) -> None:

@@ -79,7 +79,11 @@ class Reply(Protocol):
         ...
 
     async def chunk(self) -> bytes:
-        """Return the next bytes of the body, b"" at its proper end; raise `UpstreamError`."""
+        """Return the next bytes of the body, b"" at its proper end; raise `UpstreamError`.
+
+        When it is cancelled the connection stays: read on (the caller is gone, and what its answer
+        cost is to be known), or `abort`.
+        """
         ...
 
     def abort(self) -> None:
@@ -91,7 +95,7 @@ class Upstream(Protocol):
     """The connections to one origin, kept alive between calls.
 
     A call whose *kept* connection turns out to be dead before any byte of an answer is sent once
-    more on a new one. Cancelling `send`, `read` or `chunk` closes the call's connection.
+    more on a new one. Cancelling `send` or `read` closes the call's connection.
     """
 
     async def send(self, call: Call, /) -> Reply:
