@@ -299,7 +299,8 @@ class Dispatcher:
             except UpstreamBroken:
                 # Some send their errors, rate limits too, under the status 200.
                 failure = exchange.failure(reply.status, reply.headers, data)
-                attempt.fail(failure, sent=True)
+                # A whole answer's head comes after the work: trouble under 200 may be billed.
+                attempt.fail(failure, sent=True, began=NEXT[failure.kind] == "again")
                 return failure
             attempt.succeed(usage)
             return Answer(body, usage)
@@ -323,7 +324,8 @@ class Dispatcher:
             raise
         if relay.failure is not None:
             reply.abort()
-            attempt.fail(relay.failure, sent=True)
+            # What was counted before the error (Anthropic's message_start) may be billed.
+            attempt.fail(relay.failure, sent=True, began=relay.usage is not None)
             return relay.failure
         if not data:
             raise UpstreamBroken("the stream ended before its first event", sent=True, began=True)
