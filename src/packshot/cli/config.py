@@ -29,14 +29,19 @@ def check(file: File = Path("packshot.yaml"), *, as_json: o.AsJson = False) -> N
     Environment variables and files that it names must be there. What is configured and not built
     yet is a warning.
     """
+    from packshot.gateway.client import check_route
     from packshot.gateway.plan import build_plan
     from packshot.gateway.settings import load_gateway
     from packshot.ledger.prices.book import book_of
     from packshot.ledger.settings import load_settings
+    from packshot.studio.settings import load_studio
 
     settings = load_gateway(file)
     plan = build_plan(settings)
     book_of(load_settings(file))
+    studio = load_studio(file)
+    if studio.caption_route and not studio.gateway_url:
+        check_route(plan, studio.caption_route)
     if as_json:
         from packshot.cli.report import print_json
 

@@ -10,16 +10,18 @@ A client belongs to the event loop in which it is first asked; `close` it there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from time import monotonic, perf_counter
-from typing import Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import msgspec
 
 from packshot.core.clock import wall_us
-from packshot.core.errors import InvalidRequest, PackshotError, UpstreamError
+from packshot.core.errors import InvalidRequest, PackshotError, UpstreamError, unknown_name
 from packshot.core.money import Nanos, nanos_of
 from packshot.core.types import Usage
 from packshot.gateway.dispatch import Answer, Dispatcher, Refused
@@ -37,7 +39,10 @@ from packshot.ledger.ledger import Ledger
 from packshot.ledger.prices.book import PriceBook
 from packshot.providers.rows import COMPATIBLE, row_of
 
-__all__ = ["Ask", "Client", "LocalClient", "RemoteClient", "Reply"]
+__all__ = ["Ask", "Client", "LocalClient", "RemoteClient", "Reply", "check_route", "run"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 CHAT = "/v1/chat/completions"
 
@@ -49,6 +54,9 @@ OWN = VirtualKey("")
 
 SLACK_S = 0.25
 """How much later than its deadline a call is cancelled that should have ended by itself."""
+
+PATIENCE_S = 1.0
+"""How long the end waits for threads: one that asks a name server cannot be stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +142,7 @@ class LocalClient:
 
     def check(self, route: str) -> None:
         """Raise `InvalidRequest` for a route that the configuration does not have."""
-        self._plan.route(route, "chat")
+        check_route(self._plan, route)
 
     async def close(self) -> None:
         """See `Client`."""
@@ -201,6 +209,56 @@ class RemoteClient:
         if self._pool is not None:
             await self._pool.close()
             self._pool = None
+
+
+def check_route(plan: Plan, route: str) -> None:
+    """Raise `InvalidRequest` for what is neither a route's id nor "provider/model".
+
+    Callers of the gateway may name a bare model; in a configuration it would be a misspelt route.
+    """
+    if route in plan.routes:
+        return
+    if "/" in route:
+        plan.target(route)
+        return
+    if not plan.routes:
+        raise InvalidRequest(f"there is no route {route!r}: write one under routes:")
+    raise unknown_name("route", route, plan.routes)
+
+
+class _Executor(ThreadPoolExecutor):
+    """The threads of an event loop that does not wait for them for long, when it ends."""
+
+    def __init__(self) -> None:
+        super().__init__(4, "packshot-client")
+        self._given: list[Future[Any]] = []
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Run a function in a thread."""
+        future = super().submit(fn, *args, **kwargs)
+        self._given.append(future)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:  # noqa: FBT001, FBT002 - as inherited
+        """Wait a little for what is under way: a hold that is being made is voided then."""
+        del cancel_futures
+        if wait:
+            wait_for(self._given, PATIENCE_S)
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run calls of a client to their end, from code that is not asynchronous.
+
+    A name server that does not answer holds nobody up beyond the calls' own deadlines. Ctrl-C
+    cancels what is under way, which settles itself, and `KeyboardInterrupt` comes out.
+    """
+
+    async def begun() -> T:
+        asyncio.get_running_loop().set_default_executor(_Executor())
+        return await work
+
+    return asyncio.run(begun())
 
 
 HEADERS = (b"cost-eur", b"attempts", b"provider", b"model")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from packshot.core.money import Nanos
 from packshot.core.types import Usage
+from packshot.gateway.client import Ask, Client, Reply, run
 from packshot.studio.caption import Caption, Writer
 from packshot.studio.caption_answer import Complaint, Fits, read_answer
 from packshot.studio.caption_prompt import Prompt, load_prompt, system_text
@@ -23,14 +24,13 @@ from packshot.studio.plan import Plan
 
 if TYPE_CHECKING:
     from packshot.engine.folder import ModelFolder
-    from packshot.gateway.client import Client, Reply
 
 __all__ = ["Order", "Rewritten", "rewrite"]
 
 TRIES = 2
 """Answers that are asked for: a model that was told what is wrong twice will not learn it."""
 
-MAX_TOKENS = 400
+MAX_TOKENS = 1000
 """Of an answer; a good one has about 100, and a reasoning model thinks before it."""
 
 LEAST_S = 0.5
@@ -78,7 +78,7 @@ def rewrite(plans: Sequence[Plan], client: Client, order: Order) -> tuple[Rewrit
 
     Ctrl-C ends the calls, what they may cost is booked, and `KeyboardInterrupt` comes out.
     """
-    return asyncio.run(_all(plans, client, order))
+    return run(_all(plans, client, order))
 
 
 async def _all(plans: Sequence[Plan], client: Client, order: Order) -> tuple[Rewritten, ...]:
@@ -156,8 +156,6 @@ class _Talk:
         return None, f"{TRIES} answers cannot be used; the last one: {complaint}"
 
     async def _ask(self, messages: Sequence[tuple[str, str]]) -> Reply:
-        from packshot.gateway.client import Ask
-
         booked_on = {
             "render": self._plan.renders[0],
             "recipe": self._order.recipe,
