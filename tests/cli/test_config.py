@@ -92,6 +92,15 @@ def test_an_unknown_key_is_2_with_its_line_and_the_nearest(
         ("id: prompt-rewrite", "id: a/b", "slash"),
         ("  openai:", "  openai: &a\n    x: *a\n  other:", "line"),
         ("providers:", "providers: !!python/object:os.system", "line"),
+        (
+            "mcp:",
+            "ledger: {caps: [{scope: total, eur: 1}, {scope: total, eur: 2}]}\nmcp:",
+            "two caps",
+        ),
+        ("      retry:", "      ca: none.pem\n      retry:", "none.pem"),
+        ("      retry:", "      proxy: hush-hush\n      retry:", "line 9"),
+        ("      retry:", "      proxy: http://u:hush@/\n      retry:", "proxy"),
+        ("      retry:", "      max_connections: 0\n      retry:", "max_connections"),
         ("weight: 0.3", "weight: 0.3\n        weight: 0.4", "line 8"),
     ],
 )

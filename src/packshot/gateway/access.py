@@ -175,12 +175,18 @@ class Access:
             raise Forbidden(f"the virtual key {key.id!r} may not be used from this address")
         return key
 
-    def virtual_keys(self) -> list[VirtualKey]:
-        """Return all virtual keys, those of the file first: for caps, limits and lists."""
+    def virtual_keys(self, entry: AccessEntry | None = None) -> list[VirtualKey]:
+        """Return all virtual keys, those of the file first: for caps, limits and lists.
+
+        With ``entry``, as they would be if that were the file's.
+        """
+        configured = self._configured
+        if entry is not None:
+            configured = {each.id: virtual_key_of(each) for each in entry.virtual_keys}
         issued = {key.id: key for key in self._issued.keys.values()}  # two secrets after a rotation
         return [
-            *self._configured.values(),
-            *(issued[i] for i in issued if i not in self._configured),
+            *configured.values(),
+            *(issued[i] for i in issued if i not in configured),
         ]
 
     def _stranger(self, secret: bytes, client_ip: str) -> VirtualKey:

@@ -257,6 +257,8 @@ def _provider(name: str, entry: ProviderEntry, old: Provider | None) -> Provider
     )
     at = row.address
     ca = str(entry.network.ca) if entry.network.ca.name else ""
+    if ca and not entry.network.ca.is_file():
+        raise InvalidRequest(f"providers.{name}.network.ca: there is no file {ca}")
     times = entry.network.timeouts
     keys = Keys([_key(name, row, at, each) for at, each in enumerate(entry.keys)] or _keyless(row))
     origin = Origin(at.scheme, at.host, at.port, ca)

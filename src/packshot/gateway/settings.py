@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
+from urllib.parse import urlsplit
 
 from packshot.core.config import Document, Secret, read
 from packshot.core.errors import InvalidRequest
@@ -118,6 +119,21 @@ class NetworkEntry:
     allow_http: bool = False
     on_hangup: Literal["", "cancel", "drain"] = ""
     drain_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Refuse what could never be meant."""
+        if self.proxy:
+            try:
+                parts = urlsplit(self.proxy)
+                sound = parts.scheme in {"http", "https"} and parts.hostname and parts.port != 0
+            except ValueError:
+                sound = False
+            if not sound:  # it may hold a password: it is not repeated
+                raise InvalidRequest("proxy is the URL of an HTTP proxy, like http://proxy:3128")
+        if self.max_connections < 1:
+            raise InvalidRequest(f"max_connections is 1 or more, got {self.max_connections}")
+        if not 0 <= self.drain_s <= 3600:
+            raise InvalidRequest(f"drain_s is 0 to 3600, got {self.drain_s}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from packshot.core.clock import wall_us
-from packshot.core.errors import InvalidRequest, PackshotError, Unbounded
+from packshot.core.errors import InvalidRequest, OutputError, PackshotError, Unbounded
 from packshot.core.money import nanos_of
-from packshot.gateway.access import Access, open_access
+from packshot.gateway.access import Access, VirtualKey, open_access
 from packshot.gateway.app import Gateway
 from packshot.gateway.drainer import Drainer
 from packshot.gateway.intake import Receive, Scope
@@ -59,6 +59,7 @@ class Worker:
         self._ledger: Ledger | None = None
         self._access: Access | None = None
         self._limits: Limits | None = None
+        self._money = LedgerSettings()
         self._ticks: asyncio.Task[None] | None = None
 
     @property
@@ -81,9 +82,10 @@ class Worker:
         """
         settings, money_settings = load_gateway(self.path), load_settings(self.path)
         plan = build_plan(settings)
+        self._money = money_settings
         book = book_of(money_settings)
         self._access = await asyncio.to_thread(open_access, settings, money_settings)
-        caps = all_caps(money_settings, self._access)
+        caps = all_caps(money_settings, self._access.virtual_keys())
         self._ledger = await asyncio.to_thread(
             open_ledger,
             money_settings,
@@ -121,10 +123,15 @@ class Worker:
         if settings.server != gateway.settings.server:
             notes.append("server: a change there needs a restart; the old values are kept")
             settings = replace(settings, server=gateway.settings.server)
-        if self._access is not None:
-            self._access.replace(settings.access)
-            self._set_caps(all_caps(money_settings, self._access))
+        if replace(money_settings, caps=()) != replace(self._money, caps=()):
+            notes.append("ledger: a change there needs a restart, except of caps")
+            money_settings = replace(self._money, caps=money_settings.caps)
         connect(plan)
+        if self._access is not None:
+            # The last that can fail: what is new is new in all parts, or in none.
+            self._set_caps(all_caps(money_settings, self._access.virtual_keys(settings.access)))
+            self._access.replace(settings.access)
+        self._money = money_settings
         old, gateway.plan, gateway.settings = gateway.plan, plan, settings
         kept = {id(provider.upstream) for provider in plan.providers.values()}
         for provider in old.providers.values():
@@ -162,7 +169,8 @@ class Worker:
     def _keys_changed(self) -> None:
         """Virtual keys were made, changed or revoked: their budgets and limits are read anew."""
         if self._access is not None:
-            self._set_caps(all_caps(load_settings(self.path), self._access))
+            # The file is not looked at: it may be in the middle of a change, or wrong.
+            self._set_caps(all_caps(self._money, self._access.virtual_keys()))
 
     def _set_caps(self, caps: Sequence[Cap]) -> None:
         if self._ledger is not None:
@@ -179,8 +187,12 @@ class Worker:
                     self.telemetry.error(None, error)
 
 
-def all_caps(settings: LedgerSettings, access: Access) -> list[Cap]:
-    """Return the caps of the ledger's section and the budgets of all virtual keys."""
+def all_caps(settings: LedgerSettings, keys: Iterable[VirtualKey]) -> list[Cap]:
+    """Return the caps of the ledger's section and the budgets of the virtual keys.
+
+    Where the section has a cap on a virtual key, too, for the same period, the stricter one holds:
+    a key can be issued at any time, and must not put out of force what the others may spend.
+    """
     budgets = [
         Cap(
             "virtual_key",
@@ -189,10 +201,19 @@ def all_caps(settings: LedgerSettings, access: Access) -> list[Cap]:
             key.budget.per,
             key.budget.unpriced,
         )
-        for key in access.virtual_keys()
+        for key in keys
         if key.budget is not None
     ]
-    return [*caps_of(settings), *budgets]
+    found = {(cap.scope, cap.name, cap.per): cap for cap in caps_of(settings)}
+    for cap in budgets:
+        place = (cap.scope, cap.name, cap.per)
+        other = found.get(place, cap)
+        found[place] = replace(
+            cap,
+            limit=min(cap.limit, other.limit),
+            unpriced="refuse" if "refuse" in {cap.unpriced, other.unpriced} else "allow",
+        )
+    return list(found.values())
 
 
 def warm(book: PriceBook, plan: Plan) -> None:
@@ -237,7 +258,10 @@ def _upstream(provider: Provider) -> Upstream:
         from packshot.gateway.wire.aio import AioPool
 
         return AioPool(provider.origin, limits, network.proxy)
-    return Pool(provider.origin, limits)
+    try:
+        return Pool(provider.origin, limits)
+    except OSError as error:  # of ssl, about the file of certificates
+        raise OutputError(f"providers.{provider.name}.network.ca: {error}") from error
 
 
 def _close_later(upstream: Upstream) -> None:

@@ -159,6 +159,11 @@ class Settings:
             raise InvalidRequest(
                 f"two folders of storage have one name: give each a bucket, {names}"
             )
+        places = [(row.scope, row.name, row.per) for row in self.caps]
+        for place in places:
+            if places.count(place) > 1:
+                scope, name, per = place
+                raise InvalidRequest(f"two caps on {scope} {name} per {per}: keep one of them")
         try:
             ZoneInfo(self.timezone)
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
