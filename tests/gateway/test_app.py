@@ -292,3 +292,23 @@ def test_anthropics_headers_go_on_to_it(tmp_path: Path) -> None:
         there.ended()
         (truth,) = there.fakes["two"].truth
         assert truth.key == "secret-C"
+
+
+@pytest.mark.parametrize(
+    ("header", "value"),
+    [
+        ("x-packshot-stage", "idle"),
+        ("x-packshot-stage", "load"),
+        ("x-packshot-stage", "x" * 200),
+        ("x-packshot-tags", "key=another"),
+        ("x-packshot-tags", "no-value"),
+        ("x-packshot-timeout-ms", "soon"),
+        ("x-packshot-target", "nobody/model"),
+    ],
+)
+def test_headers_that_are_refused_before_any_cost(there: World, header: str, value: str) -> None:
+    with client(there) as openai_client, pytest.raises(openai.BadRequestError):
+        openai_client.chat.completions.create(
+            model="gpt-4o-mini", messages=HELLO, extra_headers={header: value}
+        )
+    assert there.booked() == []

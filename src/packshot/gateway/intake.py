@@ -19,11 +19,13 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from packshot.core.errors import BodyTooLarge, InvalidRequest
+from packshot.core.errors import BodyTooLarge, InvalidRequest, unknown_name
 from packshot.core.ids import new_id
+from packshot.core.types import STAGES
 from packshot.gateway.access import VirtualKey
 from packshot.gateway.job import Job, input_bound, open_fields, whole_number
 from packshot.gateway.plan import Plan, Route
+from packshot.ledger.names import GATEWAY_STAGES
 from packshot.providers.base import Fields, Surface
 
 __all__ = [
@@ -46,6 +48,13 @@ Receive: TypeAlias = Callable[[], Awaitable[dict[str, Any]]]
 MAX_TAGS = 16
 MAX_NAME = 100
 """Characters of a tag, and of each name that a header gives."""
+
+BOOKED_ON = tuple(
+    (b"x-packshot-" + name.encode(), name) for name in ("render", "recipe", "batch", "stage")
+)
+
+STAGES_OF_CALLS = frozenset({*STAGES, *GATEWAY_STAGES})
+"""Not the ledger's "load" and "idle": what is booked on these is under no cap."""
 
 ANTHROPIC_HEADERS = (b"anthropic-version", b"anthropic-beta")
 """What Anthropic's SDK says of the API's version goes on to Anthropic."""
@@ -130,6 +139,8 @@ def make_job(
     model = _text(fields, "model")
     wanted = headers.get(b"x-packshot-target") or headers.get(b"x-packshot-route")
     name = wanted.decode("latin-1") if wanted else model
+    if wanted and not plan.knows(name):
+        raise unknown_name("route or target", name[:200], plan.names())
     route = plan.route(name, door.surface, "" if wanted else door.prefix)
     owner.permit(route.id, [(t.provider.name, t.model) for t in route.targets[:1]])
     job = Job(
@@ -167,10 +178,12 @@ def annotate(job: Job, headers: Mapping[bytes, bytes]) -> None:
         given = {name: headers[name] for name in ANTHROPIC_HEADERS if name in headers}
         # llhttp lets no line break through; what is not plain text has no business there either.
         job.headers = {name: value for name, value in given.items() if PLAIN.fullmatch(value)}
-    for name in ("render", "recipe", "batch", "stage"):
-        value = headers.get(b"x-packshot-" + name.encode())
+    for header, name in BOOKED_ON:
+        value = headers.get(header)
         if value:
-            setattr(job, name, _name(value, f"x-packshot-{name}"))
+            setattr(job, name, _name(value, header.decode()))
+    if job.stage not in STAGES_OF_CALLS:
+        raise unknown_name("x-packshot-stage", job.stage, STAGES_OF_CALLS)
 
 
 def time_limit_s(headers: Mapping[bytes, bytes], route: Route) -> float:
@@ -198,6 +211,8 @@ def _tags(value: bytes) -> tuple[str, ...]:
     tags = [_name(part.strip(), "x-packshot-tags") for part in value.split(b",") if part.strip()]
     if len(tags) > MAX_TAGS or any("=" not in tag for tag in tags):
         raise InvalidRequest(f"x-packshot-tags is at most {MAX_TAGS} of name=value, with commas")
+    if any(tag.startswith("key=") for tag in tags):
+        raise InvalidRequest("x-packshot-tags: the tag key is the gateway's own; take another name")
     return tuple(tags)
 
 

@@ -144,6 +144,10 @@ class Plan:
                 self._named[name] = route
         return route
 
+    def knows(self, name: str) -> bool:
+        """Tell whether this is a route's id, or a model of a provider that is configured."""
+        return name in self.routes or name.partition("/")[0] in self.providers
+
     def names(self) -> list[str]:
         """Return what a caller may ask for by name: routes, and the models that are configured."""
         models = [f"{p.name}/{model}" for p in self.providers.values() for model in p.entry.models]
