@@ -11,7 +11,7 @@ from typing import Literal
 
 __all__ = ["GATEWAY_STAGES", "METRICS", "Metric"]
 
-GATEWAY_STAGES = ("chat", "embeddings", "images")
+GATEWAY_STAGES = ("chat", "embeddings", "images", "raw")
 """Stages of calls that belong to no render (`packshot.ledger.records.Dimensions`)."""
 
 
