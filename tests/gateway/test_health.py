@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packshot.gateway.health import CONSECUTIVE, EJECT_S, PROBE_S, Breaker
+from packshot.gateway.health import CONSECUTIVE, EJECT_MAX_S, EJECT_S, PROBE_S, Breaker
 
 
 def fail(breaker: Breaker, now: float, times: int = 1) -> bool:
@@ -34,8 +34,8 @@ def test_one_probe_decides() -> None:
     breaker.begin(EJECT_S)
     assert not breaker.allows(EJECT_S + 1)
     assert breaker.failure(EJECT_S + 1)
-    assert not breaker.allows(EJECT_S + 1 + 2 * EJECT_S - 0.01)
-    later = EJECT_S + 1 + 2 * EJECT_S
+    later = EJECT_S + 2 * EJECT_S
+    assert not breaker.allows(later - 0.01), "twice as long as the first time"
     assert breaker.allows(later)
     breaker.begin(later)
     breaker.success(later)
@@ -56,6 +56,32 @@ def test_calls_that_began_before_the_ejection_do_not_lengthen_it() -> None:
     for _ in range(20):
         assert not breaker.failure(1.0)
     assert breaker.allows(EJECT_S)
+
+
+def test_a_probe_that_took_long_is_followed_by_another_within_a_minute() -> None:
+    """A provider that is silent for an hour, and then back, is used within a minute."""
+    breaker, now = Breaker(), 0.0
+    fail(breaker, now, CONSECUTIVE)
+    begun = EJECT_S
+    for _ in range(60):
+        assert breaker.allows(begun)
+        breaker.begin(begun)
+        now = begun + 50.0
+        assert breaker.failure(now, begun)
+        begun += EJECT_MAX_S
+        assert not breaker.allows(begun - 0.01)
+
+
+def test_a_call_from_before_the_ejection_is_no_probe() -> None:
+    breaker = Breaker()
+    fail(breaker, 1.0, CONSECUTIVE)
+    probe = 1.0 + EJECT_S
+    breaker.begin(probe)
+    assert not breaker.failure(probe + 1, 0.5)
+    breaker.neutral(0.5)
+    assert not breaker.allows(probe + 2), "the probe is still under way"
+    breaker.neutral(probe)
+    assert breaker.allows(probe + 2)
 
 
 def test_a_share_of_failures_opens_it_between_successes() -> None:

@@ -34,7 +34,7 @@ def may_be_billed(failure: Failure, *, sent: bool) -> bool:
 class Attempt:
     """Begun when its hold stands; ended exactly once, by whichever of its methods comes first."""
 
-    __slots__ = ("breaker", "ended", "hold", "job", "key", "money", "target", "telemetry")
+    __slots__ = ("began", "breaker", "ended", "hold", "job", "key", "money", "target", "telemetry")
 
     def __init__(
         self,
@@ -53,7 +53,8 @@ class Attempt:
         self.telemetry = telemetry
         self.ended = False
         self.breaker: Breaker = key.breaker(target.model)
-        self.breaker.begin(monotonic())
+        self.began = monotonic()
+        self.breaker.begin(self.began)
         key.in_flight += 1
         target.in_flight += 1
         job.attempts += 1
@@ -97,7 +98,7 @@ class Attempt:
         """End it for the caller's sake: it hung up, or another attempt was faster."""
         if not self._leave():
             return
-        self.breaker.neutral()
+        self.breaker.neutral(self.began)
         if self.hold is not None:
             if sent:
                 self.money.post(self.job, self.hold, None, "unknown", reason)
@@ -118,12 +119,12 @@ class Attempt:
         match failure.kind:
             case "rate_limit":
                 self.key.cool(now, failure.retry_after_s)
-                self.breaker.neutral()
+                self.breaker.neutral(self.began)
             case "quota" | "auth":
                 self.key.take_out(now, failure.kind)
-                self.breaker.neutral()
+                self.breaker.neutral(self.began)
             case "overloaded" | "server" | "timeout" | "network" | "garbage":
-                if self.breaker.failure(now):
+                if self.breaker.failure(now, self.began):
                     self.telemetry.opened(self.target, self.key)
             case "context" | "refusal" | "bad_request" | "not_found":
                 self.breaker.success(now)

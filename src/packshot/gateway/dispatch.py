@@ -201,6 +201,9 @@ class Dispatcher:
         if failure is None or tries.retries >= retry.max_retries:
             return False
         wait = max(backoff_s(retry, tries.retries, self._random), failure.retry_after_s or 0.0)
+        ready = tries.ready_in()
+        if ready is None or ready > wait:
+            return False  # that was the failure that opened the last breaker: nothing to wait for
         if not self._affords(tries, wait):
             return False
         tries.retries += 1

@@ -1,9 +1,10 @@
 """When a key is left alone: the circuit breaker of one (provider, key, model), and its cooldown.
 
 The figures are Envoy's defaults for outlier detection (envoy/config/cluster/v3/
-outlier_detection.proto). Two things differ. Envoy never ejects more than a tenth of its hosts,
+outlier_detection.proto). Three things differ. Envoy never ejects more than a tenth of its hosts,
 since it has nowhere else to go; a target here has other keys, and others behind it, so all may be
-out. And what comes back is tried with one call before the others follow.
+out. And what comes back is tried with one call before the others follow, a minute after the last
+try at the latest: a provider that is back is used again within 60 s, however long it was away.
 
 A rate limit is no illness: it cools the key, and neither trips nor closes the breaker.
 """
@@ -29,8 +30,9 @@ SHARE_OF = 50
 EJECT_S = 30.0
 """How long it stays open the first time (``base_ejection_time``); twice that the second time …"""
 
-EJECT_MAX_S = 300.0
-"""… and at most this (``max_ejection_time``)."""
+EJECT_MAX_S = 60.0
+"""… and at most this, counted from the beginning of the call that failed (``max_ejection_time`` is
+300 s, for hosts that have others beside them)."""
 
 PROBE_S = 60.0
 """A probe that has not ended after this is taken to be lost: the next call is one, too."""
@@ -52,6 +54,8 @@ class Breaker:
     window: float = 0.0
     probe: float = 0.0
     """When the one call was let through that decides; 0 while there is none."""
+    opened: float = 0.0
+    """When it opened last: what began before then says nothing new."""
 
     def allows(self, now: float) -> bool:
         """Tell whether a call may be made."""
@@ -71,25 +75,35 @@ class Breaker:
             self.open_until = self.probe = 0.0
         self._count(now, good=True)
 
-    def failure(self, now: float) -> bool:
-        """Note trouble on the provider's side; return true where that opens the breaker."""
+    def failure(self, now: float, began: float | None = None) -> bool:
+        """Note trouble on the provider's side; return true where that opens the breaker.
+
+        ``began`` is what `begin` was told for the call: one from before the ejection, which ends
+        while the breaker is open, is neither a probe nor a reason to wait longer.
+        """
         self.in_a_row += 1
         self._count(now, good=False)
-        if self.open_until and not self.probe and now < self.open_until:
-            return False  # a call from before the ejection
+        if self.open_until and began is not None and began < self.opened:
+            return False
+        probing = bool(self.probe)
+        if self.open_until and not probing and now < self.open_until:
+            return False
         total = self.good + self.bad
         bad_share = total >= SHARE_OF and self.bad >= SHARE * total
-        if not (self.probe or self.in_a_row >= CONSECUTIVE or bad_share):
+        if not (probing or self.in_a_row >= CONSECUTIVE or bad_share):
             return False
         self.times += 1
-        self.open_until = now + min(EJECT_S * self.times, EJECT_MAX_S)
+        since = self.probe if probing else now
+        self.open_until = max(now, since + min(EJECT_S * self.times, EJECT_MAX_S))
+        self.opened = now
         self.probe = 0.0
         self.in_a_row = self.good = self.bad = 0
         return True
 
-    def neutral(self) -> None:
+    def neutral(self, began: float | None = None) -> None:
         """Note a call that says nothing about health: a rate limit, a caller that hung up."""
-        self.probe = 0.0
+        if began is None or began >= self.opened:
+            self.probe = 0.0
 
     def _count(self, now: float, *, good: bool) -> None:
         if now - self.window >= WINDOW_S:

@@ -68,7 +68,7 @@ class AioAnswer:
                 parts.append(part)
                 size += len(part)
                 if size > limit:
-                    raise UpstreamBroken(
+                    raise UpstreamBroken(  # noqa: TRY301 - what closes the connection is one place
                         f"the answer is longer than the {limit} bytes that are allowed for it",
                         sent=True,
                         began=True,
