@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from packshot.cli import terminal
+
+if TYPE_CHECKING:
+    from packshot.gateway.bench import Figures
 
 __all__ = ["app"]
 
@@ -45,3 +49,52 @@ def gateway(
         config, host=host, port=port, workers=workers, say=terminal.note, warn=terminal.warn
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def bench(
+    config: Config = Path("packshot.yaml"),
+    *,
+    model: Annotated[
+        str,
+        typer.Option(help="What calls ask for.", show_default="the first route, else model"),
+    ] = "",
+    connections: Annotated[int, typer.Option(min=1, max=1000, help="Calls at once.")] = 16,
+    rounds: Annotated[int, typer.Option(min=1, max=1000, help="Medians are of these.")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.05, max=600, help="Of each round.")] = 1.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Measure what this configuration costs on this machine, against going direct.
+
+    Providers are replaced by a fake one and secrets by dummies: nothing is sent or booked.
+    """
+    import msgspec
+
+    from packshot.gateway.bench import Options
+    from packshot.gateway.bench import bench as measure
+
+    figures = measure(config, Options(rounds, seconds, connections, model))
+    if as_json:
+        typer.echo(msgspec.json.encode(asdict(figures)).decode())
+        return
+    for name, value, note in _lines(figures):
+        typer.echo(f"{name:<26}{value:>14}  {note}".rstrip())
+
+
+def _lines(found: Figures) -> list[tuple[str, str, str]]:
+    """Return what is printed: name, value and a remark, at most 80 characters together."""
+
+    def us(value: float | None) -> str:
+        return "unknown" if value is None else f"{value:,.1f} us"
+
+    return [
+        ("calls", f"{found.calls:,}", f"of {found.model[:35]}"),
+        ("latency, direct", us(found.direct_p50_us), "median, one connection"),
+        ("added latency, median", us(found.added_p50_us), "one connection"),
+        ("added latency, p99", us(found.added_p99_us), "one connection"),
+        ("calls a second", f"{found.per_s:,.0f}", f"direct: {found.direct_per_s:,.0f}"),
+        ("CPU per call", us(found.cpu_us), "of the gateway's processes"),
+        ("CPU of the drain", us(found.drain_us), "per call, beside it"),
+        ("CPU per streamed chunk", us(found.chunk_us), "the call's own included"),
+        ("load of this machine", f"{found.load:.1f}", "1 or more per core: busy, so worse"),
+    ]
