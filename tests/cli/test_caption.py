@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -287,13 +288,26 @@ def test_a_gateway_elsewhere_books_on_the_render_s_id(packshot, model, engine, e
     assert entry.amount > 0
 
 
-def test_a_gateway_elsewhere_that_is_away(packshot, model, engine) -> None:
-    Path("packshot.yaml").write_text(
-        f"studio: {{caption_route: prompt-rewrite, gateway_url: 'http://127.0.0.1:9'}}\n{LEDGER}"
-    )
+def test_a_gateway_elsewhere_that_is_away_or_silent(packshot, model, engine, elsewhere) -> None:
+    text = "studio: {caption_route: prompt-rewrite, caption_deadline_s: 0.4, gateway_url: '%s'}\n"
+    Path("packshot.yaml").write_text(text % "http://127.0.0.1:9" + LEDGER)
     done = packshot("render", BRIEF, "--model", model)
     assert done.code == 0
     assert "caption by the rules, for nothing came of prompt-rewrite: the gateway: " in done.err
+    assert "unpriced" not in done.err + done.out
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        Path("packshot.yaml").write_text(
+            text % f"http://127.0.0.1:{silent.getsockname()[1]}" + LEDGER
+        )
+        done = packshot("render", BRIEF, "--model", model)
+    assert done.code == 0
+    assert "unpriced all the same" in done.err
+    assert "a gateway elsewhere did not answer; what its call cost stands in its" in done.out
+    elsewhere.fakes["one"].rule(Rule(fault=Fault(status=503)))
+    Path("packshot.yaml").write_text(text % elsewhere.url + LEDGER)
+    done = packshot("render", BRIEF, "--model", model)
+    assert "the gateway answered 503" in done.err
+    assert "unpriced" not in done.err + done.out
 
 
 def test_config_check_knows_the_route(packshot, llm) -> None:

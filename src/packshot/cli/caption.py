@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from packshot.studio.rewrite import Rewritten
     from packshot.studio.settings import StudioSettings
 
-__all__ = ["CAPTIONS", "Choice", "caption_facts", "choose", "written"]
+__all__ = ["CAPTIONS", "ELSEWHERE", "Choice", "caption_facts", "choose", "written"]
 
 Choice: TypeAlias = Literal["rules", "llm", "none"]
 CAPTIONS: tuple[Choice, ...] = ("rules", "llm", "none")
 
 PLACES = 9
+
+ELSEWHERE = "a gateway elsewhere"
+"""What a call is named of which only that gateway knows what became of it."""
 
 
 def choose(asked: str | None, *, raw: bool) -> Choice:
@@ -74,7 +77,7 @@ def written(
         made = rewrite(plans, client, order)
     for one in made:
         if one.calls:
-            books.keeper.bill.add_call(one.name, one.cost, priced=one.priced)
+            books.keeper.bill.add_call(one.name or ELSEWHERE, one.cost, priced=one.priced)
     _tell(made)
     return tuple(one.plan for one in made)
 
@@ -123,4 +126,4 @@ def _cost(made: Sequence[Rewritten]) -> str:
     amount = show_eur(sum(one.cost for one in made), PLACES)
     if all(one.priced for one in made):
         return f"{amount} EUR"
-    return "unpriced" if not any(one.cost for one in made) else f"{amount} EUR and unpriced calls"
+    return f"{amount} EUR and unpriced calls" if any(one.cost for one in made) else "unpriced"

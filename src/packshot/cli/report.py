@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from packshot.cli import terminal
-from packshot.cli.caption import caption_facts
+from packshot.cli.caption import ELSEWHERE, caption_facts
 from packshot.core.money import Nanos, show_eur
 from packshot.core.types import Stage, Usage
 
@@ -123,13 +123,16 @@ def cost_lines(bill: Bill) -> list[str]:
     without = f", without {', '.join(sorted(bill.unpriced))}" if bill.unpriced else ""
     known = f"cost {show_eur(bill.amount, PLACES)} EUR ({rates}){without}"
     known = known if rates else "cost unpriced"
-    missing = [
-        f"{name} has no price: packshot prices add {name} gives it one"
-        if "/" in name
-        else f"{name} has no price: set ledger.gpu_eur_per_hour.{name} in packshot.yaml"
-        for name in sorted(bill.unpriced)
-    ]
-    return [known, *missing, ids]
+    return [known, *map(_missing, sorted(bill.unpriced)), ids]
+
+
+def _missing(name: str) -> str:
+    """Say how to learn a price: of a provider's model, of a device, of a call made elsewhere."""
+    if name == ELSEWHERE:
+        return f"{name} did not answer; what its call cost stands in its ledger"
+    if "/" in name:
+        return f"{name} has no price: packshot prices add {name} gives it one"
+    return f"{name} has no price: set ledger.gpu_eur_per_hour.{name} in packshot.yaml"
 
 
 def _plain(amount: Nanos) -> str:

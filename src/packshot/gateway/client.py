@@ -195,14 +195,14 @@ class RemoteClient:
             reply = await self._pool.send(call)
             body = await reply.read(MAX_REPLY_BYTES)
         except UpstreamError as error:
-            return Reply("", f"the gateway: {error}", priced=False)
+            return Reply("", f"the gateway: {error}", priced=not error.sent)
         text, trouble = _said(body) if reply.status == 200 else ("", _complaint(reply.status, body))
         of = {name: reply.headers.get(b"x-packshot-" + name, b"") for name in HEADERS}
         cost = _nanos(of[b"cost-eur"])
         attempts = int(of[b"attempts"]) if of[b"attempts"].isdigit() else 0
         provider, model = (of[name].decode("latin-1") for name in (b"provider", b"model"))
-        # A price of exactly nothing and a price that nobody knows look alike from here.
-        return Reply(text, trouble, provider, model, attempts, cost, cost > 0 or attempts == 0)
+        # An answer for nothing and one whose price nobody knows look alike from here.
+        return Reply(text, trouble, provider, model, attempts, cost, cost > 0 or not text)
 
     async def close(self) -> None:
         """See `Client`."""
