@@ -194,6 +194,7 @@ def test_without_any_key_this_machine_is_let_in_and_nobody_else() -> None:
         (access(), "127.0.0.1"),
         (access(entry(), loopback_open=True), "127.0.0.1"),
         (access(issued=issued("shop", new_secret()), loopback_open=True), "127.0.0.1"),
+        (access(issued=Issued(ever=True), loopback_open=True), "127.0.0.1"),  # all are revoked
     ):
         with pytest.raises(Unauthorized):
             closed.authenticate({}, address)

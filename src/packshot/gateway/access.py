@@ -6,8 +6,8 @@ Keys that are written in packshot.yaml and keys that were issued (`packshot.gate
 one set: a key of the file without a ``value`` gets its secret from ``packshot keys create``, and
 what it may do from the file.
 
-Where there is no key at all, callers on this machine need none: the gateway is as open as the
-providers' keys in its environment are.
+Where there never was a key, callers on this machine need none: the gateway is as open as the
+providers' keys in its environment are. When the last key is revoked it stays closed.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ class Issued:
 
     keys: Mapping[bytes, VirtualKey] = field(default_factory=dict[bytes, VirtualKey])
     stale_at: float = inf
+    ever: bool = False
+    """Whether a key was issued at any time: the end of the last one lets nobody in."""
 
 
 class Hasher:
@@ -191,7 +193,8 @@ class Access:
 
     def _stranger(self, secret: bytes, client_ip: str) -> VirtualKey:
         """Let somebody in whose secret nobody knows, where nobody has one; else refuse."""
-        nobody_has_one = not self._configured and not self._issued.keys
+        issued = self._issued
+        nobody_has_one = not self._configured and not issued.keys and not issued.ever
         if nobody_has_one and self._loopback_open and client_ip in LOOPBACK:
             return NOBODY
         refusal = self._failures.take_now([Ask(neighbourhood(client_ip), FAILURES)])

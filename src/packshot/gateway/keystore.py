@@ -365,7 +365,8 @@ class KeyWatch:
         """Read the keys if they have changed."""
         asked = monotonic()
         if self._store.version() != self._version:
-            version, self._issued.keys = self._store.load()
+            version, keys = self._store.load()
+            self._issued.ever, self._issued.keys = version > 0, keys
             if self._version != -1 and self._on_change is not None:
                 self._on_change()
             self._version = version  # not before: who failed to hear of it is told again
