@@ -173,6 +173,7 @@ class Told(Telemetry):
     """Remembers when breakers opened."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.opens: list[float] = []
 
     def opened(self, *_: object) -> None:
