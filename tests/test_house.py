@@ -152,6 +152,13 @@ def test_light_imports_stay_light(code: str) -> None:
     assert imported_by(code).isdisjoint(HEAVY)
 
 
+@pytest.mark.parametrize(
+    "code", ["import packshot.gateway.client, packshot.gateway.app", "import packshot.studio.rewrite"]
+)
+def test_asking_a_language_model_needs_no_engine(code: str) -> None:
+    assert imported_by(code).isdisjoint({"torch", "numpy", "PIL", "safetensors", "tokenizers"})
+
+
 def test_importing_the_engine_is_what_imports_torch() -> None:
     """The check above can only mean something if it sees torch when torch is there."""
     assert "torch" in imported_by("import packshot.engine.samplers")
