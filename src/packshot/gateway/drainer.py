@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -85,7 +86,9 @@ def main() -> int:
 
 def _until_the_end(stop: threading.Event) -> None:
     """Wait until whoever started this process is gone."""
-    sys.stdin.buffer.read()
+    # Not through a buffer: its lock, held here at the interpreter's end, would be a fatal error.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     stop.set()
 
 
