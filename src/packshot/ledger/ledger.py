@@ -28,6 +28,7 @@ from packshot.core.money import Nanos, eur, nanos_of
 from packshot.core.types import Usage
 from packshot.ledger.caps import Cap, Caps, Slice
 from packshot.ledger.devices import BESIDE, beside
+from packshot.ledger.homes import name_in
 from packshot.ledger.idempotency import Answers
 from packshot.ledger.journal import AnyJournal, Journal
 from packshot.ledger.leases import Leases, leases_of, open_shared
@@ -552,7 +553,8 @@ def caps_of(settings: Settings) -> list[Cap]:
 
 def _journal(settings: Settings, worker: str) -> AnyJournal:
     if settings.durability != "store":
-        return Journal(settings.journal, worker, durability=settings.durability)
+        name = name_in(settings, worker)
+        return Journal(settings.journal, name, durability=settings.durability)
     from packshot.ledger.notes import Notes
     from packshot.ledger.store_journal import StoreJournal
     from packshot.ledger.stores import open_store

@@ -7,6 +7,7 @@ from pathlib import Path
 from packshot.core.clock import wall_us
 from packshot.core.errors import LedgerUnavailable
 from packshot.ledger.drain import Drain, DrainBusy, locked
+from packshot.ledger.homes import name_in
 from packshot.ledger.leases import leases_of
 from packshot.ledger.ledger import Ledger, Prices, open_ledger
 from packshot.ledger.settings import Settings
@@ -55,7 +56,7 @@ def local_ledger(settings: Settings, book: Prices) -> Ledger:
     """
     for slot in range(SLOTS):
         worker = f"local-{slot}"
-        if not _is_taken(settings.journal / worker / "lock"):
+        if not _is_taken(settings.journal / name_in(settings, worker) / "lock"):
             return open_ledger(settings, book, worker)
     raise LedgerUnavailable(
         f"{SLOTS} commands write journals in {settings.journal}; are they all alive?"
