@@ -7,12 +7,15 @@ with the first bytes of its body. Measured over a whole call, that is a tenth of
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 __all__ = ["Cycle"]
 
@@ -22,8 +25,29 @@ BODILESS = frozenset({204, 304})
 class Cycle(RequestResponseCycle):
     """A request under way; an application that breaks ASGI's rules gets a RuntimeError."""
 
+    access_log = False
+    disconnected = False
+    more_body = True
+    response_started = False
+    response_complete = False
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
     head = b""
     """The response's head, until the first of its body is there."""
+
+    def __init__(self, protocol: HttpToolsProtocol, scope: Any, *, keep_alive: bool) -> None:  # noqa: ANN401
+        # Not uvicorn's own, which sets one by one what stands above.
+        self.scope = scope
+        self.transport = protocol.transport
+        self.flow = protocol.flow
+        self.logger = protocol.logger
+        self.access_logger = protocol.access_logger
+        self.default_headers = protocol.server_state.default_headers
+        self.message_event = asyncio.Event()
+        self.on_response = protocol.on_response_complete
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = protocol.expect_100_continue
+        self.body = bytearray()
 
     async def send(self, message: Any) -> None:  # noqa: ANN401 - any of ASGI's messages
         """Take the next part of the response; wait while the client reads too slowly."""

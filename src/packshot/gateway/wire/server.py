@@ -43,8 +43,6 @@ LINGER_S = 2.0
 
 HOST_CHARACTERS = b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-._~%:[]"
 
-WATCHED = frozenset({b"expect", b"host", b"transfer-encoding"})
-
 NO_UPGRADE = "this server speaks HTTP/1.1 only, and upgrades to nothing"
 
 SPARE = 1 << 20
@@ -241,7 +239,6 @@ class Protocol(HttpToolsProtocol):
         """The head has to be measured at its end: it began in a segment with something else."""
         self._begun = False
         """A request began in the segment that is being read."""
-        self._hosts = 0
         self._body = 0
         self._room = 0
         """Bytes that may still come before the next of the body."""
@@ -333,7 +330,7 @@ class Protocol(HttpToolsProtocol):
         began = time.perf_counter()
         self.scope["packshot.began"] = began
         self._begun = True
-        self._head = self._hosts = 0
+        self._head = 0
         if self._phase == IDLE and self._fresh:
             self._fresh = False  # the deadline stays that of the connection
         else:
@@ -342,23 +339,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; a trailer has no place to go."""
-        if self._phase != HEAD:
-            return
-        name = name.lower()
-        if name in WATCHED:
-            self._watch(name, value)
-        elif b"_" in name:
-            raise Refused(400, "names of headers are written with hyphens, not underscores")
-        self.headers.append((name, value))
-
-    def _watch(self, name: bytes, value: bytes) -> None:
-        if name == b"host":
-            self._hosts += 1
-            self.door.check_host(value)
-        elif name == b"expect":
-            self.expect_100_continue = value.lower() == b"100-continue"
-        elif value.lower() != b"chunked" or self.parser.get_http_version() != "1.1":
-            raise Refused(400, "the only transfer-encoding is chunked, in HTTP/1.1")
+        if self._phase == HEAD:
+            self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Refuse what others may read differently, and start the application."""
@@ -387,19 +369,8 @@ class Protocol(HttpToolsProtocol):
         scope["path"] = unquote(path) if "%" in path else path
         scope["query_string"] = target.query or b""
         before: RequestResponseCycle | None = cast("Any", self.cycle)
-        self.cycle = Cycle(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            message_event=asyncio.Event(),
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
+        keep_alive = version != "1.0" and parser.should_keep_alive()
+        self.cycle = Cycle(self, scope, keep_alive=keep_alive)
         if before is None or before.response_complete:
             self._start_asgi_task(self.cycle, self.app)
         else:
@@ -415,14 +386,32 @@ class Protocol(HttpToolsProtocol):
             raise Refused(400, NO_UPGRADE)
         if self.url[:1] != b"/" or b"#" in self.url:
             raise Refused(400, "the target of a request is a path, without scheme or fragment")
-        if self._hosts != 1 and (self._hosts or version == "1.1"):
-            raise Refused(400, "a request has one Host header")
         if len(self.headers) > limits.headers:
             raise Refused(431, f"more than {limits.headers} headers")
         if self._large:
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > limits.head:
                 raise Refused(431, f"the head is longer than {limits.head} bytes")
+        self._check_names(version)
+
+    def _check_names(self, version: str) -> None:
+        """Look at the headers that decide where a request goes and where it ends."""
+        given = self.scope["packshot.headers"] = dict(self.headers)
+        if b"_" in b"".join(given):
+            raise Refused(400, "names of headers are written with hyphens, not underscores")
+        host = given.get(b"host")
+        if host is not None:
+            self.door.check_host(host)
+        if len(given) != len(self.headers):
+            names = [name for name, _ in self.headers]
+            if names.count(b"host") > 1 or names.count(b"transfer-encoding") > 1:
+                raise Refused(400, "a request has one Host header and one transfer-encoding")
+        if host is None and version == "1.1":
+            raise Refused(400, "a request has one Host header")
+        coding = given.get(b"transfer-encoding")
+        if coding is not None and (coding.lower() != b"chunked" or version != "1.1"):
+            raise Refused(400, "the only transfer-encoding is chunked, in HTTP/1.1")
+        self.expect_100_continue = given.get(b"expect", b"").lower() == b"100-continue"
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
