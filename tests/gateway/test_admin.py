@@ -28,8 +28,9 @@ ADMIN = {"authorization": f"Bearer {SECRET}"}
 HASHER = Hasher(b"p" * 32)
 
 TABLE = {
-    # method and path of every route, and whether it is for anybody
+    # method and path of every route, and whether it is for anybody, wherever he is
     ("GET", "/healthz"): True,
+    ("GET", "/metrics"): False,
     ("GET", "/admin/keys"): False,
     ("POST", "/admin/keys"): False,
     ("GET", "/admin/keys/{id}"): False,
@@ -118,13 +119,39 @@ def test_every_route_with_every_credential(
         assert SECRET not in done.text
     done = client.request(method, path.replace("{id}", "k"), headers=ADMIN)
     assert done.status_code in {200, 400}  # 400: POST /admin/keys without an id
-    assert done.headers["content-type"] == "application/json"
+    kind = "text/plain" if path == "/metrics" else "application/json"
+    assert done.headers["content-type"].startswith(kind)
     assert done.headers["cache-control"] == "no-store"
     assert not [name for name in done.headers if name.startswith("access-control")]
     from_page = client.request(
         method, path.replace("{id}", "k"), headers={**ADMIN, "origin": "http://evil.example"}
     )
     assert from_page.status_code == (200 if for_anybody else 403)
+
+
+@pytest.mark.parametrize(
+    ("address", "headers", "status"),
+    [
+        ("127.0.0.1", {}, 200),
+        ("::1", {"host": "[::1]:8081"}, 200),
+        ("127.0.0.1", {"host": "localhost:8081"}, 200),
+        ("192.0.2.7", {}, 401),
+        ("127.0.0.1", {"host": "evil.example"}, 401),
+        ("127.0.0.1", {"host": "127.0.0.1.evil.example"}, 401),
+        ("127.0.0.1", {"origin": "http://evil.example"}, 403),
+        ("127.0.0.1", {"x-forwarded-for": "192.0.2.7"}, 401),
+        ("192.0.2.7", ADMIN, 200),
+    ],
+)
+def test_metrics_are_for_this_machine_and_for_the_secret(
+    store: KeyStore, address: str, headers: dict[str, str], status: int
+) -> None:
+    app = admin_app(desk(store, metrics=lambda: "up 1\n"))
+    with TestClient(app, "http://127.0.0.1:8081", client=(address, 5)) as near:
+        done = near.get("/metrics", headers=headers)
+        assert done.status_code == status
+        assert (done.text == "up 1\n") == (status == 200)
+        assert near.get("/admin/keys", headers={}).status_code == 401
 
 
 @pytest.mark.parametrize(

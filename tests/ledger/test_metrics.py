@@ -347,6 +347,7 @@ def test_the_server_serves_nothing_else(port: int, path: str, host: str, code: i
 def test_the_page_of_metrics_names_each_with_its_labels() -> None:
     text = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
     rows = [line for line in text.splitlines() if line.startswith("| `")]
+    rows = [row for row in rows if "packshot_gateway_" not in row]  # tests/gateway has those
     said = {}
     for row in rows:
         name, kind, labels, _ = (cell.strip() for cell in row.strip("|").split("|"))

@@ -9,6 +9,7 @@ forge. Serve it on loopback, or behind TLS.
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -39,6 +40,7 @@ from packshot.core.errors import (
 from packshot.core.money import show_eur
 from packshot.gateway.access import FAILURES, neighbourhood
 from packshot.gateway.keystore import AuditRow, KeyRow, KeyStore, entry_of, settings_of
+from packshot.gateway.snapshots import CONTENT_TYPE
 from packshot.gateway.virtual_key import VirtualKeyEntry, micros_of
 from packshot.ledger.periods import label_of
 from packshot.state.limits import Ask, MemoryLimits
@@ -48,7 +50,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ROUTES", "AdminDesk", "AdminRoute", "Role", "admin_app", "spending_of"]
 
-Role: TypeAlias = Literal["anybody", "admin"]
+Role: TypeAlias = Literal["anybody", "local", "admin"]
+""""local": anybody on this machine without a secret, others with it."""
 Answer: TypeAlias = Mapping[str, Any]
 T = TypeVar("T")
 
@@ -62,6 +65,8 @@ MOST_MODELS = 100
 """Models in a key's spending, the dearest first; the sums have all."""
 
 ADDRESSES = 1024
+LOOPBACK = frozenset({"127.0.0.1", "::1"})
+HOST = re.compile(rb"(127\.0\.0\.1|localhost|\[::1\])(:\d+)?")
 NO_BODY: Mapping[str, Any] = {}
 
 HEADERS = {
@@ -95,6 +100,11 @@ def nothing_known() -> Answer:
     return {}
 
 
+def no_metrics() -> str:
+    """Return an empty page."""
+    return ""
+
+
 async def no_reload() -> Sequence[str]:
     """Refuse a reload where none was given."""
     raise InvalidRequest("this gateway cannot reload")
@@ -106,7 +116,7 @@ class AdminDesk:
 
     ``configured`` returns the keys of the file, ``spending`` what a key spent (in a thread),
     ``health`` breakers and counters, and ``reload`` reads the configuration again and returns what
-    is to be said of it.
+    is to be said of it. ``metrics`` returns the page for Prometheus (in a thread).
     """
 
     store: KeyStore
@@ -115,6 +125,7 @@ class AdminDesk:
     spending: Callable[[str], Answer] = no_spending
     health: Callable[[], Answer] = nothing_known
     reload: Callable[[], Awaitable[Sequence[str]]] = no_reload
+    metrics: Callable[[], str] = no_metrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +138,7 @@ class Visit:
     actor: str
 
 
-Handler: TypeAlias = Callable[[AdminDesk, Visit], Awaitable[tuple[int, Answer]]]
+Handler: TypeAlias = Callable[[AdminDesk, Visit], Awaitable[tuple[int, Answer | str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +220,12 @@ async def health(desk: AdminDesk, ask: Visit) -> tuple[int, Answer]:
     return 200, desk.health()
 
 
+async def metrics(desk: AdminDesk, ask: Visit) -> tuple[int, str]:
+    """Show the metrics of all workers in Prometheus' text format."""
+    del ask
+    return 200, await _thread(desk.metrics)
+
+
 async def reload(desk: AdminDesk, ask: Visit) -> tuple[int, Answer]:
     """Read the configuration again; a bad file changes nothing and is told here."""
     del ask
@@ -217,6 +234,7 @@ async def reload(desk: AdminDesk, ask: Visit) -> tuple[int, Answer]:
 
 ROUTES: tuple[AdminRoute, ...] = (
     AdminRoute("GET", "/healthz", "anybody", alive),
+    AdminRoute("GET", "/metrics", "local", metrics),
     AdminRoute("GET", "/admin/keys", "admin", list_keys),
     AdminRoute("POST", "/admin/keys", "admin", create_key),
     AdminRoute("GET", "/admin/keys/{id}", "admin", get_key),
@@ -263,6 +281,7 @@ class Guard:
         self.inner = inner
         self._digest = sha256(secret).digest()
         self._open = {(each.method, each.path) for each in ROUTES if each.role == "anybody"}
+        self._local = {(each.method, each.path) for each in ROUTES if each.role == "local"}
         self._failures = MemoryLimits(max_keys=ADDRESSES)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -273,12 +292,29 @@ class Guard:
         if scope["type"] != "http":
             return
         try:
-            if (scope["method"], scope["path"]) not in self._open:
+            if (scope["method"], scope["path"]) not in self._open and not self._near(scope):
                 self._check(scope)
         except PackshotError as error:
             await _failed(error)(scope, receive, send)
             return
         await self.inner(scope, receive, send)
+
+    def _near(self, scope: Scope) -> bool:
+        """Tell whether it is for anybody on this machine, and comes from there.
+
+        A page of the web whose name was made to point here sends that name as ``Host``; a proxy
+        says whom it speaks for.
+        """
+        if (scope["method"], scope["path"]) not in self._local:
+            return False
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        client = scope.get("client")
+        return (
+            client is not None
+            and client[0] in LOOPBACK
+            and HOST.fullmatch(headers.get(b"host", b"")) is not None
+            and not any(name in headers for name in (b"origin", b"forwarded", b"x-forwarded-for"))
+        )
 
     def _check(self, scope: Scope) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -305,6 +341,8 @@ async def _serve(desk: AdminDesk, route: AdminRoute, request: Request) -> Respon
         status, answer = await route.handler(desk, ask)
     except PackshotError as error:
         return _failed(error)
+    if isinstance(answer, str):
+        return Response(answer, status, {**HEADERS, "content-type": CONTENT_TYPE})
     return _json(status, answer)
 
 

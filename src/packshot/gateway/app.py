@@ -108,6 +108,8 @@ class Gateway:
         body = await read_body(receive, headers, self.settings.server.max_body_bytes)
         job = visit.job = make_job(visit.door, self.plan, owner, headers, body, visit.began)
         await self._limiter.take(job)
+        if owner.content_log:
+            send = self.telemetry.record(job, body, send)
         if self._once is not None and b"idempotency-key" in headers:
             got = await self._once.answer(job, headers[b"idempotency-key"], body)
         else:
@@ -131,6 +133,8 @@ class Gateway:
         asked = ask(scope, self.plan, owner, headers, body, visit.began)
         job = visit.job = asked.job
         await self._limiter.take(job)
+        if owner.content_log:
+            send = self.telemetry.record(job, body, send)
         got = await self._raw.answer(asked)
         if isinstance(got, Stream):
             status = await relay(got, self._headers(job, EVENTS), send, self.drains)

@@ -69,7 +69,7 @@ class Attempt:
             if self.hold is not None:
                 reason = "" if usage is not None else "the provider reported no usage"
                 self.money.post(self.job, self.hold, usage, "succeeded", reason)
-            self.telemetry.attempt(self.job, self.target, self.key, "succeeded")
+            self._tell("succeeded")
 
     def waste(self, usage: Usage, reason: str) -> None:
         """End what was billed and reached nobody."""
@@ -77,7 +77,7 @@ class Attempt:
             self.breaker.success(monotonic())
             if self.hold is not None:
                 self.money.post(self.job, self.hold, usage, "failed_billed", reason)
-            self.telemetry.attempt(self.job, self.target, self.key, "failed_billed")
+            self._tell("failed_billed")
 
     def fail(self, failure: Failure, *, sent: bool, began: bool = False) -> None:
         """End it in trouble; what may have been billed is booked at its bound.
@@ -92,7 +92,7 @@ class Attempt:
                 self.money.post(self.job, self.hold, None, "unknown", failure.kind)
             else:
                 self.money.void(self.hold, failure.kind)
-        self.telemetry.attempt(self.job, self.target, self.key, failure.kind)
+        self._tell(failure.kind)
 
     def abandon(self, reason: str, *, sent: bool) -> None:
         """End it for the caller's sake: it hung up, or another attempt was faster."""
@@ -104,7 +104,10 @@ class Attempt:
                 self.money.post(self.job, self.hold, None, "unknown", reason)
             else:
                 self.money.void(self.hold, reason)
-        self.telemetry.attempt(self.job, self.target, self.key, "abandoned")
+        self._tell("abandoned")
+
+    def _tell(self, outcome: str) -> None:
+        self.telemetry.attempt(self.job, self.target, self.key, outcome, self.began)
 
     def _leave(self) -> bool:
         if self.ended:

@@ -19,6 +19,7 @@ from packshot.gateway.admin import AdminDesk, admin_app, spending_of
 from packshot.gateway.keystore import open_key_store
 from packshot.gateway.plan import Plan, build_plan
 from packshot.gateway.settings import load_gateway
+from packshot.gateway.snapshots import begin
 from packshot.gateway.wire.server import DoorLimits
 from packshot.gateway.worker import Worker
 from packshot.ledger.settings import load_settings
@@ -45,6 +46,7 @@ def launch(
     for note in plan.notes:
         warn(note)
     server = settings.server
+    begin(server.folder / "metrics")
     options = run.ServeOptions(
         host=host or server.host,
         port=server.port if port is None else port,
@@ -88,6 +90,7 @@ def admin_of(app: run.Application, path: Path) -> ASGIApp:
             spending,
             lambda: health_of(app.gateway.plan),
             reload,
+            app.telemetry.page,
         )
     )
 

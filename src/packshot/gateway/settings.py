@@ -37,6 +37,9 @@ T = TypeVar("T")
 
 NO_SECRET = Secret()
 
+SHORTEST_CONTENT_KEY = 32
+"""Characters of the secret that seals the content log."""
+
 
 @dataclass(frozen=True, slots=True)
 class KeyEntry:
@@ -277,6 +280,20 @@ class TelemetryEntry:
     content_key: Secret = NO_SECRET
     content_days: int = 30
 
+    def __post_init__(self) -> None:
+        """Refuse what could never be meant."""
+        if self.otlp and not self.otlp.startswith(("http://", "https://")):
+            raise InvalidRequest("otlp is the http(s) URL of a collector's /v1/traces")
+        if not 0 <= self.trace_share <= 1:
+            raise InvalidRequest(f"trace_share is 0 to 1, got {self.trace_share:g}")
+        if self.content_key and len(self.content_key) < SHORTEST_CONTENT_KEY:
+            raise InvalidRequest(
+                f"content_key has {len(self.content_key)} characters, expected "
+                f"{SHORTEST_CONTENT_KEY} or more; make one with: openssl rand -hex 32"
+            )
+        if self.content_days < 1:
+            raise InvalidRequest(f"content_days is 1 or more, got {self.content_days}")
+
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
@@ -290,6 +307,15 @@ class GatewaySettings:
     server: ServerEntry = field(default_factory=ServerEntry)
     telemetry: TelemetryEntry = field(default_factory=TelemetryEntry)
     semantic_cache: SemanticCacheEntry = field(default_factory=SemanticCacheEntry)
+
+    def __post_init__(self) -> None:
+        """Refuse a content log that nothing could seal."""
+        asking = [key.id for key in self.access.virtual_keys if key.content_log]
+        if asking and not self.telemetry.content_key:
+            raise InvalidRequest(
+                f"the virtual key {asking[0]!r} has content_log: true, and telemetry.content_key "
+                "is not set: it is a secret of 32 characters or more (env.NAME or file:PATH)"
+            )
 
 
 def load_gateway(path: Path) -> GatewaySettings:

@@ -16,15 +16,17 @@ from pathlib import Path
 from packshot.core.clock import wall_us
 from packshot.core.errors import InvalidRequest, OutputError, PackshotError, Unbounded
 from packshot.core.money import nanos_of
-from packshot.gateway.access import Access, VirtualKey, open_access
+from packshot.gateway.access import Access, VirtualKey, load_pepper, open_access, pepper_path
 from packshot.gateway.app import Gateway
 from packshot.gateway.drainer import Drainer
+from packshot.gateway.gauges import gauges_of, local_limits_of
 from packshot.gateway.intake import Receive, Scope
 from packshot.gateway.limiter import Limiter
+from packshot.gateway.log import secrets_in
 from packshot.gateway.money import Money
 from packshot.gateway.plan import Plan, Provider, build_plan
 from packshot.gateway.relay import Send
-from packshot.gateway.settings import ServerEntry, load_gateway
+from packshot.gateway.settings import GatewaySettings, ServerEntry, load_gateway
 from packshot.gateway.telemetry import Telemetry
 from packshot.gateway.wire.pool import Pool, PoolLimits
 from packshot.gateway.wire.upstream import Upstream
@@ -54,7 +56,7 @@ class Worker:
         self.path = path
         self._drainer = Drainer(path) if drains else None
         self.name = name
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(name)
         self._gateway: Gateway | None = None
         self._ledger: Ledger | None = None
         self._access: Access | None = None
@@ -85,6 +87,11 @@ class Worker:
         self._money = money_settings
         book = book_of(money_settings)
         self._access = await asyncio.to_thread(open_access, settings, money_settings)
+        secrets = all_secrets(settings, money_settings)
+        await asyncio.to_thread(
+            self.telemetry.start, settings.telemetry, settings.server.folder, secrets
+        )
+        self.telemetry.admit(plan)
         caps = all_caps(money_settings, self._access.virtual_keys())
         self._ledger = await asyncio.to_thread(
             open_ledger,
@@ -105,6 +112,8 @@ class Worker:
             Money(self._ledger, book),
             self.telemetry,
         )
+        gateway, limits = self._gateway, self._limits
+        self.telemetry.watch(lambda: gauges_of(gateway, limits), lambda: local_limits_of(limits))
         self._access.on_change(self._keys_changed)
         self._ticks = asyncio.create_task(self._tick())
         if self._drainer is not None:
@@ -123,6 +132,11 @@ class Worker:
         if settings.server != gateway.settings.server:
             notes.append("server: a change there needs a restart; the old values are kept")
             settings = replace(settings, server=gateway.settings.server)
+        if settings.telemetry != gateway.settings.telemetry:
+            notes.append("telemetry: a change there needs a restart; the old values are kept")
+            settings = replace(settings, telemetry=gateway.settings.telemetry)
+        self.telemetry.redactor.learn(all_secrets(settings, money_settings))
+        self.telemetry.admit(plan)
         if replace(money_settings, caps=()) != replace(self._money, caps=()):
             notes.append("ledger: a change there needs a restart, except of caps")
             money_settings = replace(self._money, caps=money_settings.caps)
@@ -165,6 +179,7 @@ class Worker:
             await asyncio.to_thread(self._ledger.close)
         if self._drainer is not None:
             await self._drainer.stop(grace_s)
+        await asyncio.to_thread(self.telemetry.stop)
 
     def _keys_changed(self) -> None:
         """Virtual keys were made, changed or revoked: their budgets and limits are read anew."""
@@ -214,6 +229,12 @@ def all_caps(settings: LedgerSettings, keys: Iterable[VirtualKey]) -> list[Cap]:
             unpriced="refuse" if "refuse" in {cap.unpriced, other.unpriced} else "allow",
         )
     return list(found.values())
+
+
+def all_secrets(settings: GatewaySettings, money: LedgerSettings) -> list[str]:
+    """Return every secret that this process knows, so that no log shows it."""
+    pepper = load_pepper(settings.access, pepper_path(settings))
+    return [*secrets_in(settings), *secrets_in(money), pepper.decode("utf-8", "replace")]
 
 
 def warm(book: PriceBook, plan: Plan) -> None:
