@@ -1,4 +1,4 @@
-"""Load, CPU time and noise for `gateway.py`: wrk where it is installed, our own generator elsewhere."""
+"""Load, CPU time and noise for `gateway.py`: wrk where it is installed, else our own load."""
 
 from __future__ import annotations
 
