@@ -114,6 +114,7 @@ def test_json_says_who_wrote_and_counts_the_call(packshot, model, engine, llm) -
         "provider": "openai",
         "model": "gpt-4o-mini",
         "why": "",
+        "problem": "",
     }
     assert len(llm.truth) == 1
     assert [row[0] for row in rows("render")] == facts["renders"][:1]
@@ -175,19 +176,19 @@ SLOW = "studio: {caption_route: prompt-rewrite, caption_deadline_s: 0.4}\n"
 
 
 @pytest.mark.parametrize(
-    ("faults", "studio", "why", "outcomes"),
+    ("faults", "studio", "why", "said", "outcomes"),
     [
-        ([Fault(status=503)] * 2, STUDIO, "overloaded", ["failed_free"] * 2),
-        ([Fault(says="Sure!")] * 2, STUDIO, "not the JSON object", ["succeeded"] * 2),
-        ([says(product="handbag")] * 2, STUDIO, "product is 'sneakers'", ["succeeded"] * 2),
-        ([says(ground="a beach, no people")] * 2, STUDIO, "ground says 'no'", ["succeeded"] * 2),
-        ([Fault(head_after_s=NEVER)], SLOW, "in time", ["unknown"]),
-        ([Fault(status=401)], STUDIO, "", ["failed_free"]),
+        ([Fault(status=503)] * 2, STUDIO, "unanswered", "overloaded", ["failed_free"] * 2),
+        ([Fault(says="Sure!")] * 2, STUDIO, "unusable", "not the JSON", ["succeeded"] * 2),
+        ([says(product="handbag")] * 2, STUDIO, "unusable", "'sneakers'", ["succeeded"] * 2),
+        ([says(ground="a beach, no")] * 2, STUDIO, "unusable", "says 'no'", ["succeeded"] * 2),
+        ([Fault(head_after_s=NEVER)], SLOW, "deadline", "in time", ["unknown"]),
+        ([Fault(status=401)], STUDIO, "unanswered", "", ["failed_free"]),
     ],
     ids=["down", "malformed", "product lost", "forbidden", "slow", "key refused"],
 )
 def test_the_rules_write_where_nothing_comes_of_it(
-    packshot, model, engine: StubEngine, llm, faults, studio, why, outcomes
+    packshot, model, engine: StubEngine, llm, faults, studio, why, said, outcomes
 ) -> None:
     configure(llm, studio)
     llm.next(*faults)
@@ -198,9 +199,11 @@ def test_the_rules_write_where_nothing_comes_of_it(
     assert done.err.count("\n") == 1
     writer = done.json["writer"]
     assert writer["by"] == "rules"
-    assert why in writer["why"] != ""
-    assert writer["why"] in done.err
-    assert read_record(Path("x.png")).writer.why == writer["why"]
+    assert writer["why"] == why
+    assert said in writer["problem"] != ""
+    assert writer["problem"] in done.err
+    assert read_record(Path("x.png")).writer.why == why
+    assert writer["problem"].encode() not in Path("x.png").read_bytes()
     booked = rows("outcome, amount")
     assert [row[0] for row in booked] == outcomes
     spent = sum(row[1] for row in booked)

@@ -120,7 +120,7 @@ def here(tmp_path: Path) -> Iterator[Here]:
 def test_a_call_is_answered_and_booked_on_the_render(here: Here) -> None:
     here.one.next(Fault(says="{}"))
     (reply,) = here.ask(ask())
-    assert (reply.text, reply.trouble) == ("{}", "")
+    assert (reply.text, reply.trouble, reply.kind) == ("{}", "", "")
     assert (reply.provider, reply.model, reply.attempts) == ("openai", "gpt-4o-mini", 1)
     assert reply.priced
     (entry,) = here.booked()
@@ -154,6 +154,7 @@ def test_everybody_down_is_no_exception(here: Here) -> None:
     (reply,) = here.ask(ask())
     assert (reply.text, reply.cost, reply.priced) == ("", 0, True)
     assert "overloaded" in reply.trouble
+    assert reply.kind == "unanswered"
     assert {entry["outcome"] for entry in here.booked()} == {"failed_free"}
 
 
@@ -171,6 +172,7 @@ def test_silence_until_the_deadline_is_booked_at_its_bound(here: Here) -> None:
     here.one.rule(Rule(fault=Fault(head_after_s=NEVER)))
     (reply,) = here.ask(ask("alone", 0.3))
     assert "in time" in reply.trouble
+    assert reply.kind == "deadline"
     (entry,) = here.booked()
     assert (entry["outcome"], entry["amount"]) == ("unknown", reply.cost)
     assert reply.cost > 0
@@ -180,6 +182,7 @@ def test_a_cap_that_is_reached_refuses(here: Here) -> None:
     here.write(", caps: [{scope: total, eur: 0.00001}]")
     (reply,) = here.ask(ask())
     assert reply.trouble.startswith("cap total is 0.000010 EUR")
+    assert reply.kind == "budget"
     assert reply.cost == len(here.one.truth) == 0
     assert here.booked() == []
 
@@ -297,8 +300,7 @@ def test_what_a_gateway_elsewhere_says_no_to(there: World) -> None:
 def test_a_gateway_elsewhere_ends_at_the_deadline(there: World) -> None:
     there.fakes["one"].rule(Rule(fault=Fault(head_after_s=NEVER)))
     (reply,) = asked(RemoteClient(there.url, KEY), ask("alone", 0.3))
-    assert reply.text == ""
-    assert reply.trouble
+    assert (reply.text, reply.kind) == ("", "deadline")
 
 
 @pytest.mark.parametrize(

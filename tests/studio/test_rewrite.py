@@ -26,10 +26,10 @@ BY_LLM = "white sneakers on a sandy beach, warm evening light, light from the le
 
 
 def reply(**changed: str) -> Reply:
-    return Reply(json.dumps(GOOD | changed), "", "openai", "gpt-4o-mini", 1, 70)
+    return Reply(json.dumps(GOOD | changed), "", "", "openai", "gpt-4o-mini", 1, 70)
 
 
-DOWN = Reply("", "every provider is down", "anthropic", "claude-haiku-4-5", 3, 0)
+DOWN = Reply("", "every provider is down", "unanswered", "anthropic", "claude-haiku-4-5", 3, 0)
 
 
 @dataclass
@@ -116,7 +116,8 @@ def test_else_the_rules_stand_and_what_was_spent_is_said(
     assert made.cost == sum((replies * 2)[n].cost for n in range(calls))
     writer = made.plan.caption.writer
     assert writer.by == "rules"
-    assert why in writer.why
+    assert writer.why == ("unanswered" if replies[-1] is DOWN else "unusable")
+    assert why in made.plan.caption.problem
 
 
 def test_warnings_are_those_of_the_caption_that_stands(folder: Path, tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_where_nobody_answers_not_every_brief_waits_for_it(folder, tmp_path) -> 
     client = StubClient([DOWN])
     made = rewrite(sheet_of(folder, tmp_path, 40), client, ORDER)
     assert len(client.asks) < module.ENOUGH + 2 * module.AT_ONCE
-    assert made[-1].plan.caption.writer.why == "the briefs before it had no answer"
+    assert made[-1].plan.caption.problem == "the briefs before it had no answer"
     assert made[-1].calls == 0
 
 

@@ -83,10 +83,10 @@ def written(
 
 
 def caption_facts(plan: Plan) -> dict[str, Any]:
-    """Return who wrote a plan's caption, for programs."""
+    """Return who wrote a plan's caption, and why not the language model, for programs."""
     from dataclasses import asdict
 
-    return asdict(plan.caption.writer)
+    return {**asdict(plan.caption.writer), "problem": plan.caption.problem}
 
 
 def _client(settings: StudioSettings, books: Books) -> Client:
@@ -112,7 +112,8 @@ def _tell(made: Sequence[Rewritten]) -> None:
         count = f"{len(done)} captions" if many else "caption"
         terminal.note(f"{count} by {names} ({writer.prompt}), {_cost(done)}")
     if failed:
-        route, why = failed[0].plan.caption.writer.route, failed[0].plan.caption.writer.why
+        caption = failed[0].plan.caption
+        route, why = caption.writer.route, caption.problem
         count = f"{len(failed)} captions" if many else "caption"
         cost = f"; {_cost(failed)} all the same" if any(_costs(one) for one in failed) else ""
         terminal.warn(f"{count} by the rules, for nothing came of {route}: {why}{cost}")

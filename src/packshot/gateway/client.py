@@ -16,12 +16,19 @@ from concurrent.futures import wait as wait_for
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from time import monotonic, perf_counter
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import msgspec
 
 from packshot.core.clock import wall_us
-from packshot.core.errors import InvalidRequest, PackshotError, UpstreamError, unknown_name
+from packshot.core.errors import (
+    InvalidRequest,
+    LedgerError,
+    PackshotError,
+    UpstreamError,
+    UpstreamTimeout,
+    unknown_name,
+)
 from packshot.core.money import Nanos, nanos_of
 from packshot.core.types import Usage
 from packshot.gateway.dispatch import Answer, Dispatcher, Refused
@@ -39,10 +46,11 @@ from packshot.ledger.ledger import Ledger
 from packshot.ledger.prices.book import PriceBook
 from packshot.providers.rows import COMPATIBLE, row_of
 
-__all__ = ["Ask", "Client", "LocalClient", "RemoteClient", "Reply", "check_route", "run"]
+__all__ = ["Ask", "Client", "LocalClient", "RemoteClient", "Reply", "Trouble", "check_route", "run"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Trouble: TypeAlias = Literal["", "unanswered", "deadline", "budget"]
 
 CHAT = "/v1/chat/completions"
 
@@ -79,12 +87,15 @@ class Ask:
 class Reply:
     """What came of a chat: its text, or, where ``trouble`` says why there is none, "".
 
+    ``kind`` is one word for the trouble: nobody answered, or not before the deadline, or the ledger
+    of either side did not let the call be made.
     ``cost`` is what all of its attempts cost, in nano-EUR, also of those that failed; ``priced`` is
     false where no price is known for them. ``provider`` and ``model`` are those of the last one.
     """
 
     text: str
     trouble: str = ""
+    kind: Trouble = ""
     provider: str = ""
     model: str = ""
     attempts: int = 0
@@ -125,8 +136,9 @@ class LocalClient:
             headers = {k.encode(): v.encode() for k, v in _headers(ask).items()}
             job = make_job(DOORS[CHAT], self._plan, OWN, headers, body, perf_counter())
         except PackshotError as error:
-            return Reply("", str(error))
+            return Reply("", str(error), "unanswered")
         text, trouble = "", ""
+        kind: Trouble = "unanswered"
         try:
             async with asyncio.timeout(max(0.0, ask.deadline - monotonic()) + SLACK_S):
                 got = await self._dispatcher.answer(job)
@@ -134,11 +146,13 @@ class LocalClient:
                 await self._money.flush()
         except Refused as refused:
             trouble = refused.failure.message
+            kind = "deadline" if refused.failure.kind == "timeout" else kind
         except TimeoutError:
-            trouble = "the deadline passed"
+            trouble, kind = "the deadline passed", "deadline"
         except PackshotError as error:
             trouble = str(error)
-        return self._reply(job, text, trouble)
+            kind = "budget" if isinstance(error, LedgerError) else kind
+        return self._reply(job, text, trouble, kind)
 
     def check(self, route: str) -> None:
         """Raise `InvalidRequest` for a route that the configuration does not have."""
@@ -151,14 +165,16 @@ class LocalClient:
                 await provider.upstream.close()
                 provider.upstream = None
 
-    def _reply(self, job: Job, text: str, trouble: str) -> Reply:
+    def _reply(self, job: Job, text: str, trouble: str, kind: Trouble) -> Reply:
+        kind = kind if trouble else ""
         if job.target is None:
-            return Reply(text, trouble)
+            return Reply(text, trouble, kind)
         name, model = job.target.provider.name, job.target.model
         a_token = Usage("caption", input_tokens=1)
         price_as = job.target.provider.price_as
         priced = self._book.charge(a_token, price_as, model, wall_us()).priced
-        return Reply(text, trouble, name, model, job.attempts, job.cost, priced or job.cost > 0)
+        priced = priced or job.cost > 0
+        return Reply(text, trouble, kind, name, model, job.attempts, job.cost, priced)
 
 
 class RemoteClient:
@@ -195,14 +211,18 @@ class RemoteClient:
             reply = await self._pool.send(call)
             body = await reply.read(MAX_REPLY_BYTES)
         except UpstreamError as error:
-            return Reply("", f"the gateway: {error}", priced=not error.sent)
+            late = isinstance(error, UpstreamTimeout)
+            kind: Trouble = "deadline" if late else "unanswered"
+            return Reply("", f"the gateway: {error}", kind, priced=not error.sent)
         text, trouble = _said(body) if reply.status == 200 else ("", _complaint(reply.status, body))
         of = {name: reply.headers.get(b"x-packshot-" + name, b"") for name in HEADERS}
         cost = _nanos(of[b"cost-eur"])
         attempts = int(of[b"attempts"]) if of[b"attempts"].isdigit() else 0
         provider, model = (of[name].decode("latin-1") for name in (b"provider", b"model"))
         # An answer for nothing and one whose price nobody knows look alike from here.
-        return Reply(text, trouble, provider, model, attempts, cost, cost > 0 or not text)
+        known = cost > 0 or not text
+        kind = STATUS.get(reply.status, "unanswered") if trouble else ""
+        return Reply(text, trouble, kind, provider, model, attempts, cost, known)
 
     async def close(self) -> None:
         """See `Client`."""
@@ -260,6 +280,9 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
     return asyncio.run(begun())
 
+
+STATUS: dict[int, Trouble] = {402: "budget", 504: "deadline"}
+"""What a gateway's refusals mean; of all the others it is that nobody answered."""
 
 HEADERS = (b"cost-eur", b"attempts", b"provider", b"model")
 

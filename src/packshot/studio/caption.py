@@ -42,8 +42,9 @@ class Writer:
     """Who wrote a caption: the rules, a language model ("llm"), or nobody: the brief as typed.
 
     ``prompt`` is the version of what the language model was asked with, ``route`` what the gateway
-    was asked for, ``provider`` and ``model`` who answered. Where it was asked in vain, ``why`` says
-    so, and the rules wrote.
+    was asked for, ``provider`` and ``model`` who answered. Where it was asked in vain the rules
+    wrote, and ``why`` is one word for it: pictures are published, so what was said in full, which
+    may tell of budgets and accounts, is in `Caption.problem` only.
     """
 
     by: Literal["rules", "llm", "none"] = "rules"
@@ -51,7 +52,7 @@ class Writer:
     route: str = ""
     provider: str = ""
     model: str = ""
-    why: str = ""
+    why: Literal["", "unanswered", "deadline", "budget", "unusable"] = ""
 
 
 RULES, NOBODY = Writer(), Writer("none")
@@ -62,7 +63,8 @@ class Caption:
     """The text for the model, what was understood, and what was not.
 
     ``unknown`` is the product that was asked for and is not in the lexicon. ``ignored`` are the
-    brief's words that had no effect. ``slots`` is None where the model has no lexicon.
+    brief's words that had no effect. ``slots`` is None where the model has no lexicon. ``problem``
+    says why a language model was asked in vain.
     """
 
     text: str
@@ -71,6 +73,7 @@ class Caption:
     ignored: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     writer: Writer = RULES
+    problem: str = ""
 
 
 def check_brief(brief: str) -> str:

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from packshot.core.money import Nanos
 from packshot.core.types import Usage
@@ -74,7 +74,7 @@ class Rewritten:
 
 
 def rewrite(plans: Sequence[Plan], client: Client, order: Order) -> tuple[Rewritten, ...]:
-    """Return every plan with its caption rewritten, or as it was, with `Writer.why` saying why.
+    """Return every plan with its caption rewritten, or as it was and `Caption.problem` says why.
 
     Ctrl-C ends the calls, what they may cost is booked, and `KeyboardInterrupt` comes out.
     """
@@ -113,11 +113,19 @@ class _Desk:
             start = perf_counter()
             talk = _Talk(self._client, self._order, self._prompt, plan)
             if self._unanswered >= ENOUGH:
-                found, why = None, "the briefs before it had no answer"
+                got: Caption | _InVain = _InVain("the briefs before it had no answer", "unanswered")
             else:
-                found, why = await talk.caption()
+                got = await talk.caption()
                 self._unanswered = 0 if talk.answered else self._unanswered + 1
-            return talk.done(found, why, perf_counter() - start)
+            return talk.done(got, perf_counter() - start)
+
+
+@dataclass(frozen=True, slots=True)
+class _InVain:
+    """Why there is no caption, in full and in one word."""
+
+    said: str
+    why: Literal["unanswered", "deadline", "budget", "unusable"]
 
 
 class _Talk:
@@ -133,27 +141,27 @@ class _Talk:
         self._replies: list[Reply] = []
         self.answered = False
 
-    async def caption(self) -> tuple[Caption | None, str]:
+    async def caption(self) -> Caption | _InVain:
         """Return the caption, or why there is none."""
         brief, complaint = self._plan.brief, ""
         messages = [("system", system_text(self._prompt, self._lexicon)), ("user", brief)]
         fits = _fitting(self._plan.folder)
         for _ in range(TRIES):
             if complaint and self._deadline - monotonic() < LEAST_S:
-                return None, f"the answer cannot be used, and the deadline is near: {complaint}"
+                near = f"the answer cannot be used, and the deadline is near: {complaint}"
+                return _InVain(near, "unusable")
             reply = await self._ask(messages)
             if reply.trouble:
-                return None, reply.trouble
+                return _InVain(reply.trouble, reply.kind or "unanswered")
             self.answered = True
             try:
-                found = read_answer(reply.text, brief, self._lexicon, self._prompt, fits)
+                return read_answer(reply.text, brief, self._lexicon, self._prompt, fits)
             except Complaint as error:
                 complaint = str(error)
                 again = self._prompt.again.format(complaint=complaint)
                 messages += [("assistant", reply.text[:SHOWN]), ("user", again)]
-            else:
-                return found, ""
-        return None, f"{TRIES} answers cannot be used; the last one: {complaint}"
+        said = f"{TRIES} answers cannot be used; the last one: {complaint}"
+        return _InVain(said, "unusable")
 
     async def _ask(self, messages: Sequence[tuple[str, str]]) -> Reply:
         booked_on = {
@@ -167,19 +175,24 @@ class _Talk:
         self._replies.append(reply)
         return reply
 
-    def done(self, found: Caption | None, why: str, seconds: float) -> Rewritten:
+    def done(self, got: Caption | _InVain, seconds: float) -> Rewritten:
         """Return the plan with its new caption, or with the old one and the reason."""
+        old = self._plan.caption
+        if isinstance(got, _InVain):
+            found, why, said = old, got.why, " ".join(got.said.split())
+        else:
+            found, why, said = got, "", ""
         last = self._replies[-1] if self._replies else None
         provider, model = (last.provider, last.model) if last else ("", "")
         writer = Writer(
-            "llm" if found else self._plan.caption.writer.by,
+            old.writer.by if why else "llm",
             self._prompt.version,
             self._order.route,
             provider,
             model,
-            " ".join(why.split()),
+            why,
         )
-        caption = replace(found or self._plan.caption, writer=writer)
+        caption = replace(found, writer=writer, problem=said)
         return Rewritten(
             _with_caption(self._plan, caption),
             seconds,
