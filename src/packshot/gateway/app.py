@@ -9,7 +9,6 @@ What waits is in `packshot.gateway.dispatch` and `packshot.gateway.relay`.
 
 from __future__ import annotations
 
-import asyncio
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -157,8 +156,7 @@ class Gateway:
         visit = Visit(door, scope.get("packshot.began") or perf_counter())
         gone = scope.get("packshot.gone")
         if gone is not None:
-            task = asyncio.current_task()
-            gone.callback = None if task is None else task.cancel
+            gone.callback = None if gone.task is None else gone.task.cancel
         status = 0
         self.in_flight += 1
         try:

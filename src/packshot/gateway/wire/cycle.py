@@ -15,11 +15,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCy
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from uvicorn._types import ASGI3Application
     from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 __all__ = ["Cycle"]
 
 BODILESS = frozenset({204, 304})
+
+
+def nothing() -> None:
+    """Do nothing: what a response that is over does when it ends."""
 
 
 class Cycle(RequestResponseCycle):
@@ -48,6 +53,33 @@ class Cycle(RequestResponseCycle):
         self.keep_alive = keep_alive
         self.waiting_for_100_continue = protocol.expect_100_continue
         self.body = bytearray()
+        self.tasks = protocol.tasks
+        self.task: asyncio.Task[None] | None = None
+        """What runs this; it is among ``tasks`` until it ends."""
+
+    async def run_asgi(self, app: ASGI3Application) -> None:
+        """Have the application answer; see that it does.
+
+        A task that is cancelled before its first step does not get here, and stays in ``tasks``.
+        Only `Door.close` does that, when nobody looks at them any more.
+        """
+        wrong = ""
+        try:
+            await app(self.scope, self.receive, self.send)
+            if not self.response_complete and not self.disconnected:
+                wrong = "the application ended before its answer did"
+                self.logger.error(wrong)
+        except BaseException:
+            wrong = "the application failed"
+            self.logger.exception(wrong)
+        finally:
+            if wrong and not self.response_started:
+                await self.send_500_response()
+            elif wrong:
+                self.transport.close()
+            self.on_response = nothing
+            if self.task is not None:
+                self.tasks.discard(self.task)
 
     async def send(self, message: Any) -> None:  # noqa: ANN401 - any of ASGI's messages
         """Take the next part of the response; wait while the client reads too slowly."""

@@ -85,10 +85,12 @@ class Gone:
     Set after the fact, it is called at once. It runs in the event loop: it must not block.
     """
 
-    __slots__ = ("_callback", "fired")
+    __slots__ = ("_callback", "fired", "task")
 
     def __init__(self) -> None:
         self.fired = False
+        self.task: asyncio.Task[None] | None = None
+        """What serves the client: to cancel it, without a search for the current task."""
         self._callback: Callable[[], None] | None = None
 
     @property
@@ -440,9 +442,11 @@ class Protocol(HttpToolsProtocol):
     # ---------------------------------------------------------------- what goes out
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        self._running = cycle
-        self._gone = cast("Any", cycle.scope)["packshot.gone"]
-        super()._start_asgi_task(cycle, app)
+        ours = self._running = cast("Cycle", cycle)
+        gone = self._gone = ours.scope["packshot.gone"]
+        # The cycle takes it out again: a callback at its end would be one more turn of the loop.
+        gone.task = ours.task = task = self.loop.create_task(ours.run_asgi(app))
+        self.tasks.add(task)
 
     def on_response_complete(self) -> None:
         """Start the next request in line, or rest."""
