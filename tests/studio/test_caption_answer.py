@@ -99,6 +99,12 @@ def test_words_that_the_rules_do_not_know_may_be_read_by_the_model() -> None:
     assert answer(brief, ground="on white marble").text.startswith("white sneakers on white marble")
 
 
+def test_the_customer_s_words_that_had_no_effect_are_told_and_the_model_s_are_not() -> None:
+    made = answer("burgundy sneakers", product="burgundy sneakers", ground="on a cosy sandy beach")
+    assert made.text.startswith("sneakers on a sandy beach")
+    assert made.ignored == ("burgundy",)
+
+
 def test_a_typing_error_may_be_put_right() -> None:
     assert answer("white sneekers").slots == answer().slots
 

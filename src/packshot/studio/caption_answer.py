@@ -141,7 +141,10 @@ def _in_words_of(lexicon: Lexicon, answer: _Answer, brief: str) -> Caption:
     for name in ("ground", "light", "view"):
         if said.slots[name] is None and getattr(lexicon, f"{name}s"):
             raise Complaint(f"it names no {name} that the model knows")
-    return replace(caption_brief(text, lexicon), ignored=())
+    made = caption_brief(text, lexicon)
+    # What the rules leave out of the ground or the light was the language model's own idea.
+    customers = set(words(brief)) & set(words(answer.product))
+    return replace(made, ignored=tuple(word for word in made.ignored if word in customers))
 
 
 def _without_defaults(lexicon: Lexicon) -> Lexicon:

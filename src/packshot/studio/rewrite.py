@@ -66,7 +66,6 @@ class Rewritten:
     """
 
     plan: Plan
-    seconds: float
     calls: int
     cost: Nanos
     priced: bool
@@ -110,14 +109,13 @@ class _Desk:
     async def write(self, plan: Plan) -> Rewritten:
         """Have one brief rewritten."""
         async with self._room:
-            start = perf_counter()
             talk = _Talk(self._client, self._order, self._prompt, plan)
             if self._unanswered >= ENOUGH:
                 got: Caption | _InVain = _InVain("the briefs before it had no answer", "unanswered")
             else:
                 got = await talk.caption()
                 self._unanswered = 0 if talk.answered else self._unanswered + 1
-            return talk.done(got, perf_counter() - start)
+            return talk.done(got)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +173,7 @@ class _Talk:
         self._replies.append(reply)
         return reply
 
-    def done(self, got: Caption | _InVain, seconds: float) -> Rewritten:
+    def done(self, got: Caption | _InVain) -> Rewritten:
         """Return the plan with its new caption, or with the old one and the reason."""
         old = self._plan.caption
         if isinstance(got, _InVain):
@@ -195,7 +193,6 @@ class _Talk:
         caption = replace(found, writer=writer, problem=said)
         return Rewritten(
             _with_caption(self._plan, caption),
-            seconds,
             len(self._replies),
             sum(reply.cost for reply in self._replies),
             all(reply.priced for reply in self._replies),
