@@ -153,7 +153,8 @@ def test_light_imports_stay_light(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "code", ["import packshot.gateway.client, packshot.gateway.app", "import packshot.studio.rewrite"]
+    "code",
+    ["import packshot.gateway.client, packshot.gateway.app", "import packshot.studio.rewrite"],
 )
 def test_asking_a_language_model_needs_no_engine(code: str) -> None:
     assert imported_by(code).isdisjoint({"torch", "numpy", "PIL", "safetensors", "tokenizers"})

@@ -147,7 +147,7 @@ def read_text(
 
 
 def say(answer: Answer, text: str) -> None:
-    """Put ``text`` in place of an invented answer, or of a tool's arguments; what it takes follows."""
+    """Put ``text`` in place of what was invented, or of a tool's arguments; its usage follows."""
     answer.pieces = [text[at : at + PIECE] for at in range(0, len(text), PIECE)]
     answer.finish = "tool" if answer.tool else "stop"
     before = answer.usage
