@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from packshot.core.errors import PackshotError
-from packshot.studio.caption import Caption, caption_brief
+from packshot.studio.caption import Caption, caption_brief, caption_text
 from packshot.studio.caption_answer import Complaint, read_answer
 from packshot.studio.caption_prompt import load_prompt
+from packshot.studio.slots import Slots
 from tests.studio.lexicons import SMALL
 from tests.studio.provider import GOOD
+from tests.studio.test_shipped_lexicon import LEXICON as SHIPPED
 
 BRIEF = "white sneakers on a sandy beach"
 PROMPT = load_prompt()
@@ -157,6 +160,42 @@ def test_whatever_is_answered_the_product_is_the_brief_s(noise: str, changed) ->
             assert "sneaker" in made.text.casefold()
             assert len(made.text) <= 420
             assert lexicon is None or made.text.startswith("white sneakers on a sandy beach, ")
+
+
+@given(st.data())
+def test_what_the_prompt_offers_for_the_shipped_model_is_taken(data: st.DataObject) -> None:
+    product = data.draw(st.sampled_from(SHIPPED.products))
+    colours = [c.name for c in SHIPPED.colours] if product.colours is None else product.colours
+    colour = data.draw(st.sampled_from(["", *colours]))
+    ground, light, view = (
+        data.draw(st.sampled_from(terms))
+        for terms in (SHIPPED.grounds, SHIPPED.lights, SHIPPED.views)
+    )
+    side = data.draw(st.sampled_from([None, *SHIPPED.sides]))
+    named = f"{colour} {product.name}".strip()
+    text = json.dumps(
+        {
+            "product": data.draw(st.sampled_from([named, f"a {named}", named.capitalize()])),
+            "ground": data.draw(st.sampled_from([ground.phrase, ground.name])),
+            "lighting": f"{light.phrase}, {side.phrase}" if side else light.phrase,
+            "framing": view.phrase,
+            "lens": "",
+        }
+    )
+    made = read_answer(text, named, SHIPPED, PROMPT, lambda _: True)
+    wanted = Slots(
+        product.name,
+        colour or product.colour or None,
+        None,
+        ground.name,
+        light.name,
+        side.name if side else SHIPPED.default.side or None,
+        view.name,
+    )
+    assert made.slots is not None
+    assert replace(made.slots, material=None) == wanted
+    assert made.text == caption_text(made.slots, SHIPPED)
+    assert made.ignored == ()
 
 
 def test_a_complaint_is_no_error_that_could_reach_a_user() -> None:
