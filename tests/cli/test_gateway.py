@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from packshot.gateway import bench
+from packshot.gateway.content import Content, ContentLog
 from tests.cli.conftest import Packshot
 
 FOUND = bench.Figures(
@@ -60,3 +61,27 @@ def test_bench_says_what_is_wrong_with_the_file(packshot: Packshot) -> None:
     assert done.code != 0
     assert "colour" in done.err
     assert not done.out
+
+
+def test_content_prints_what_the_log_holds(
+    packshot: Packshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "0123456789abcdef0123456789abcdef"
+    monkeypatch.setenv("CONTENT", key)
+    Path("packshot.yaml").write_text(
+        "server: {state: here}\ntelemetry: {content_key: env.CONTENT}\n"
+    )
+    names = ("shop", "", "chat", "", "openai", "gpt-4o")
+    log = ContentLog(Path("here/content"), key, 30, "gateway-0")
+    log.start()
+    log.put(Content(1.5, "id-1", *names, 200, b'{"n":1}', b"\xff"))
+    log.stop()
+    done = packshot("gateway", "content")
+    assert done.code == 0, done.err
+    assert done.json["request"] == '{"n":1}'
+    assert done.json["response"] == "\\xff"
+    assert packshot("gateway", "content", "--day", "2020-01-01").code != 0
+    monkeypatch.setenv("CONTENT", "x" * 32)
+    assert "another key" in packshot("gateway", "content").err
+    Path("packshot.yaml").write_text("server: {state: here}\n")
+    assert "content_key is not set" in packshot("gateway", "content").err

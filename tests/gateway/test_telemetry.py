@@ -29,7 +29,7 @@ from packshot.gateway.job import Job
 from packshot.gateway.keys import Key
 from packshot.gateway.log import Log, Redactor, secrets_in
 from packshot.gateway.plan import Plan, build_plan
-from packshot.gateway.settings import TelemetryEntry, load_gateway
+from packshot.gateway.settings import GatewaySettings, ServerEntry, TelemetryEntry, load_gateway
 from packshot.gateway.snapshots import FRESH_US, Snapshot
 from packshot.gateway.telemetry import MODELS, Telemetry
 from packshot.gateway.virtual_key import VirtualKey
@@ -99,7 +99,8 @@ def job_of(plan: Plan, model: str = "openai/gpt-4o", **options: Any) -> Job:
 
 def started(folder: Path, plan: Plan, worker: str = "gateway-0", **entry: Any) -> Telemetry:
     made = Telemetry(worker)
-    made.start(TelemetryEntry(log="off", **entry), folder)
+    server = ServerEntry(state=folder)
+    made.start(GatewaySettings(server=server, telemetry=TelemetryEntry(log="off", **entry)))
     made.admit(plan)
     return made
 

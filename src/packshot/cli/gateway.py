@@ -52,6 +52,33 @@ def gateway(
 
 
 @app.command()
+def content(
+    config: Config = Path("packshot.yaml"),
+    *,
+    day: Annotated[str, typer.Option(help="Of one day only: 2026-11-25 (UTC).")] = "",
+) -> None:
+    """Print what the content log holds, one JSON object a line; it takes the configured key.
+
+    A request or answer that is no UTF-8 is printed with its bytes escaped.
+    """
+    import msgspec
+
+    from packshot.core.errors import InvalidRequest
+    from packshot.gateway.content import read_contents
+    from packshot.gateway.settings import load_gateway
+
+    settings = load_gateway(config)
+    key = settings.telemetry.content_key
+    if not key:
+        raise InvalidRequest(f"{config}: telemetry.content_key is not set: nothing can be read")
+    for each in read_contents(settings.content_folder, key, day):
+        row = msgspec.structs.asdict(each)
+        for name in ("request", "response"):
+            row[name] = row[name].decode(errors="backslashreplace")
+        typer.echo(msgspec.json.encode(row).decode())
+
+
+@app.command()
 def bench(
     config: Config = Path("packshot.yaml"),
     *,

@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias, cast
 from urllib.parse import quote, unquote, urlsplit
 
@@ -209,8 +210,14 @@ class _Handler(logging.Handler):
         self._log.say(record.levelname.lower(), f"{record.name}: {text}")
 
 
+@lru_cache(4)
+def _second(at: int) -> str:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
 def _text(line: Line) -> str:
-    at = datetime.fromtimestamp(line.at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3]
+    second = int(line.at)
+    at = f"{_second(second)}.{int((line.at - second) * 1000):03d}"
     return (
         f"{at} {line.id or '-'} {line.surface} {line.status} {line.ms:.1f}ms "
         f"overhead={line.overhead_us}us route={line.route or '-'} "

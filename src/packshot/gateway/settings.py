@@ -308,6 +308,12 @@ class GatewaySettings:
     telemetry: TelemetryEntry = field(default_factory=TelemetryEntry)
     semantic_cache: SemanticCacheEntry = field(default_factory=SemanticCacheEntry)
 
+    @property
+    def content_folder(self) -> Path:
+        """Where the sealed content log lies."""
+        named = self.telemetry.content_log
+        return named if named.name else self.server.folder / "content"
+
     def __post_init__(self) -> None:
         """Refuse a content log that nothing could seal."""
         asking = [key.id for key in self.access.virtual_keys if key.content_log]

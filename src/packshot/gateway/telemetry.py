@@ -22,7 +22,7 @@ from packshot.gateway.keys import Key
 from packshot.gateway.log import Line, Log, Redactor
 from packshot.gateway.names import FIRST_SECONDS, OTHER, OVERHEAD_SECONDS, SECONDS, Metric
 from packshot.gateway.plan import Plan, Target
-from packshot.gateway.settings import TelemetryEntry
+from packshot.gateway.settings import GatewaySettings
 from packshot.gateway.snapshots import Labels, Snapshot, add_up, merge, page, read, write
 from packshot.providers.base import FailureKind
 
@@ -94,14 +94,15 @@ class Telemetry:
         self._writer = threading.Thread(target=self._run, name="packshot-metrics", daemon=True)
 
     # ------------------------------------------------------------ beginning and end
-    def start(self, entry: TelemetryEntry, folder: Path, secrets: Iterable[str] = ()) -> None:
-        """Begin to tell: ``folder`` is the gateway's, ``secrets`` what must stand in no log.
+    def start(self, settings: GatewaySettings, secrets: Iterable[str] = ()) -> None:
+        """Begin to tell; ``secrets`` are what must stand in no log.
 
         Raises:
             InvalidRequest: the section has a mistake, or what it needs is not installed.
             OutputError: a folder cannot be used.
         """
         self.redactor.learn(secrets)
+        entry, folder = settings.telemetry, settings.server.folder
         if entry.otlp:
             from packshot.gateway.traces import Traces
 
@@ -109,8 +110,8 @@ class Telemetry:
         if entry.content_key:
             from packshot.gateway.content import ContentLog
 
-            where = entry.content_log if entry.content_log.name else folder / "content"
-            self._content = ContentLog(where, entry.content_key, entry.content_days, self.worker)
+            key, days = entry.content_key, entry.content_days
+            self._content = ContentLog(settings.content_folder, key, days, self.worker)
         self._folder = folder / "metrics"
         try:
             self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

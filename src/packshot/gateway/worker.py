@@ -88,9 +88,7 @@ class Worker:
         book = book_of(money_settings)
         self._access = await asyncio.to_thread(open_access, settings, money_settings)
         secrets = all_secrets(settings, money_settings)
-        await asyncio.to_thread(
-            self.telemetry.start, settings.telemetry, settings.server.folder, secrets
-        )
+        await asyncio.to_thread(self.telemetry.start, settings, secrets)
         self.telemetry.admit(plan)
         caps = all_caps(money_settings, self._access.virtual_keys())
         self._ledger = await asyncio.to_thread(
