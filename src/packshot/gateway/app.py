@@ -85,22 +85,21 @@ class Gateway:
         once = settings.server.idempotency
         self._once = Once(money.ledger, self._dispatcher) if once else None
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
         if scope["type"] != "http":
-            return
+            return _nothing()
         door = DOORS.get(scope["path"])
         if door is not None and scope["method"] == "POST":
-            await self._guarded(door, self.infer, scope, receive, send)
-        elif scope["path"].startswith(PREFIX):
+            return self._guarded(door, self.infer, scope, receive, send)
+        if scope["path"].startswith(PREFIX):
             door = door_of(scope["path"], self.plan)
-            await self._guarded(door, self.pass_through, scope, receive, send)
-        else:
-            await self._other(scope, send)
+            return self._guarded(door, self.pass_through, scope, receive, send)
+        return self._other(scope, send)
 
     async def infer(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> int:
         """Serve one call of a model and return its status; ``visit`` is what is known of it."""
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        headers = headers_of(scope)
         client = scope.get("client")
         owner = self.access.authenticate(headers, client[0] if client else "")
         self._admit()
@@ -124,7 +123,7 @@ class Gateway:
 
     async def pass_through(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> int:
         """Serve a raw call of a provider and return its status; see `packshot.gateway.raw`."""
-        headers: dict[bytes, bytes] = dict(scope["headers"])
+        headers = headers_of(scope)
         client = scope.get("client")
         owner = self.access.authenticate(headers, client[0] if client else "")
         self._admit()
@@ -208,11 +207,7 @@ class Gateway:
             (b"x-packshot-overhead-us", b"%d" % overhead_us),
         ]
         if job.target is not None:
-            headers += [
-                (b"x-packshot-provider", job.target.provider.name.encode()),
-                (b"x-packshot-model", job.target.model.encode("latin-1", "replace")),
-                (b"x-packshot-key", job.key.encode("latin-1", "replace")),
-            ]
+            headers += job.target.told_of(job.key)
         if not job.stream:
             headers.append((b"x-packshot-cost-eur", b"%d.%09d" % divmod(job.cost, 1_000_000_000)))
         if job.replayed:
@@ -245,7 +240,7 @@ class Gateway:
         """List the routes and models that the caller's key may use."""
         client = scope.get("client")
         try:
-            owner = self.access.authenticate(dict(scope["headers"]), client[0] if client else "")
+            owner = self.access.authenticate(headers_of(scope), client[0] if client else "")
         except PackshotError as error:
             trouble = of_error(error)
             body = error_body("chat", trouble.answer)
@@ -256,11 +251,21 @@ class Gateway:
         await respond(send, 200, [JSON], body)
 
 
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """Return a request's headers by their lower-case names; our own server has them ready."""
+    found: dict[bytes, bytes] | None = scope.get("packshot.headers")
+    return dict(scope["headers"]) if found is None else found
+
+
 async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
     """Send a whole answer."""
     headers.append((b"content-length", b"%d" % len(body)))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
+
+
+async def _nothing() -> None:
+    """Answer what is no request."""
 
 
 def models_body(names: list[str], *, anthropic: bool) -> bytes:

@@ -29,6 +29,8 @@ class _Rate:
     key: str
     rule: Rule
     of_tokens: bool
+    one: Ask
+    """For a single request."""
     limit: tuple[bytes, bytes]
     remaining: bytes
     reset: bytes
@@ -51,7 +53,7 @@ class Limiter:
         if not rates:
             return
         tokens = job.input_bound // BYTES_PER_TOKEN + (job.output_limit or GUESS) * job.choices
-        asks = [Ask(rate.key, rate.rule, tokens if rate.of_tokens else 1) for rate in rates]
+        asks = [Ask(rate.key, rate.rule, tokens) if rate.of_tokens else rate.one for rate in rates]
         refusal = await self._limits.take(asks)
         if refusal is not None:
             raise _refused(refusal)
@@ -101,11 +103,12 @@ class Limiter:
 
 
 def _rate(owner: str, what: str, limit: int) -> _Rate:
-    name = what.encode()
+    name, key, rule = what.encode(), f"{owner}/{what}", Rule(limit, 60.0)
     return _Rate(
-        f"{owner}/{what}",
-        Rule(limit, 60.0),
+        key,
+        rule,
         what == "tokens",
+        Ask(key, rule),
         (b"x-ratelimit-limit-" + name, b"%d" % limit),
         b"x-ratelimit-remaining-" + name,
         b"x-ratelimit-reset-" + name,

@@ -76,12 +76,26 @@ class Target:
     """A moving average of the time to the first byte; 0 before the first answer."""
     in_flight: int = 0
     paths: dict[str, bytes] = field(default_factory=dict[str, bytes])
+    told: dict[str, list[tuple[bytes, bytes]]] = field(
+        default_factory=dict[str, list[tuple[bytes, bytes]]]
+    )
 
     def path(self, suffix: str) -> bytes:
         """Return path and query of a call, made once."""
         found = self.paths.get(suffix)
         if found is None:
             found = self.paths[suffix] = self.provider.row.target(suffix, self.model)
+        return found
+
+    def told_of(self, key: str) -> list[tuple[bytes, bytes]]:
+        """Return the headers that tell a caller who answered, made once for each key."""
+        found = self.told.get(key)
+        if found is None:
+            found = self.told[key] = [
+                (b"x-packshot-provider", self.provider.name.encode()),
+                (b"x-packshot-model", self.model.encode("latin-1", "replace")),
+                (b"x-packshot-key", key.encode("latin-1", "replace")),
+            ]
         return found
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,9 +71,9 @@ class Worker:
             raise RuntimeError("the worker is not started")
         return self._gateway
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
-        await self.gateway(scope, receive, send)
+        return self.gateway(scope, receive, send)
 
     async def start(self) -> None:
         """Open the ledger, the keys and the limits.
