@@ -83,7 +83,7 @@ async def relay(stream: Stream, headers: Headers, send: Send, drains: Drains) ->
 async def _pump(stream: Stream, send: Send) -> Failure | None:
     """Pass events on until the stream's end; return why it has none."""
     job, reply, events = stream.attempt.job, stream.reply, stream.relay
-    out = stream.first
+    out, stream.first = stream.first, b""
     chunk, feed = reply.chunk, events.feed
     provider = stream.attempt.target.provider.name
     try:
@@ -100,6 +100,7 @@ async def _pump(stream: Stream, send: Send) -> Failure | None:
             if not data:
                 return Failure("garbage", 200, f"{provider} ended the stream before its end")
             out = feed(data)
+            data = b""  # a reader that stands still holds one copy, not two
     except UpstreamTimeout:
         return Failure("timeout", 200, f"{provider} fell silent in the middle of the stream")
     except UpstreamError:

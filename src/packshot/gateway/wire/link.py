@@ -43,7 +43,11 @@ class LinkLimits:
 
     head: int = 1 << 16
     headers: int = 200
-    unread: int = 1 << 18
+    unread: int = 1 << 16
+
+
+MOST = 1 << 16
+"""Bytes of one chunk: what waits to be written to a slow reader is copied in pieces of this."""
 
 
 class StaleLink(Exception):
@@ -153,10 +157,31 @@ class Answer:
             if self.error is not None:
                 raise self.error
             return b""
+        if self.size > MOST:
+            return self._piece()
         self.parts, self.size = [], 0
         if self._link is not None:
             self._link.resume()
         return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _piece(self) -> bytes:
+        """Take the first of more than a chunk may have; what stays is read before more is."""
+        parts = self.parts
+        size = count = 0
+        for part in parts:
+            if size + len(part) > MOST:
+                break
+            size += len(part)
+            count += 1
+        if count:
+            piece = b"".join(parts[:count])
+            del parts[:count]
+        else:
+            piece, parts[0] = parts[0][:MOST], parts[0][MOST:]
+        self.size -= len(piece)
+        if self._link is not None and self.size <= self._link.limits.unread:
+            self._link.resume()
+        return piece
 
     def abort(self) -> None:
         """Close the connection, unless the body has ended; see `Reply.abort`."""
