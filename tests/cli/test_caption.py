@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -245,7 +246,7 @@ def test_each_brief_of_a_sheet_is_asked_for_on_its_own(packshot, model, engine, 
     ]
     note, warning = done.err.splitlines()
     assert note.startswith("note: 2 captions by openai/gpt-4o-mini (caption-1), 0.000")
-    assert warning.startswith("warning: 1 captions by the rules")
+    assert warning.startswith("warning: 1 caption by the rules, ")
     booked = rows("render, recipe")
     assert sorted({row[0] for row in booked}) == sorted(done.json["renders"])
     assert len(booked) == len(llm.truth) == 4
@@ -262,6 +263,18 @@ def test_like_asks_nobody_and_keeps_the_writer(packshot, model, engine, llm) -> 
     assert len(llm.truth) == 1
     done = packshot("render", "--like", "x.png", "--model", model, "--caption", "rules")
     assert "leave out caption" in done.err
+
+
+def test_without_the_gateway_s_libraries_it_is_said_which(
+    packshot, model, engine, llm, monkeypatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "httptools", None)
+    for name in ("studio.rewrite", "gateway.client", "gateway.wire.pool", "gateway.wire.link"):
+        monkeypatch.delitem(sys.modules, f"packshot.{name}", raising=False)
+    done = packshot("render", BRIEF, "--model", model)
+    assert (done.code, engine.requests) == (2, [])
+    assert "captions by llm need httptools, which is not installed: pip install" in done.err
+    assert packshot("render", BRIEF, "--model", model, "--caption", "rules").code == 0
 
 
 @pytest.fixture

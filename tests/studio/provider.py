@@ -38,8 +38,8 @@ def provider(settings: Settings | None = None) -> Iterator[Fake]:
     try:
         asyncio.run_coroutine_threadsafe(fake.start(), loop).result(10)
         yield fake
-        asyncio.run_coroutine_threadsafe(fake.stop(), loop).result(10)
     finally:
+        asyncio.run_coroutine_threadsafe(fake.stop(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()

@@ -67,9 +67,15 @@ def written(
     if choice != "llm":
         return tuple(plans)
     from packshot.cli.progress import spinner
-    from packshot.studio.rewrite import Order, rewrite
     from packshot.studio.settings import load_studio
 
+    try:
+        from packshot.studio.rewrite import Order, rewrite
+    except ModuleNotFoundError as error:
+        raise InvalidRequest(
+            f"captions by llm need {error.name}, which is not installed: "
+            'pip install "packshot[gateway]", or --caption rules'
+        ) from error
     settings = load_studio()
     client = _client(settings, books)
     order = Order(settings.caption_route, settings.caption_deadline_s, recipe)
@@ -109,14 +115,18 @@ def _tell(made: Sequence[Rewritten]) -> None:
     if done:
         writer = done[0].plan.caption.writer
         names = ", ".join(dict.fromkeys(one.name for one in done))
-        count = f"{len(done)} captions" if many else "caption"
+        count = _count(done) if many else "caption"
         terminal.note(f"{count} by {names} ({writer.prompt}), {_cost(done)}")
     if failed:
         caption = failed[0].plan.caption
         route, why = caption.writer.route, caption.problem
-        count = f"{len(failed)} captions" if many else "caption"
+        count = _count(failed) if many else "caption"
         cost = f"; {_cost(failed)} all the same" if any(_costs(one) for one in failed) else ""
         terminal.warn(f"{count} by the rules, for nothing came of {route}: {why}{cost}")
+
+
+def _count(made: Sequence[Rewritten]) -> str:
+    return "1 caption" if len(made) == 1 else f"{len(made)} captions"
 
 
 def _costs(one: Rewritten) -> bool:
