@@ -98,27 +98,23 @@ class Cycle(RequestResponseCycle):
             raise RuntimeError(f"the ASGI message {kind!r} has no place here")
 
     def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        lines = [STATUS_LINE[status]]
-        count = 1
-        for each in (self.default_headers, headers):
-            for name, value in each:
-                count += 1
-                lines += (name, b": ", value, b"\r\n")
-                if name == b"content-length":
-                    self.expected_content_length = int(value)
-                    self.chunked_encoding = False
-                elif name == b"connection" and b"close" in value.lower():
-                    self.keep_alive = False
+        named = [*self.default_headers, *headers]
+        given = dict(named)
+        length = given.get(b"content-length")
+        if length is not None:
+            self.expected_content_length = int(length)
+            self.chunked_encoding = False
+        if b"connection" in given and b"close" in given[b"connection"].lower():
+            self.keep_alive = False
         if not self.keep_alive:
-            count += 1
-            lines.append(b"connection: close\r\n")
+            named.append((b"connection", b"close"))
         if self.chunked_encoding is None and not self._has_no_body(status):
-            count += 1
             self.chunked_encoding = True
-            lines.append(b"transfer-encoding: chunked\r\n")
-        lines.append(b"\r\n")
-        self.head = head = b"".join(lines)
-        if head.count(b"\n") != count + 1 or head.count(b"\r") != count + 1 or b"\0" in head:
+            named.append((b"transfer-encoding", b"chunked"))
+        lines = [b": ".join(line) for line in named]
+        self.head = head = b"%b%b\r\n\r\n" % (STATUS_LINE[status], b"\r\n".join(lines))
+        count = len(lines) + 2
+        if head.count(b"\n") != count or head.count(b"\r") != count or b"\0" in head:
             self.head = b""
             self.response_started = False
             raise RuntimeError("a header of the response holds a line's end or a NUL")
