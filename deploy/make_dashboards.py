@@ -1,7 +1,7 @@
 """Makes the Grafana dashboards in ``deploy/grafana/``: run it after a change here, and commit both.
 
 The JSON is of Grafana 11's schema (39). What is shown is written down here once, as rows of panels;
-names of metrics come from `packshot.ledger.names`.
+names of metrics come from `packshot.ledger.names` and `packshot.gateway.names`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from packshot.gateway import names as live
 from packshot.ledger import names
 
 FOLDER = Path(__file__).parent / "grafana"
@@ -246,7 +247,125 @@ WASTED = [
     ),
     Panel("Ledger can be read", "timeseries", "short", {"up": names.UP.name}),
 ]
+
+
+def rate(metric: live.Metric, by: str, where: str = "") -> str:
+    """Return the expression for a counter's increase per second by labels."""
+    return f"sum by ({by}) (rate({metric.name}{{{where}}}[$__rate_interval]))"
+
+
+def quantile(share: float, metric: live.Metric, by: str = "") -> str:
+    """Return the expression for a quantile of a histogram."""
+    buckets = f"rate({metric.name}_bucket[$__rate_interval])"
+    return f"histogram_quantile({share:g}, sum by ({f'le, {by}' if by else 'le'}) ({buckets}))"
+
+
+GATEWAY = [
+    Panel("Workers", "stat", "short", {"workers": live.WORKERS.name}, 4),
+    Panel("Share of errors", "stat", "percentunit", {"5xx": "packshot:gateway_error_ratio:5m"}, 4),
+    Panel(
+        "Overhead, 99 %", "stat", "s", {"overhead": "packshot:gateway_overhead_seconds:p99_5m"}, 4
+    ),
+    Panel("In flight", "stat", "short", {"requests": live.IN_FLIGHT.name}, 4),
+    Panel(
+        "Keys that are out", "stat", "short", {"keys": f"sum({live.KEY_OUT.name}) or vector(0)"}, 4
+    ),
+    Panel("Own errors", "stat", "short", {"errors": f"increase({live.ERRORS.name}[$__range])"}, 4),
+    Panel(
+        "Requests per second",
+        "timeseries",
+        "reqps",
+        {"{{route}} {{status}}": rate(live.REQUESTS, "route, status")},
+    ),
+    Panel(
+        "Duration, 95 %",
+        "timeseries",
+        "s",
+        {"{{route}} {{model}}": quantile(0.95, live.DURATION, "route, model")},
+    ),
+    Panel(
+        "First byte of a stream, 95 %",
+        "timeseries",
+        "s",
+        {"{{route}} {{model}}": quantile(0.95, live.FIRST_BYTE, "route, model")},
+    ),
+    Panel(
+        "Overhead",
+        "timeseries",
+        "s",
+        {"median": quantile(0.5, live.OVERHEAD), "99 %": quantile(0.99, live.OVERHEAD)},
+        help="Time of a request that was not spent waiting for a provider.",
+    ),
+    Panel(
+        "Attempts per second",
+        "timeseries",
+        "reqps",
+        {"{{provider}} {{outcome}}": rate(live.ATTEMPTS, "provider, outcome")},
+    ),
+    Panel(
+        "Retries and fallbacks per second",
+        "timeseries",
+        "reqps",
+        {
+            "retry {{provider}}: {{why}}": rate(live.RETRIES, "provider, why"),
+            "fallback to {{provider}}": rate(live.FALLBACKS, "provider"),
+            "refused {{provider}}": rate(live.REFUSED_RETRIES, "provider"),
+        },
+    ),
+    Panel(
+        "Circuit breakers",
+        "timeseries",
+        "short",
+        {
+            "open {{provider}} {{key}} {{model}}": live.BREAKER_OPEN.name,
+            "opened {{provider}} {{model}}": f"increase({live.OPENED.name}[$__rate_interval])",
+        },
+    ),
+    Panel(
+        "Keys",
+        "timeseries",
+        "short",
+        {
+            "rests {{provider}} {{key}}": live.KEY_RESTS.name,
+            "out {{provider}} {{key}}: {{why}}": live.KEY_OUT.name,
+        },
+    ),
+    Panel(
+        "Tokens per second",
+        "timeseries",
+        "short",
+        {"{{direction}} {{model}}": rate(live.TOKENS, "direction, model")},
+    ),
+    Panel(
+        "EUR per hour",
+        "timeseries",
+        "currencyEUR",
+        {"{{route}} {{model}}": f"3600 * {rate(live.COST, 'route, model')}"},
+        help="Known when a request ended; the ledger has it all.",
+    ),
+    Panel(
+        "Connections",
+        "timeseries",
+        "short",
+        {
+            "{{state}} {{provider}}": live.CONNECTIONS.name,
+            "waiting {{provider}}": live.WAITING.name,
+            "streams read on": live.DRAINS.name,
+        },
+    ),
+    Panel(
+        "Shared limits, and telemetry that was dropped",
+        "timeseries",
+        "short",
+        {
+            "workers without them": live.LIMITS_AWAY.name,
+            "decided alone": f"increase({live.LOCAL_LIMITS.name}[$__rate_interval])",
+            "dropped {{what}}": f"increase({live.DROPPED.name}[$__rate_interval])",
+        },
+    ),
+]
 DASHBOARDS = {
+    "gateway": ("Gateway", GATEWAY),
     "cost-per-render": ("Cost per render", COST_PER_RENDER),
     "stages": ("Stage shares", STAGES),
     "teams": ("Teams and budgets", TEAMS),

@@ -9,12 +9,16 @@ import sys
 import threading
 from collections.abc import Iterator
 from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from packshot.gateway import names as live
+from packshot.gateway import snapshots
+from packshot.gateway.snapshots import Snapshot
 from packshot.ledger import exporter, names
 from packshot.ledger.metrics import Lag, Memory, render_metrics
 from packshot.ledger.settings import CapRow
@@ -91,10 +95,28 @@ def test_every_metric_is_shown_and_only_metrics_that_exist() -> None:
     rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text(encoding="utf-8")
     recorded = set(re.findall(r"record: (\S+)", rules))
     known = {metric.name for metric in names.METRICS} | recorded
+    for metric in live.METRICS:
+        known.add(metric.name + ("_bucket" if metric.kind == "histogram" else ""))
     shown: set[str] = set()
     for text in (rules, *(expr for _, expr in QUERIES)):
         shown |= set(re.findall(r"\b(?:packshot[_:]|cost_per)[\w:]+", text)) - {"packshot-cost"}
     assert shown == known
+
+
+def gateway_page(n: int) -> str:
+    """Return the page of a gateway at its ``n``-th scrape; one call in two fails."""
+    made = Snapshot()
+    for metric in live.METRICS:
+        labels = tuple("503" if label == "status" else f"a-{label}" for label in metric.labels)
+        if metric.kind == "histogram":
+            made.histograms[metric.name] = {labels: [n] * (len(metric.bounds) + 1) + [n]}
+        elif metric.kind == "gauge":
+            made.gauges[metric.name] = {labels: 1}
+        else:
+            made.counters[metric.name] = {labels: n * metric.unit}
+    requests = made.counters[live.REQUESTS.name]
+    requests["chat", "", "openai", "gpt-4o", "200"] = n
+    return snapshots.page(made)
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +125,12 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     folder = tmp_path_factory.mktemp("prometheus")
     world, memory, done = World(folder), Memory(), threading.Event()
     cap, lag = CapRow("team", Decimal("0.0001"), "month", "red"), Lag(Decimal(1), 1)
+    scrapes = count(1)
     busy(world)
 
     def page() -> str:
-        return render_metrics(world.store, world.now, lag=lag, caps=[cap], memory=memory)
+        paid = render_metrics(world.store, world.now, lag=lag, caps=[cap], memory=memory)
+        return paid + gateway_page(next(scrapes))
 
     def work() -> None:
         while not done.wait(0.5):

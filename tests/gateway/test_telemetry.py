@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPConnection
@@ -34,7 +35,7 @@ from packshot.gateway.snapshots import FRESH_US, Snapshot
 from packshot.gateway.telemetry import MODELS, Telemetry
 from packshot.gateway.virtual_key import VirtualKey
 from packshot.providers.fake_script import Settings
-from tests.deploy.prometheus import ROOT
+from tests.deploy.prometheus import ROOT, tool
 from tests.gateway.world import World, world
 
 YAML = """
@@ -209,6 +210,26 @@ def test_a_damaged_file_of_a_worker_spoils_nothing(tmp_path: Path, plan: Plan) -
     telemetry.stop()
     again = started(tmp_path, plan, "gateway-1")
     again.stop()
+
+
+def test_promtool_takes_the_page(tmp_path: Path, plan: Plan) -> None:
+    telemetry = started(tmp_path, plan)
+    job = job_of(plan, first_byte_s=0.3, input_tokens=1, cost=7)
+    key = Key("openai", "k", b"")
+    telemetry.finished(job, "chat", 200, 1.0)
+    telemetry.attempt(job, job.route.targets[0], key, "succeeded")
+    telemetry.retry(job, job.route.targets[0], "server")
+    telemetry.fallback(job, job.route.targets[0])
+    telemetry.opened(job.route.targets[0], key)
+    telemetry.budget_spent("openai")
+    telemetry.error(job, ValueError())
+    page = telemetry.page()
+    telemetry.stop()
+    for name in ("retries", "fallbacks", "retries_refused", "breaker_opened", "errors"):
+        assert value(page, f"packshot_gateway_{name}_total") == 1
+    command = [tool("promtool"), "check", "metrics"]
+    done = subprocess.run(command, input=page, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_models_have_one_order_on_every_page(tmp_path: Path) -> None:
