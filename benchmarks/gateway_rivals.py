@@ -124,6 +124,7 @@ access:
       value: env.{secret}
       limits: {{requests_per_minute: 1000000000, tokens_per_minute: 1000000000000}}
       budget: {{eur: 1000000, per: month}}
+telemetry: {{log: "off"}}
 ledger: {{store: ledger.db, journal: journal}}
 """
 
