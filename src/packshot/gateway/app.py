@@ -164,7 +164,8 @@ class Gateway:
             status = await self._tell(visit, of_failure(refused.failure), send)
         except PackshotError as error:
             status = await self._tell(visit, of_error(error), send)
-            if status >= 500:
+            # Who is sent away for want of room is counted; to log each would be more load.
+            if status >= 500 and not isinstance(error, Saturated):
                 self.telemetry.error(visit.job, error)
         except CancelledError:
             status = HUNG_UP
