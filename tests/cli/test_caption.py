@@ -173,7 +173,7 @@ def test_without_a_route_the_rules_write_and_nothing_is_said(packshot, model, en
     assert packshot("render", BRIEF, "--model", model, "--json").json["writer"]["by"] == "rules"
 
 
-SLOW = "studio: {caption_route: prompt-rewrite, caption_deadline_s: 0.4}\n"
+SLOW = "studio: {caption_route: prompt-rewrite, caption_deadline_s: 2}\n"
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,7 @@ def test_a_gateway_elsewhere_books_on_the_render_s_id(packshot, model, engine, e
 
 
 def test_a_gateway_elsewhere_that_is_away_or_silent(packshot, model, engine, elsewhere) -> None:
-    text = "studio: {caption_route: prompt-rewrite, caption_deadline_s: 0.4, gateway_url: '%s'}\n"
+    text = "studio: {caption_route: prompt-rewrite, caption_deadline_s: 2, gateway_url: '%s'}\n"
     Path("packshot.yaml").write_text(text % "http://127.0.0.1:9" + LEDGER)
     done = packshot("render", BRIEF, "--model", model)
     assert done.code == 0

@@ -170,7 +170,7 @@ def test_nothing_listens(here: Here) -> None:
 
 def test_silence_until_the_deadline_is_booked_at_its_bound(here: Here) -> None:
     here.one.rule(Rule(fault=Fault(head_after_s=NEVER)))
-    (reply,) = here.ask(ask("alone", 0.3))
+    (reply,) = here.ask(ask("alone", 2.0))
     assert "in time" in reply.trouble
     assert reply.kind == "deadline"
     (entry,) = here.booked()
@@ -299,7 +299,7 @@ def test_what_a_gateway_elsewhere_says_no_to(there: World) -> None:
 
 def test_a_gateway_elsewhere_ends_at_the_deadline(there: World) -> None:
     there.fakes["one"].rule(Rule(fault=Fault(head_after_s=NEVER)))
-    (reply,) = asked(RemoteClient(there.url, KEY), ask("alone", 0.3))
+    (reply,) = asked(RemoteClient(there.url, KEY), ask("alone", 2.0))
     assert (reply.text, reply.kind) == ("", "deadline")
 
 
