@@ -41,8 +41,8 @@ from gateway_rivals import Absent, Running
 from packshot.gateway.bench import SECRET, _Line, cpu_s, drive, request_of, started_fake
 from packshot.providers.fake_tls import self_signed
 
-EVENTS = 66
-"""Of a stream: 64 words, the one with the end and that with the usage."""
+EVENTS = 67
+"""Of a stream: the role, 64 words, the reason of its end with the usage, and [DONE]."""
 
 facts: dict[str, object] = {}
 

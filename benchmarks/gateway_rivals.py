@@ -17,6 +17,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from packshot.gateway.bench import SECRET, VARIABLE
 
@@ -281,7 +282,7 @@ def tensorzero(folder: Path, url: str, core: int | None, rivals: Path) -> Genera
             time.sleep(0.1)
         if not address:
             raise Absent(f"it did not start: {(folder / 'log').read_text()[-400:]}")
-        port = int(address.rstrip("/").rpartition(":")[2])
+        port = urlsplit(address).port or port
         wait_for(port, started, folder)
         yield Running(
             "tensorzero", port, started, "/openai/v1/chat/completions",
