@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from itertools import islice
 
 import msgspec
 
@@ -19,6 +21,14 @@ MOST_DIGITS = 18
 PER_ATTACHMENT = 64_000
 """Tokens that one picture or document can cost beside the bytes that name it. The dearest known is
 a picture of many tiles for a small model of OpenAI's: 2,833 + 5,667 a tile, at most 8 tiles."""
+
+MAX_MEMBERS = 200_000
+"""Members of all objects of a body, those in quoted JSON included: a million of them would take
+twenty times the body's memory, and half a second. No model's context holds as many."""
+
+MEMBER = re.compile(rb'"\s*:')
+FEW = 1 << 20
+"""Bytes of a body that cannot have so many."""
 
 FIELDS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 MAX_TAGS = 16
@@ -74,9 +84,13 @@ def open_fields(body: bytes) -> Fields:
     """Return the members of a JSON object, undecoded.
 
     Raises:
-        InvalidRequest: it is no JSON object.
+        InvalidRequest: it is no JSON object, or has too many members.
     """
+    if len(body) > FEW and any(True for _ in islice(MEMBER.finditer(body), MAX_MEMBERS, None)):
+        raise InvalidRequest(f"the body has more than {MAX_MEMBERS} members in its objects")
     try:
+        if not body.isascii():
+            body.decode()  # what is kept raw is looked at by nobody else
         return FIELDS.decode(body)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"the body is not a JSON object: {error}") from error
