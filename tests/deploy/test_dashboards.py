@@ -119,6 +119,12 @@ def gateway_page(n: int) -> str:
     return snapshots.page(made)
 
 
+def test_the_rules_leave_out_the_same_stages_as_the_dashboards() -> None:
+    rules = (ROOT / "deploy" / "prometheus" / "rules.yml").read_text(encoding="utf-8")
+    said = set(re.findall(r'stage!~"([^"]*)"', rules))
+    assert said == {"|" + "|".join(names.GATEWAY_STAGES)}
+
+
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """Yield the port of a Prometheus that scrapes a ledger in which renders go on being booked."""

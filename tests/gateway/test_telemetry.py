@@ -34,7 +34,7 @@ from packshot.gateway.settings import GatewaySettings, ServerEntry, TelemetryEnt
 from packshot.gateway.snapshots import FRESH_US, Snapshot
 from packshot.gateway.telemetry import MODELS, Telemetry
 from packshot.gateway.virtual_key import VirtualKey
-from packshot.providers.fake_script import Settings
+from packshot.providers.fake_script import Fault, Settings
 from tests.deploy.prometheus import ROOT, tool
 from tests.gateway.world import World, world
 
@@ -445,6 +445,16 @@ def test_no_canary_comes_out_of_any_error_path(
         call(f"/raw/openai/v1/{canaries['A']}")
         call("/raw/openai/v1/chat/completions", json={**body, "model": "gpt-4o-mini"})
 
+        for fault in (
+            *(Fault(status=status) for status in (401, 403, 429, 500, 503)),
+            *(Fault(status=400, code=code) for code in ("quota", "context", "filter")),
+            *(Fault(ending=ending) for ending in ("close", "reset", "torn", "error_event")),
+        ):
+            made.fakes["one"].next(fault)
+            call()
+            made.fakes["one"].next(fault)
+            call(json={**body, "stream": True})
+
         async def broken(*_: object) -> None:
             raise RuntimeError(f"broken: {canaries!r} {base64.b64encode(canaries['A'].encode())!r}")
 
@@ -455,7 +465,7 @@ def test_no_canary_comes_out_of_any_error_path(
     log = capfd.readouterr().err
     assert "RuntimeError" in log
     assert value(page, "packshot_gateway_errors_total") == 1
-    assert len([line for line in log.splitlines() if '"surface"' in line]) == 11
+    assert len([line for line in log.splitlines() if '"surface"' in line]) == 11 + 24
     sealed = b"".join(path.read_bytes() for path in (tmp_path.rglob("*.sealed")))
     for name, canary in canaries.items():
         forms = (canary, quote(canary, safe=""), canary.encode().hex())

@@ -217,10 +217,12 @@ def _read(path: Path) -> Snapshot | None:
 
 def _histogram(metric: Metric, labels: Labels, numbers: list[float]) -> Iterable[str]:
     sums = [int(each) for each in accumulate(numbers[:-1])]
-    names = (*metric.labels, "le")
+    # Most lines of a page are buckets, so their labels are written once for all of them.
+    named = _named(metric.labels, labels)
+    before = f"{metric.name}_bucket{{{named}{',' if named else ''}le="
     for bound, count in zip((*metric.bounds, None), sums, strict=True):
         shown = "+Inf" if bound is None else f"{bound:.6g}"
-        yield f"{_series(metric.name + '_bucket', names, (*labels, shown))} {count}"
+        yield f'{before}"{shown}"}} {count}'
     yield f"{_series(metric.name + '_sum', metric.labels, labels)} {numbers[-1]:.9g}"
     yield f"{_series(metric.name + '_count', metric.labels, labels)} {sums[-1]}"
 
@@ -232,8 +234,12 @@ def _number(metric: Metric, value: float) -> str:
 
 
 def _series(name: str, names: Labels, labels: Labels) -> str:
-    named = ",".join(f'{k}="{_escape(v)}"' for k, v in zip(names, labels, strict=True))
+    named = _named(names, labels)
     return f"{name}{{{named}}}" if named else name
+
+
+def _named(names: Labels, labels: Labels) -> str:
+    return ",".join(f'{k}="{_escape(v)}"' for k, v in zip(names, labels, strict=True))
 
 
 def _escape(text: str) -> str:

@@ -40,7 +40,7 @@ MODELS = 100
 """Models that are not in the configuration and have series of their own, per worker: their names
 come from callers, so only those count that answered once."""
 
-CELLS = 4000
+CELLS = 1000
 """Series of requests per worker; beyond them route and model are "other"."""
 
 CLEAN = 4096
