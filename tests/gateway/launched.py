@@ -6,6 +6,7 @@ import asyncio
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -20,9 +21,19 @@ import httpx2
 from packshot.providers.fake import Fake
 from packshot.providers.fake_script import Settings
 
-__all__ = ["Fakes", "Launched", "fakes", "launched", "until"]
+__all__ = ["Fakes", "Launched", "bearer", "fakes", "http_get", "http_post", "launched", "until"]
 
 PATIENCE_S = 40.0
+CONTEXT = ssl.create_default_context()
+"""Made once: it takes longer than a call, and is not used."""
+
+
+def http_get(url: str, **more: Any) -> httpx2.Response:
+    return httpx2.get(url, verify=CONTEXT, timeout=PATIENCE_S, **more)
+
+
+def http_post(url: str, **more: Any) -> httpx2.Response:
+    return httpx2.post(url, verify=CONTEXT, timeout=PATIENCE_S, **more)
 
 
 class Fakes:
@@ -88,13 +99,11 @@ class Launched:
 
     def get(self, path: str, key: str = "") -> httpx2.Response:
         """Ask on a connection of its own: any worker may answer."""
-        return httpx2.get(self.url + path, headers=bearer(key), timeout=PATIENCE_S)
+        return http_get(self.url + path, headers=bearer(key))
 
     def chat(self, model: str, key: str = "", **more: Any) -> httpx2.Response:
         body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
-        return httpx2.post(
-            f"{self.url}/v1/chat/completions", json=body, headers=bearer(key), timeout=PATIENCE_S
-        )
+        return http_post(f"{self.url}/v1/chat/completions", json=body, headers=bearer(key))
 
     def tell(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -124,6 +133,9 @@ def launched(path: Path, *words: str, **env: str) -> Iterator[Launched]:
     made = Launched(path, words, env)
     try:
         yield made
+    except BaseException:
+        print(made.said())  # noqa: T201 - what it said is shown with the failure
+        raise
     finally:
         if made.process.poll() is None:
             made.tell(signal.SIGTERM)

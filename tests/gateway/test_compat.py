@@ -17,6 +17,7 @@ from packshot.gateway.wire.pool import Pool, PoolLimits
 from packshot.gateway.wire.upstream import Origin
 from packshot.gateway.worker import Worker
 from packshot.providers.fake_script import Fault, Settings, limited
+from tests.gateway.launched import http_post
 from tests.gateway.world import LEDGER, World
 
 CAPTION = """\
@@ -109,7 +110,7 @@ def served(folder: Path, text: str) -> Iterator[World]:
 
 def ask(there: World, model: str) -> httpx2.Response:
     body = {"model": model, "messages": HELLO}
-    return httpx2.post(f"{there.url}/v1/chat/completions", json=body, timeout=20)
+    return http_post(f"{there.url}/v1/chat/completions", json=body)
 
 
 @pytest.fixture

@@ -20,7 +20,16 @@ from packshot.ledger.settings import load_settings
 from packshot.ledger.stores import open_store
 from packshot.ledger.wiring import bring_in
 from packshot.providers.fake_script import Fault, Settings
-from tests.gateway.launched import MAIN, Fakes, Launched, fakes, launched, until
+from tests.gateway.launched import (
+    MAIN,
+    Fakes,
+    Launched,
+    fakes,
+    http_get,
+    http_post,
+    launched,
+    until,
+)
 
 YAML = """
 providers:
@@ -106,9 +115,9 @@ def test_its_life_from_start_to_drain(tmp_path: Path, state_home: Path) -> None:
         until(file.exists)
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         admin = {"authorization": f"Bearer {file.read_text()}"}
-        assert httpx2.get(gateway.admin + "/admin/keys").status_code == 401
-        assert httpx2.get(gateway.admin + "/admin/keys", headers=admin).status_code == 200
-        assert httpx2.get(gateway.url + "/admin/keys", headers=admin).status_code == 404
+        assert http_get(gateway.admin + "/admin/keys").status_code == 401
+        assert http_get(gateway.admin + "/admin/keys", headers=admin).status_code == 200
+        assert http_get(gateway.url + "/admin/keys", headers=admin).status_code == 404
 
         assert gateway.get("/healthz").json() == {"status": "ok"}
         assert gateway.chat("before").status_code == 200
@@ -158,11 +167,11 @@ def test_keys_come_and_go_in_every_worker(tmp_path: Path, state_home: Path) -> N
         admin = {
             "authorization": f"Bearer {(state_home / 'packshot' / 'admin-secret').read_text()}"
         }
-        made = httpx2.post(gateway.admin + "/admin/keys", json={"id": "other"}, headers=admin)
+        made = http_post(gateway.admin + "/admin/keys", json={"id": "other"}, headers=admin)
         assert made.status_code == 201
         third = made.json()["secret"]
         until(lambda: everywhere(gateway, {200}, third))
-        gone = httpx2.post(gateway.admin + "/admin/keys/other/revoke", headers=admin)
+        gone = http_post(gateway.admin + "/admin/keys/other/revoke", headers=admin)
         assert gone.status_code == 200
         until(lambda: everywhere(gateway, REFUSED, third))
         packshot("keys", "revoke", "shop", folder=tmp_path)  # the last one: it does not open
@@ -193,10 +202,10 @@ def test_a_signal_or_the_admin_api_reloads_every_worker(tmp_path: Path, state_ho
 
         file = state_home / "packshot" / "admin-secret"
         admin = {"authorization": f"Bearer {file.read_text()}"}
-        bad = httpx2.post(gateway.admin + "/admin/reload", headers=admin)
+        bad = http_post(gateway.admin + "/admin/reload", headers=admin)
         assert bad.status_code == 400, bad.text
         write("third")
-        good = httpx2.post(gateway.admin + "/admin/reload", headers=admin)
+        good = http_post(gateway.admin + "/admin/reload", headers=admin)
         assert good.status_code == 200, good.text
         until(lambda: all_have("third"))
 

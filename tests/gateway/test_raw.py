@@ -19,6 +19,7 @@ from packshot.gateway.plan import build_plan
 from packshot.gateway.raw import Meter, ask
 from packshot.gateway.settings import GatewaySettings, ProviderEntry
 from packshot.providers.fake_script import Fault, Settings, limited
+from tests.gateway.launched import http_post
 from tests.gateway.world import World, world
 
 YAML = """
@@ -64,7 +65,7 @@ def there(tmp_path: Path) -> Iterator[World]:
 def post(there: World, path: str, body: Any, key: str = "", **more: Any) -> httpx.Response:
     headers = {"authorization": f"Bearer {SECRETS[key]}"} if key else {}
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return httpx.post(f"{there.url}/raw/{path}", content=content, headers=headers, **more)
+    return http_post(f"{there.url}/raw/{path}", content=content, headers=headers, **more)
 
 
 def test_the_body_goes_over_as_it_came_and_its_cost_is_booked(there: World) -> None:
@@ -198,7 +199,7 @@ def test_what_is_no_raw_call(there: World) -> None:
     for method in ("PUT", "DELETE", "PATCH", "HEAD"):
         assert httpx.request(method, f"{there.url}/raw/openai/models").status_code == 400
     once = {"idempotency-key": "x"}
-    assert httpx.post(f"{there.url}/raw/openai/x", json={}, headers=once).status_code == 400
+    assert http_post(f"{there.url}/raw/openai/x", json={}, headers=once).status_code == 400
     assert not there.fakes["one"].truth
     assert there.booked() == []
 

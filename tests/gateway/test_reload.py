@@ -19,6 +19,7 @@ from packshot.ledger.caps import Cap
 from packshot.ledger.settings import CapRow
 from packshot.ledger.settings import Settings as LedgerSettings
 from packshot.providers.fake_script import Fault, Settings
+from tests.gateway.launched import http_post
 from tests.gateway.world import World, world
 
 KEY = "pk-of-a-shop-0123456789012345678901234567890"
@@ -63,7 +64,7 @@ def there(tmp_path: Path) -> Iterator[World]:
 def ask(there: World, model: str = "caption", key: str = KEY, **more: Any) -> httpx2.Response:
     body = {"model": model, "messages": [{"role": "user", "content": "hi"}], **more}
     headers = {"authorization": f"Bearer {key}"}
-    return httpx2.post(f"{there.url}/v1/chat/completions", json=body, headers=headers, timeout=20)
+    return http_post(f"{there.url}/v1/chat/completions", json=body, headers=headers)
 
 
 def test_all_of_a_new_file_is_in_force_at_once(there: World) -> None:
@@ -82,7 +83,7 @@ def test_a_stream_that_began_before_ends_as_it_began(there: World) -> None:
     there.fakes["one"].next(Fault(every_s=0.01))
     body = {"model": "caption", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     with (
-        httpx2.Client(headers={"authorization": f"Bearer {KEY}"}, timeout=20) as client,
+        httpx2.Client(headers={"authorization": f"Bearer {KEY}"}) as client,
         client.stream("POST", there.url + "/v1/chat/completions", json=body) as answer,
     ):
         lines = answer.iter_lines()

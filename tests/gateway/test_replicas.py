@@ -26,7 +26,16 @@ from packshot.ledger.settings import load_settings
 from packshot.ledger.stores import open_store
 from packshot.ledger.wiring import bring_in
 from packshot.providers.fake_script import Fault, Settings
-from tests.gateway.launched import Fakes, Launched, bearer, fakes, launched, until
+from tests.gateway.launched import (
+    Fakes,
+    Launched,
+    bearer,
+    fakes,
+    http_get,
+    http_post,
+    launched,
+    until,
+)
 from tests.gateway.world import World, world
 from tests.ledger.stores.conftest import postgres, postgres_url
 from tests.relay import Relay
@@ -173,7 +182,7 @@ def config(store: str, valkey: str = "") -> str:
 def ask(there: World, key: str, **more: Any) -> int:
     body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hi"}], **more}
     url = f"{there.url}/v1/chat/completions"
-    return httpx2.post(url, json=body, headers=bearer(KEYS[key]), timeout=30).status_code
+    return http_post(url, json=body, headers=bearer(KEYS[key])).status_code
 
 
 def test_valkey_slow_and_then_gone_fails_no_call_and_is_soon_left_alone(
@@ -217,7 +226,7 @@ def test_a_database_that_hangs_holds_up_who_needs_it_and_nobody_else(
             waiting = [pool.submit(ask, there, "poor", max_tokens=5) for _ in range(4)]
             until(lambda: there.worker.gateway.in_flight == 4)
             assert [ask(there, "free") for _ in range(20)] == [200] * 20
-            assert httpx2.get(there.url + "/readyz").status_code == 200
+            assert http_get(there.url + "/readyz").status_code == 200
             assert not any(each.done() for each in waiting)
             relay.resume()
             assert [each.result(30) for each in waiting] == [200] * 4
@@ -232,7 +241,7 @@ def test_the_database_gone_and_back(tmp_path: Path, postgres_url: str) -> None:
         within = [ask(there, "poor", max_tokens=5) for _ in range(5)]
         assert within == [200] * 5  # what is leased can be spent
         assert [ask(there, "free") for _ in range(5)] == [200] * 5
-        assert httpx2.get(there.url + "/readyz").status_code == 200
+        assert http_get(there.url + "/readyz").status_code == 200
         beyond = ask(there, "poor", max_tokens=10_000)
         assert beyond == 503  # and no more than that: the call is not made
         made = len(there.fakes["one"].truth)
