@@ -61,6 +61,10 @@ class Attempt:
         job.target = target
         job.key = key.name
 
+    def lead(self) -> None:
+        """Be the one that the caller is told of: of two at once, the later one stood there."""
+        self.job.target, self.job.key = self.target, self.key.name
+
     def succeed(self, usage: Usage | None) -> None:
         """End it by what it used; by its whole hold where the provider did not say."""
         if self._leave():

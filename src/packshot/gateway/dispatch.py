@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import random
 from asyncio import CancelledError
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
+from typing import Any
 
 from packshot.core.errors import (
     InvalidRequest,
@@ -27,6 +28,7 @@ from packshot.core.errors import (
 )
 from packshot.core.types import Usage
 from packshot.gateway.attempt import Attempt
+from packshot.gateway.hedge import HUNG_UP, SLOWER, HedgeBudget, race
 from packshot.gateway.job import Job
 from packshot.gateway.keys import Key
 from packshot.gateway.money import Money
@@ -143,6 +145,7 @@ class Dispatcher:
         self._telemetry = telemetry
         self._server = server
         self._random = random.Random()
+        self._hedges = HedgeBudget()
 
     async def answer(self, job: Job) -> Answer | Stream:
         """Return the first answer that begins.
@@ -159,7 +162,11 @@ class Dispatcher:
             if nth:
                 job.fallbacks += 1
                 self._telemetry.fallback(job, target)
-            got = await self._on_target(job, target, last=nth + 1 == len(job.route.targets))
+            last = nth + 1 == len(job.route.targets)
+            if job.route.hedge_s and not nth:
+                got = await self._hedged(job, target, last=last)
+            else:
+                got = await self._on_target(job, target, last=last)
             if not isinstance(got, Failure):
                 return got
             if got.code == ELSEWHERE and failure is not None:
@@ -168,6 +175,42 @@ class Dispatcher:
             if NEXT[failure.kind] == "stop" or failure.code == "deadline":
                 break
         raise Refused(failure or Failure("bad_request", 0, "the route has no target for this"))
+
+    async def _hedged(self, job: Job, target: Target, *, last: bool) -> Answer | Stream | Failure:
+        """Ask the first target, and another beside it if it is slow to begin."""
+        self._hedges.deposit()
+        waited, began = job.upstream_s, perf_counter()
+        got = await race(
+            self._on_target(job, target, last=last),
+            lambda: self._beside(job, target),
+            job.route.hedge_s,
+            good=lambda found: not isinstance(found, Failure),
+            drop=_drop,
+        )
+        # Two waited at the same time: the time that passed is what counts.
+        job.upstream_s = min(job.upstream_s, waited + perf_counter() - began)
+        return got
+
+    def _beside(
+        self, job: Job, target: Target
+    ) -> Coroutine[Any, Any, Answer | Stream | Failure] | None:
+        """Return one attempt of the next target, else of this one, with another key if it has one;
+        None where there is no budget for it, or no key.
+        """
+        if job.attempts >= self._server.max_attempts or not job.attempts:
+            return None
+        others = (each for each in _ordered(job) if each is not target and _fits(job, each, None))
+        other = next(others, target)
+        tries = Tries(job, other, last=False)
+        if other is target:
+            tries.tried = [key for key in target.provider.keys if key.name == job.key]
+        key = tries.key()
+        if key is None and tries.tried:
+            tries.tried = []
+            key = tries.key()
+        if key is None or tries.left_s() < LEAST_S or not self._hedges.withdraw():
+            return None
+        return self._attempt(job, other, key)
 
     async def _on_target(
         self, job: Job, target: Target, *, last: bool
@@ -283,8 +326,8 @@ class Dispatcher:
             failure = failure_from(error, target.provider.name)
             attempt.fail(failure, sent=error.sent)
             return failure
-        except CancelledError:
-            attempt.abandon("the caller hung up", sent=True)
+        except CancelledError as cancelled:
+            attempt.abandon(SLOWER if SLOWER in cancelled.args else HUNG_UP, sent=True)
             raise
         finally:
             job.upstream_s += perf_counter() - sent
@@ -306,6 +349,7 @@ class Dispatcher:
                 attempt.fail(failure, sent=True, began=NEXT[failure.kind] == "again")
                 return failure
             attempt.succeed(usage)
+            attempt.lead()
             return Answer(body, usage)
         data = await reply.read(MAX_ERROR_BYTES)
         failure = exchange.failure(reply.status, reply.headers, data)
@@ -332,6 +376,7 @@ class Dispatcher:
             return relay.failure
         if not data:
             raise UpstreamBroken("the stream ended before its first event", sent=True, began=True)
+        attempt.lead()
         return Stream(attempt, reply, relay, first)
 
     def _limit(self, job: Job, target: Target) -> int | None:
@@ -352,6 +397,13 @@ def with_headers(lines: bytes, more: Mapping[bytes, bytes]) -> bytes:
         if line and line.partition(b":")[0].lower() not in more
     ]
     return b"\r\n".join([*kept, *(name + b": " + value for name, value in more.items()), b""])
+
+
+def _drop(found: Answer | Stream | Failure, reason: str) -> None:
+    """End an answer that came in the moment in which another was taken: its cost stays booked."""
+    if isinstance(found, Stream):
+        found.reply.abort()
+        found.attempt.abandon(reason, sent=True)
 
 
 def _ordered(job: Job) -> Sequence[Target]:

@@ -233,11 +233,6 @@ def _notes(settings: GatewaySettings, providers: Mapping[str, Provider]) -> tupl
     if settings.semantic_cache.enabled:
         notes.append("semantic_cache is enabled but not built yet: every call goes upstream")
     notes += [
-        f"route {entry.id}: hedge_after_ms is read but not built yet: no second call is sent"
-        for entry in settings.routes
-        if entry.hedge_after_ms
-    ]
-    notes += [
         f"providers.{name} has no keys: calls to it are refused there"
         for name, provider in providers.items()
         if not provider.entry.keys and not provider.row.keyless
