@@ -8,6 +8,7 @@ the other did. So each folder has a name of its own, which its workers carry.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from pathlib import Path
@@ -48,9 +49,8 @@ def _home(folder: Path) -> str:
                 file.write(secrets.token_hex(4).encode())
                 file.flush()
                 os.fsync(file.fileno())
-            path.hardlink_to(made)
-        except FileExistsError:
-            pass
+            with contextlib.suppress(FileExistsError):  # another process was faster
+                path.hardlink_to(made)
         finally:
             made.unlink(missing_ok=True)
     name = path.read_text(encoding="ascii").strip()
