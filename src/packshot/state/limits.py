@@ -248,7 +248,11 @@ class MemoryLimits:
             return Room(rule.limit, rule.limit, 0.0)
         now = self._clock()
         window = self._now(key, rule, now)
-        return Room(rule.limit, max(rule.limit - window.total, 0), window.reset_s(now))
+        left = rule.limit - window.total
+        # Asked for after each call, when the newest slot has that call in it: it leaves last.
+        slot, amount = window.last
+        reset = (slot + SLOTS + 1) * window.width - now + EASE_S if amount else window.reset_s(now)
+        return Room(rule.limit, max(0, left), reset)
 
     def _now(self, key: str, rule: Rule, now: float) -> _Window:
         """Return a key's window as it is now."""
