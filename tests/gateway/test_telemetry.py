@@ -235,18 +235,26 @@ def test_promtool_takes_the_page(tmp_path: Path, plan: Plan) -> None:
 def test_models_have_one_order_on_every_page(tmp_path: Path) -> None:
     name = names.REQUESTS.name
     for worker in range(3):
-        models = {f"p/m{worker}-{n}": n + 1 for n in range(100)} | {"p/known": 0}
+        models = {f"p/m{worker}-{n}": n + 1 for n in range(100)} | {"p/zzz": 0}
         rows = {("chat", "", *model.split("/"), "200"): 1 for model in models}
         snapshots.write(tmp_path, f"gateway-{worker}", Snapshot(1, {name: rows}, models=models))
     total = snapshots.merge(tmp_path, 1)
     assert len(total.models) == snapshots.MODELS
-    assert "p/known" in total.models
-    assert total.counters[name]["chat", "", "p", "known", "200"] == 3
+    assert "p/zzz" in total.models
+    assert total.counters[name]["chat", "", "p", "zzz", "200"] == 3
     assert total.counters[name]["chat", "", "p", "other", "200"] == 101
+    assert total.counters[name]["chat", "", "p", "m2-0", "200"] == 1  # the oldest, not the first
     assert sum(total.counters[name].values()) == 303
 
 
 LABEL = st.text(max_size=20)
+
+
+def test_labels_are_escaped() -> None:
+    labels = ("ends in \\", 'says "no"', "two\nlines", "\\n is no line")
+    text = snapshots.page(Snapshot(0, {names.ATTEMPTS.name: {labels: 1}}))
+    (row,) = parsed(text)[names.ATTEMPTS.name]
+    assert dict(row) == dict(zip(names.ATTEMPTS.labels, labels, strict=True))
 
 
 @given(st.dictionaries(st.tuples(LABEL, LABEL, LABEL, LABEL), st.integers(0, 2**60), max_size=5))
@@ -492,20 +500,24 @@ def test_what_is_too_much_or_fails_is_dropped_and_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    "section",
+    ("section", "said"),
     [
-        "telemetry: {otlp: collector}",
-        "telemetry: {trace_share: 1.5}",
-        "telemetry: {content_days: 0}",
-        "telemetry: {content_key: env.SHORT}",
-        "access: {virtual_keys: [{id: shop, value: env.KEY_A, content_log: true}]}",
+        ("telemetry: {otlp: collector}", "otlp is"),
+        ("telemetry: {trace_share: 1.5}", "trace_share is"),
+        ("telemetry: {content_days: 0}", "content_days is"),
+        ("telemetry: {content_key: env.SHORT}", "content_key has 5"),
+        (
+            "access: {virtual_keys: [{id: shop, value: env.LONG, content_log: true}]}",
+            "telemetry.content_key is not set",
+        ),
     ],
 )
 def test_a_mistake_in_the_section_is_told(
-    tmp_path: Path, section: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, section: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHORT", "short")
     (tmp_path / "packshot.yaml").write_text(PLAN + section + "\n")
-    with pytest.raises(InvalidRequest) as raised:
+    monkeypatch.setenv("LONG", "l" * 40)
+    with pytest.raises(InvalidRequest, match=said) as raised:
         load_gateway(tmp_path / "packshot.yaml")
     assert "short" not in str(raised.value)
