@@ -259,7 +259,7 @@ def test_named_provider_keys() -> None:
     assert set(who.names_of("openai")) == {"research", "spare"}
     assert who.permits_key("openai", "research")
     assert not who.permits_key("openai", "production")
-    assert who.names_of("anthropic") == ()
+    assert who.names_of("anthropic") is None
     assert who.permits_key("anthropic", "any")
     assert who.may_use("anthropic", "claude")
     assert not who.may_use("mistral", "large")
@@ -267,7 +267,8 @@ def test_named_provider_keys() -> None:
     assert not who.may_use("openai-eu", "gpt-4o")
     assert not key(keys=("openai-eu/x",)).may_use("openai", "gpt-4o")
     assert not who.permits_key("mistral", "any")
-    assert key().names_of("openai") == ()
+    assert who.names_of("mistral") == [], "none, which is not all"
+    assert key().names_of("openai") is None
     assert key().permits_key("openai", "any")
 
 

@@ -111,13 +111,13 @@ class Keys:
         model: str,
         now: float,
         *,
-        allowed: Collection[str] = (),
+        allowed: Collection[str] | None = None,
         tried: Collection[Key] = (),
         session: bytes = b"",
     ) -> Key | None:
         """Return the key for the next call of ``model``, or None where none may be used now.
 
-        ``allowed`` are the names that the virtual key is bound to (empty: all), ``tried`` the keys
+        ``allowed`` are the names that the virtual key is bound to (None: all), ``tried`` the keys
         that this call has had already.
         """
         best: Key | None = None
@@ -125,7 +125,7 @@ class Keys:
         well = [
             key
             for key in self._keys
-            if (not allowed or key.name in allowed)
+            if (allowed is None or key.name in allowed)
             and key not in tried
             and key.well(model, now)
             and (not key.models or key.may(model))
@@ -141,12 +141,14 @@ class Keys:
             best.current -= total
         return best
 
-    def ready_in(self, model: str, now: float, allowed: Collection[str] = ()) -> float | None:
+    def ready_in(
+        self, model: str, now: float, allowed: Collection[str] | None = None
+    ) -> float | None:
         """Return the seconds until the first key may be used; None where there is none at all."""
         waits = [
             max(key.ready_at, key.breaker(model).open_until) - now
             for key in self._keys
-            if (not allowed or key.name in allowed) and key.may(model)
+            if (allowed is None or key.name in allowed) and key.may(model)
         ]
         return max(0.0, min(waits)) if waits else None
 

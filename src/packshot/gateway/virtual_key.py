@@ -251,13 +251,10 @@ class VirtualKey:
         provider, slash, model = name.partition("/")
         return self.may_use(provider, model) if slash else self.permits_route(name)
 
-    def names_of(self, provider: str) -> Collection[str]:
-        """Return the names of a provider's keys that may make the calls; empty: all of them.
-
-        A provider of which `may_use` says no has none.
-        """
+    def names_of(self, provider: str) -> Collection[str] | None:
+        """Return the names of a provider's keys that may make the calls; None: all of them."""
         if not self.keys or f"{provider}/*" in self.keys:
-            return ()
+            return None
         start = f"{provider}/"
         return [each.removeprefix(start) for each in self.keys if each.startswith(start)]
 

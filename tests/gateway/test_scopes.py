@@ -1,0 +1,49 @@
+"""Whose keys make whose calls: a virtual key's `keys` hold for every target of every route."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import httpx2 as httpx
+import pytest
+
+from packshot.providers.fake_script import Settings
+from tests.gateway.world import world
+
+SECRET = "pk-" + "s" * 43
+HELLO = {
+    "model": "rewrite",
+    "messages": [{"role": "user", "content": "white sneaker on beach"}],
+}
+YAML = """
+providers:
+  openai:
+    base_url: {one}/v1
+    keys: [{name: production, value: env.KEY_A}]
+  anthropic:
+    base_url: {two}
+    keys: [{name: research, value: env.KEY_C}]
+routes:
+  - {id: rewrite, primary: openai/gpt-4o-mini, fallbacks: FALLBACKS}
+access:
+  virtual_keys: [{id: bound, keys: [anthropic/research], value: env.VK}]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "AC":
+        monkeypatch.setenv(f"KEY_{name}", f"secret-{name}")
+    monkeypatch.setenv("VK", SECRET)
+
+
+@pytest.mark.parametrize("fallbacks", ["[]", "[anthropic/claude-haiku-4-5]"])
+def test_a_routes_first_target_is_not_called_by_keys_that_the_caller_is_not_bound_to(
+    tmp_path: Path, fallbacks: str
+) -> None:
+    with world(tmp_path, YAML.replace("FALLBACKS", fallbacks), one=Settings(), two=Settings()) as w:
+        headers = {"authorization": f"Bearer {SECRET}"}
+        got = httpx.post(f"{w.url}/v1/chat/completions", json=HELLO, headers=headers)
+        assert got.headers.get("x-packshot-provider") != "openai", got.text
+        assert not [e for e in w.booked() if e.provider == "openai"]
+        assert (got.status_code == 200) is (fallbacks != "[]"), got.text
