@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hmac
 import random
 import threading
 from decimal import Decimal
@@ -427,3 +428,10 @@ def test_secrets_are_256_random_bits() -> None:
     assert len(made) == 1000
     assert all(len(each) == 46 and each.startswith("pk-") for each in made)
     assert all(is_secret(each.encode()) for each in made)
+
+
+@given(st.binary(max_size=200), st.binary(max_size=600))
+def test_the_digest_is_hmac_sha_256(pepper: bytes, secret: bytes) -> None:
+    hasher = Hasher(pepper)
+    for _ in range(2):  # what was kept of the pepper is as it was
+        assert hasher.digest(secret) == hmac.digest(pepper, secret, "sha256")
