@@ -1,3 +1,5 @@
+"""``packshot gateway``: what its commands print; serving has its own tests in tests/gateway."""
+
 from __future__ import annotations
 
 from pathlib import Path

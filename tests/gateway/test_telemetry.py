@@ -409,30 +409,29 @@ def test_tracebacks_and_other_loggers_show_no_secret(
     assert log.dropped == 0
 
 
-def test_no_canary_comes_out_of_any_error_path(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """S8: secrets of every kind, through every way in which a call can fail."""
-    canaries = {
-        name: f"sk-canary-{name}-0123456789abcdef"
-        for name in ("A", "B", "ADMIN", "PEPPER", "VIRTUAL", "CONTENT")
-    }
-    for name, canary in canaries.items():
-        monkeypatch.setenv(f"KEY_{name}", canary)
-    yaml = YAML + (
-        "telemetry: {log: json, content_key: env.KEY_CONTENT}\n"
-        "access:\n"
-        "  admin_secret: env.KEY_ADMIN\n"
-        "  pepper: env.KEY_PEPPER\n"
-        "  virtual_keys: [{id: shop, value: env.KEY_VIRTUAL, content_log: true}]\n"
-    )
-    made = World(tmp_path, yaml, {"one": Settings(), "two": Settings()})
-    made.start()
-    telemetry = made.worker.telemetry
-    del telemetry.error  # the world's own, which only collects: here the real one is meant
-    virtual = {"authorization": f"Bearer {canaries['VIRTUAL']}"}
+CANARIES = {
+    name: f"canary.{name}.0123456789abcdef+/0123456789"  # like nothing that a pattern would find
+    for name in ("A", "B", "ADMIN", "PEPPER", "VIRTUAL", "CONTENT")
+}
+SECRETS = """
+telemetry: {log: json, content_key: env.KEY_CONTENT}
+access:
+  admin_secret: env.KEY_ADMIN
+  pepper: env.KEY_PEPPER
+  virtual_keys: [{id: shop, value: env.KEY_VIRTUAL, content_log: true}]
+"""
+FAULTS = (
+    *(Fault(status=status) for status in (401, 403, 429, 500, 503)),
+    *(Fault(status=400, code=code) for code in ("quota", "context", "filter")),
+    *(Fault(ending=ending) for ending in ("close", "reset", "torn", "error_event")),
+)
+
+
+def try_everything(made: World) -> list[str]:
+    """Make calls that fail in every way, with secrets where none belongs; return what was heard."""
+    virtual = {"authorization": f"Bearer {CANARIES['VIRTUAL']}"}
     body: dict[str, Any] = {"model": "rewrite", "messages": HELLO}
-    answers: list[str] = []
+    heard: list[str] = []
     host, _, port = made.url.removeprefix("http://").partition(":")
     with closing(HTTPConnection(host, int(port), timeout=20)) as caller:
 
@@ -440,50 +439,59 @@ def test_no_canary_comes_out_of_any_error_path(
             sent = options.get("content") or json.dumps(options.get("json", body))
             caller.request("POST", path, sent, options.get("headers", virtual))
             done = caller.getresponse()
-            answers.append(f"{done.headers} {done.read()!r}")
+            heard.append(f"{done.headers} {done.read()!r}")
 
         call()
-        call(headers={"authorization": f"Bearer {canaries['A']}"})
+        call(headers={"authorization": f"Bearer {CANARIES['A']}"})
         call(headers={})
-        call(json={**body, "model": canaries["VIRTUAL"]})
-        call(json={**body, "model": f"openai/{canaries['A']}"})
+        call(json={**body, "model": CANARIES["VIRTUAL"]})
+        call(json={**body, "model": f"openai/{CANARIES['A']}"})
         call(json={**body, "n": 0})
-        call(json=None, content=b"{" + canaries["A"].encode())
-        call(headers={**virtual, "x-packshot-target": canaries["B"]})
-        call(f"/raw/openai/v1/{canaries['A']}")
+        call(content=b"{" + CANARIES["A"].encode())
+        call(headers={**virtual, "x-packshot-target": CANARIES["B"]})
+        call(f"/raw/openai/v1/{CANARIES['A']}")
         call("/raw/openai/v1/chat/completions", json={**body, "model": "gpt-4o-mini"})
-
-        for fault in (
-            *(Fault(status=status) for status in (401, 403, 429, 500, 503)),
-            *(Fault(status=400, code=code) for code in ("quota", "context", "filter")),
-            *(Fault(ending=ending) for ending in ("close", "reset", "torn", "error_event")),
-        ):
-            made.fakes["one"].next(fault)
-            call()
-            made.fakes["one"].next(fault)
-            call(json={**body, "stream": True})
+        for fault in FAULTS:
+            for stream in (False, True):
+                made.fakes["one"].next(fault)
+                call(json={**body, "stream": stream})
 
         async def broken(*_: object) -> None:
-            raise RuntimeError(f"broken: {canaries!r} {base64.b64encode(canaries['A'].encode())!r}")
+            raise RuntimeError(f"broken: {CANARIES!r} {base64.b64encode(CANARIES['A'].encode())!r}")
 
-        monkeypatch.setattr(made.worker.gateway._dispatcher, "answer", broken)
+        made.worker.gateway._dispatcher.answer = broken  # type: ignore[method-assign,assignment]
         call()
+    return heard
+
+
+def test_no_canary_comes_out_of_any_error_path(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S8: secrets of every kind, through every way in which a call can fail."""
+    for name, canary in CANARIES.items():
+        monkeypatch.setenv(f"KEY_{name}", canary)
+    made = World(tmp_path, YAML + SECRETS, {"one": Settings(), "two": Settings()})
+    made.start()
+    telemetry = made.worker.telemetry
+    del telemetry.error  # the world's own, which only collects: here the real one is meant
+    heard = try_everything(made)
     page = telemetry.page()
     made.stop()
     log = capfd.readouterr().err
     assert "RuntimeError" in log
     assert value(page, "packshot_gateway_errors_total") == 1
-    assert len([line for line in log.splitlines() if '"surface"' in line]) == 11 + 24
-    sealed = b"".join(path.read_bytes() for path in (tmp_path.rglob("*.sealed")))
-    for name, canary in canaries.items():
-        forms = (canary, quote(canary, safe=""), canary.encode().hex())
+    assert len([line for line in log.splitlines() if '"surface"' in line]) == len(heard)
+    folder = made.worker.gateway.settings.content_folder
+    sealed = b"".join(path.read_bytes() for path in folder.iterdir())
+    assert sealed
+    for name, canary in CANARIES.items():
         coded = base64.b64encode(canary.encode()).decode()[:-4]
-        for form in (*forms, coded):
+        for form in (canary, quote(canary, safe=""), canary.encode().hex(), coded):
             assert form not in log, name
             assert form not in page, name
             assert form.encode() not in sealed, name
     for name in ("ADMIN", "PEPPER", "CONTENT"):
-        assert all(canaries[name] not in each for each in answers)
+        assert all(CANARIES[name] not in each for each in heard)
 
 
 # ---------------------------------------------------------------- the thread behind

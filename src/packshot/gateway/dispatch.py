@@ -270,6 +270,7 @@ class Dispatcher:
         if not self._affords(tries, wait):
             return False
         tries.retries += 1
+        self._telemetry.retry(tries.job, tries.target, "rate_limit")
         tries.tried = []
         return True
 
