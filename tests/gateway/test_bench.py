@@ -1,3 +1,5 @@
+"""packshot gateway bench: what it measures, and what it leaves alone."""
+
 from __future__ import annotations
 
 import os
