@@ -14,6 +14,7 @@ budget may be spent, a breaker may be open), with one target and no fallback:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
@@ -21,6 +22,10 @@ from typing import Literal, Protocol, TypeAlias
 from packshot.core.types import Usage
 from packshot.providers.fake import Fake
 from packshot.providers.fake_script import NEVER, Delay, Fault, Rule, Settings, Truth, limited
+
+LONG = "PACKSHOT_LONG" in os.environ
+"""Whether the long versions run, too: all combinations of the matrix, the whole outage, the rolling
+restart. ``PACKSHOT_LONG=1 ./packshot test tests/gateway`` takes some minutes more."""
 
 KEYS = ("k1", "k2")
 RETRIES = 2

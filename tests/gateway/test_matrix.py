@@ -4,8 +4,8 @@ What the caller saw, what the provider billed (`Fake.truth`) and what the ledger
 the gateway knew, never less where it could not know, and exact again once what is unknown was
 reconciled with the provider's own count.
 
-Each case runs once in every run of the tests, its API and manner taken in turn; ``-m slow`` runs
-all combinations.
+Each case runs once in every run of the tests, its API and manner taken in turn; with `LONG` all
+combinations do.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from tests.gateway.faults import (
     CASES,
     CUT,
     KEYS,
+    LONG,
     PATIENCE_S,
     RETRIES,
     Api,
@@ -99,14 +100,15 @@ def ways_of(case: Case) -> list[tuple[Way, bool]]:
 
 
 def rows(cases: Sequence[Case]) -> Iterator[object]:
-    """Yield each case in all its ways; all but one of them are for the long run."""
+    """Yield each case in one of its ways, with `LONG` in all."""
     for number, case in enumerate(cases):
         ways = ways_of(case)
         for at, (way, stream) in enumerate(ways):
-            mark = [] if at == number % len(ways) else [pytest.mark.slow]
+            if not LONG and at != number % len(ways):
+                continue
             truly = before_the_first_byte(case) if way == "translated" and unseen(case) else case
             name = f"{case.name}, {way}, {'streamed' if stream else 'whole'}"
-            yield pytest.param(truly, way, stream, id=name, marks=mark)
+            yield pytest.param(truly, way, stream, id=name)
 
 
 def unseen(case: Case) -> bool:
@@ -202,10 +204,15 @@ def test_a_fault(tmp_path: Path, case: Case, way: Way, stream: bool) -> None:
         run(there, case, way, stream=stream)
 
 
+def some(cases: list[Case], hangup: str) -> list[Case]:
+    """Return all, or, where each takes its time and the run is not `LONG`, a few."""
+    return cases if LONG or hangup == "cancel" else cases[:: EVENTS // 3]
+
+
 @pytest.mark.parametrize("hangup", ["cancel", "drain"])
 @pytest.mark.parametrize("way", ["openai", "anthropic", "translated"])
 def test_a_caller_leaves_after_each_event(tmp_path: Path, way: Way, hangup: str) -> None:
-    for number, case in enumerate(hang_ups(EVENTS)):
+    for number, case in enumerate(some(hang_ups(EVENTS), hangup)):
         folder = tmp_path / str(number)
         folder.mkdir()
         with world(folder, yaml_of(way, hangup), one=case.settings) as there:
@@ -216,7 +223,7 @@ def test_a_caller_leaves_after_each_event(tmp_path: Path, way: Way, hangup: str)
 def test_a_caller_leaves_and_the_provider_bills_less(
     tmp_path: Path, billed: Literal["sent", "nothing"]
 ) -> None:
-    for number, case in enumerate(hang_ups(EVENTS, billed)):
+    for number, case in enumerate(some(hang_ups(EVENTS, billed), "drain")):
         folder = tmp_path / str(number)
         folder.mkdir()
         with world(folder, yaml_of("openai"), one=case.settings) as there:

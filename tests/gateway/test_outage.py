@@ -39,6 +39,7 @@ from packshot.ledger.prices.book import book_of
 from packshot.ledger.settings import load_settings
 from packshot.ledger.stores import open_store
 from packshot.ledger.wiring import bring_in
+from tests.gateway.faults import LONG
 from tests.gateway.travel import Travel, travel
 
 OUTAGE_S = 2400.0
@@ -244,9 +245,8 @@ START = 1_000.0
 """The virtual clock's beginning."""
 
 
-@pytest.mark.parametrize(
-    "rate", [RATE / 20, pytest.param(RATE, marks=[pytest.mark.slow, pytest.mark.timeout(900)])]
-)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("rate", [RATE / 20, RATE] if LONG else [RATE / 20])
 def test_forty_minutes_with_a_second_provider(rate: float, monkeypatch: pytest.MonkeyPatch) -> None:
     primary, second, money = Script(outage(START)), Script(lambda _: "well"), Count()
     plan = plan_of(primary, second)
@@ -298,7 +298,7 @@ def test_silence_from_one_moment_to_the_next(monkeypatch: pytest.MonkeyPatch) ->
 def test_forty_minutes_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a second provider callers hear 503 and when to come back, and no load is added."""
     primary, money = Script(outage(START)), Count()
-    outcome = travel(drive(plan_of(primary, None), money, 60 + OUTAGE_S + 70, 20.0), monkeypatch)
+    outcome = travel(drive(plan_of(primary, None), money, 60 + OUTAGE_S + 70, 8.0), monkeypatch)
     assert len(outcome.refusals) + len(outcome.answered) == outcome.jobs
     assert len(primary.seen) <= 1.10 * outcome.jobs
     assert set(money.succeeded.values()) == {1}

@@ -15,7 +15,7 @@ from packshot.ledger.prices.book import book_of
 from packshot.ledger.settings import load_settings
 from packshot.providers.fake_script import Fault, Settings
 from tests.gateway.caller import Caller
-from tests.gateway.faults import Saw
+from tests.gateway.faults import LONG, Saw
 from tests.gateway.process import Process, booked, provider
 from tests.gateway.world import world
 
@@ -103,7 +103,7 @@ def test_a_process_that_is_told_to_end_finishes_its_streams(tmp_path: Path) -> N
 
         with Process(path, {"KEY_A": "k1"}) as gateway:
             seen = asyncio.run(streams(gateway))
-            assert gateway.end() == 0, gateway.log()
+            assert gateway.process.wait(60) == 0, gateway.log()
         assert all(saw.complete for saw in seen)
         agree(path, fake.truth)
 
@@ -145,7 +145,7 @@ def agree(path: Path, truths: list) -> None:
     assert sorted(amount for _, amount in entries) == sorted(billed)
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not LONG, reason="takes 20 s; PACKSHOT_LONG=1")
 def test_a_rolling_restart_fails_nobody(tmp_path: Path) -> None:
     """Two gateways behind what a balancer does: a connection that is refused goes to the other."""
     pace = Settings(usual=Fault(every_s=0.01), reply_bytes=100)

@@ -17,6 +17,7 @@ import pytest
 from packshot.gateway.wire.server import DoorLimits
 from packshot.providers.fake_script import NEVER, Fault, Settings
 from tests.gateway.caller import Caller
+from tests.gateway.faults import LONG
 from tests.gateway.process import Process
 from tests.gateway.world import World, world
 
@@ -288,7 +289,7 @@ def readers(port: int, count: int) -> Iterator[list[socket.socket]]:
 
 def test_many_readers_that_stand_still_take_little_memory(tmp_path: Path) -> None:
     """A provider that sends as fast as it can fills what lies between it and each of them."""
-    count = 200
+    count = 200 if LONG else 60
     origin = Origin(HEAD, chunk(EVENT * 16))
     path = tmp_path / "packshot.yaml"
     with origin as url:
