@@ -74,20 +74,34 @@ async def race(
         reason = HUNG_UP
         raise
     finally:
-        for task in tasks:
-            task.cancel(reason)
-        await asyncio.wait(tasks)
+        reason = await _end(tasks, reason)
         taken = next((task for task in tasks if _is_good(task, good)), None)
         if reason == HUNG_UP:
             taken = None
         for task in tasks:
             if task is not taken and _is_good(task, good):
                 drop(task.result(), reason)
+    if reason == HUNG_UP:
+        raise CancelledError  # while the slower one was being ended
     if taken is None and len(tasks) > 1 and not tasks[1].cancelled():
         error = tasks[1].exception()
         if error is not None and not isinstance(error, PackshotError):
             raise error
     return (taken or tasks[0]).result()
+
+
+async def _end(tasks: list[asyncio.Task[T]], reason: str) -> str:
+    """Cancel what still runs, and wait for it, even if we are cancelled ourselves: nobody else would
+    end what has been answered. Return the reason, which is `HUNG_UP` then.
+    """
+    for task in tasks:
+        task.cancel(reason)
+    while not all(task.done() for task in tasks):
+        try:
+            await asyncio.wait(tasks)
+        except CancelledError:
+            reason = HUNG_UP
+    return reason
 
 
 async def _until_good(tasks: list[asyncio.Task[T]], good: Callable[[T], bool]) -> None:
