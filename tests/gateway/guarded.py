@@ -35,6 +35,7 @@ providers:
     network: {retry: {max_retries: 1, backoff_initial_ms: 1, backoff_max_ms: 2}}
 routes:
   - {id: caption, primary: openai/gpt-4o-mini}
+  - {id: hedged, primary: openai/gpt-4o-mini, hedge_after_ms: 20}
   - {id: dear, primary: openai/gpt-4o-mini, fallbacks: [anthropic/claude-opus-4-1]}
 access:
   pepper: env.PEPPER

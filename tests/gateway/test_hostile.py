@@ -186,6 +186,24 @@ def test_one_call_costs_no_more_than_it_may_its_attempts_together(there: World) 
     assert sum(entry.amount for entry in entries[1:]) <= 100_000
 
 
+def test_a_retry_counts_with_what_came_before_it(there: World) -> None:
+    """Each attempt alone would fit; the first may have been billed, so the second must not be."""
+    there.fakes["one"].next(Fault(status=504))
+    answer = post(there, "/v1/chat/completions", {**BODY, "max_tokens": 60}, "small")
+    assert answer.status_code == 402
+    assert len(there.fakes["one"].truth) == 1
+    (entry,) = there.booked()
+    assert entry.outcome == "unknown"
+    assert 50_000 < entry.amount <= 100_000
+
+
+def test_a_second_attempt_beside_the_first_counts_too(there: World) -> None:
+    there.fakes["one"].next(Fault(head_after_s=0.5))
+    body = {**BODY, "model": "hedged", "max_tokens": 60}
+    assert post(there, "/v1/chat/completions", body, "small").status_code == 200
+    assert len(there.fakes["one"].truth) == 1
+
+
 def test_a_budget_is_not_exceeded_by_many_at_once(there: World) -> None:
     threads = [
         threading.Thread(

@@ -58,6 +58,8 @@ class Attempt:
         key.in_flight += 1
         target.in_flight += 1
         job.attempts += 1
+        if hold is not None:
+            job.held += hold.amount
         job.target = target
         job.key = key.name
 
@@ -117,6 +119,8 @@ class Attempt:
         if self.ended:
             return False
         self.ended = True
+        if self.hold is not None:
+            self.job.held -= self.hold.amount
         self.key.in_flight -= 1
         self.target.in_flight -= 1
         return True

@@ -70,6 +70,8 @@ class Job(msgspec.Struct, eq=False):
     upstream_s: float = 0.0
     first_byte_s: float = 0.0
     cost: int = 0
+    held: int = 0
+    """Nano-EUR that the attempts now under way may cost."""
     input_tokens: int = 0
     output_tokens: int = 0
     tokens_taken: int = 0

@@ -137,15 +137,16 @@ class Money:
 def _hold_to(job: Job, most: Decimal, bound: int | None, *, priced: bool) -> None:
     """Refuse an attempt that could take a call above what its virtual key lets one call cost.
 
-    What earlier attempts of the same call cost counts.
+    What its other attempts cost, or may yet cost, counts.
     """
     name = f"the virtual key {job.owner.id!r} has a max_cost_eur of {most}"
     if not priced:
         raise Unpriced(f"{name}, and no price is known for this model")
     if bound is None:
         raise Unbounded(f"{name}, and nothing bounds what this call costs: send max_tokens")
-    if job.cost + bound > nanos_of(most):
+    most_now = job.cost + job.held + bound
+    if most_now > nanos_of(most):
         raise BudgetExceeded(
-            f"{name}, and this call could cost {eur(job.cost + bound)}: lower max_tokens or n, or "
+            f"{name}, and this call could cost {eur(most_now)}: lower max_tokens or n, or "
             "shorten the prompt"
         )
