@@ -39,6 +39,8 @@ class Cycle(RequestResponseCycle):
     expected_content_length = 0
     head = b""
     """The response's head, until the first of its body is there."""
+    given = False
+    """The whole body was handed on: what is received next is that the client is gone."""
 
     def __init__(self, protocol: HttpToolsProtocol, scope: Any, *, keep_alive: bool) -> None:  # noqa: ANN401
         # Not uvicorn's own, which sets one by one what stands above.
@@ -80,6 +82,16 @@ class Cycle(RequestResponseCycle):
             self.on_response = nothing
             if self.task is not None:
                 self.tasks.discard(self.task)
+
+    async def receive(self) -> Any:  # noqa: ANN401 - any of ASGI's messages
+        """Return what has come of the body; at once where all is there, as it mostly is."""
+        if self.more_body or self.given or self.disconnected or self.response_complete:
+            return await super().receive()
+        self.given = True
+        self.flow.resume_reading()
+        self.message_event.clear()
+        body, self.body = bytes(self.body), bytearray()
+        return {"type": "http.request", "body": body, "more_body": False}
 
     async def send(self, message: Any) -> None:  # noqa: ANN401 - any of ASGI's messages
         """Take the next part of the response; wait while the client reads too slowly."""
