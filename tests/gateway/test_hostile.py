@@ -28,6 +28,7 @@ from tests.gateway.guarded import (
     PEPPER,
     PROVIDER_KEY,
     YAML,
+    body_for,
     credentials,
     post,
     say,
@@ -184,6 +185,33 @@ def test_one_call_costs_no_more_than_it_may_its_attempts_together(there: World) 
     assert not there.fakes["two"].truth
     entries = there.booked()
     assert sum(entry.amount for entry in entries[1:]) <= 100_000
+
+
+OPEN_ENDED = [
+    {"web_search_options": {}},
+    {"plugins": [{"id": "web"}]},
+    {"search_parameters": {"mode": "auto"}},
+    {"mcp_servers": [{"type": "url", "url": "https://tools.example"}]},
+    {"tools": [{"type": "web_search_20250305", "name": "web_search"}]},
+    {"tools": [{"type": "code_execution_20250522", "name": "x"}]},
+    {"tools": {"type": "function"}},
+]
+OURS = [
+    {"web_search_options": None, "plugins": []},
+    {"tools": [{"type": "function", "function": {"name": "web_search", "parameters": {}}}]},
+]
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", PREFIX + "openai/chat/completions"])
+def test_a_tool_that_the_provider_runs_has_no_bound(there: World, path: str) -> None:
+    body = {**body_for(path), "max_tokens": 5}
+    for more in OPEN_ENDED:
+        answer = post(there, path, {**body, **more}, "poor")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unbounded_cost"), more
+    assert upstream(there) == 0
+    for more in OURS:
+        assert post(there, path, {**body, **more}, "poor").status_code == 200, more
+    assert post(there, path, {**body, **OPEN_ENDED[0]}).status_code == 200
 
 
 def test_a_retry_counts_with_what_came_before_it(there: World) -> None:

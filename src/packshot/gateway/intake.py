@@ -23,7 +23,7 @@ from packshot.core.errors import BodyTooLarge, InvalidRequest, unknown_name
 from packshot.core.ids import new_id
 from packshot.core.types import STAGES
 from packshot.gateway.access import VirtualKey
-from packshot.gateway.job import Job, input_bound, open_fields, whole_number
+from packshot.gateway.job import Job, input_bound, is_open_ended, open_fields, whole_number
 from packshot.gateway.plan import Plan, Route
 from packshot.ledger.names import GATEWAY_STAGES
 from packshot.providers.base import Fields, Surface
@@ -155,6 +155,7 @@ def make_job(
         monotonic() + time_limit_s(headers, route),
         door.stage,
         input_bound=input_bound(fields, len(body)),
+        open_ended=is_open_ended(fields),
     )
     if door.surface in {"chat", "messages"}:
         job.output_limit = whole_number(fields, "max_tokens", MAX_OUTPUT)

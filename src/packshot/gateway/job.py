@@ -13,7 +13,7 @@ from packshot.gateway.access import VirtualKey
 from packshot.gateway.plan import Route, Target
 from packshot.providers.base import Fields, Surface
 
-__all__ = ["Job", "input_bound", "open_fields", "whole_number"]
+__all__ = ["Job", "input_bound", "is_open_ended", "open_fields", "whole_number"]
 
 MOST_DIGITS = 18
 """Of a whole number: more is a joke, and costs time to read."""
@@ -64,6 +64,8 @@ class Job(msgspec.Struct, eq=False):
     choices: int = 1
     input_bound: int = 0
     """Input tokens that the request cannot exceed."""
+    open_ended: bool = False
+    """The provider is to run tools of its own, so that nothing bounds the cost."""
     attempts: int = 0
     retries: int = 0
     fallbacks: int = 0
@@ -133,6 +135,36 @@ class _Message(msgspec.Struct):
 MESSAGES = msgspec.json.Decoder(list[_Message])
 WORDS = frozenset({"text", "refusal", "thinking", "redacted_thinking", "tool_use", "tool_result"})
 """Parts of a message that cost no more tokens than they have bytes."""
+
+
+OPEN_FIELDS = frozenset(
+    {"web_search_options", "search_parameters", "plugins", "mcp_servers", "container"}
+)
+"""Members by which OpenAI, xAI, OpenRouter and Anthropic are asked to run something themselves."""
+
+OWN_TOOLS = ("function", "custom", "bash_", "text_editor_", "computer_", "memory_")
+"""How the types of tools begin that the caller runs; "" is Anthropic's for such a one, too."""
+
+TOOLS = msgspec.json.Decoder(list[_Inner])
+
+
+def is_open_ended(fields: Fields) -> bool:
+    """Tell whether the provider is to run tools of its own: searches that cost beside the tokens,
+    and whose results are tokens that the body does not have. Nothing bounds what that comes to.
+    """
+    if not OPEN_FIELDS.isdisjoint(fields) and any(
+        bytes(fields.get(name, b"null")) not in {b"null", b"[]", b"false"} for name in OPEN_FIELDS
+    ):
+        return True
+    tools = fields.get("tools")
+    if tools is None or bytes(tools) == b"null":
+        return False
+    try:
+        return not all(
+            not each.type or each.type.startswith(OWN_TOOLS) for each in TOOLS.decode(tools)
+        )
+    except (msgspec.MsgspecError, RecursionError):
+        return True  # no shape that we know
 
 
 def input_bound(fields: Fields, body_bytes: int) -> int:

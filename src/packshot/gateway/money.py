@@ -65,6 +65,13 @@ class Money:
             priced = bound is not None
         except Unbounded:
             bound, priced = None, True
+        if job.open_ended and priced:
+            bound = None
+            if self.capped(job):
+                raise Unbounded(
+                    "the provider is to run tools of its own (a search, code), which has no upper "
+                    "bound of its cost, and a budget applies: leave them out"
+                )
         if job.owner.max_cost_eur is not None:
             _hold_to(job, job.owner.max_cost_eur, bound, priced=priced)
         expires_in_s = int(expires_in_s) + MARGIN_S

@@ -40,7 +40,7 @@ from packshot.gateway.dispatch import (
     with_headers,
 )
 from packshot.gateway.intake import MAX_CHOICES, MAX_OUTPUT, Door, Scope, annotate, time_limit_s
-from packshot.gateway.job import Job, input_bound, open_fields, whole_number
+from packshot.gateway.job import Job, input_bound, is_open_ended, open_fields, whole_number
 from packshot.gateway.keys import Key
 from packshot.gateway.money import Money
 from packshot.gateway.plan import Plan, Provider, Route, Target
@@ -198,6 +198,7 @@ def ask(
         monotonic() + time_limit_s(headers, route),
         "raw",
         input_bound=input_bound(fields, len(body)),
+        open_ended=is_open_ended(fields),
     )
     if operation in OPERATIONS and surface in {"chat", "messages"}:
         _limit(job)
