@@ -89,8 +89,8 @@ class Figures:
     """What came out; times in microseconds, medians of the rounds.
 
     ``added_*`` is the latency at one connection less that of a direct call. CPU times are None
-    where the system does not tell them. ``drain_us`` is what the ledger's drain used meanwhile, for
-    a call.
+    where the system does not tell them, that of a chunk also where Anthropic is asked. ``drain_us``
+    is what the ledger's drain used meanwhile, for a call.
     """
 
     model: str
@@ -124,8 +124,10 @@ def bench(path: Path, options: Options) -> Figures:
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="packshot-bench-")))
-        static = not _has_anthropic(path)
-        fake, _ = stack.enter_context(started_fake("--every-ms", PACE_MS, static=static))
+        # The fast fake speaks OpenAI's API only. The other paces whole answers, too.
+        static = not _asks_anthropic(path, options.model)
+        pace = ("--every-ms", PACE_MS) if static else ()
+        fake, _ = stack.enter_context(started_fake(*pace, static=static))
         config, model = prepared(path, folder, fake, options.model)
         port, process = stack.enter_context(started(config))
         # A request of its own for each: a route's name means nothing to the provider.
@@ -153,7 +155,7 @@ def bench(path: Path, options: Options) -> Figures:
             median([load.calls / load.seconds for load in plain]),
             median([each[0] for each in cpu]) if cpu else None,
             median([each[1] for each in cpu]) if cpu else None,
-            _chunks(port, process.pid, model, options),
+            _chunks(port, process.pid, model, options) if static else None,
             os.getloadavg()[0],
         )
 
@@ -236,18 +238,24 @@ def _redirect(name: str, entry: dict[str, Any], fake: int) -> None:
         entry.get("network", {}).pop(name_of_file, None)
 
 
-def _has_anthropic(path: Path) -> bool:
-    """Tell whether a provider speaks Anthropic's API: the fast fake speaks only OpenAI's."""
-    providers: dict[str, Any] = _document(path).get("providers", {})
-    return any("anthropic" in (entry.get("kind", ""), name) for name, entry in providers.items())
+def _asks_anthropic(path: Path, model: str) -> bool:
+    """Tell whether the calls go to a provider that speaks Anthropic's API."""
+    given = _document(path)
+    routes = {route["id"]: route for route in given.get("routes") or given.get("mcp") or ()}
+    model = model or _model_of(given)
+    target: str = routes[model].get("primary", "") if model in routes else model
+    provider = target.partition("/")[0]
+    return "anthropic" in (given.get("providers", {}).get(provider, {}).get("kind"), provider)
 
 
 def _model_of(made: Mapping[str, Any]) -> str:
     routes = made.get("routes") or made.get("mcp")
     if routes:
         return str(routes[0]["id"])
-    name, entry = next(iter(made["providers"].items()))
-    return f"{name}/{next(iter(entry.get('models', {})), 'gpt-4o-mini')}"
+    providers: dict[str, dict[str, Any]] = made.get("providers", {})
+    name = next(iter(providers), "")
+    models: dict[str, Any] = providers[name].get("models", {}) if name else {}
+    return f"{name}/{next(iter(models), 'gpt-4o-mini')}"
 
 
 # ------------------------------------------------------------------------------ the processes
