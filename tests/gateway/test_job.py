@@ -8,7 +8,20 @@ import msgspec
 import pytest
 
 from packshot.core.errors import InvalidRequest
-from packshot.gateway.job import PER_ATTACHMENT, input_bound, open_fields, whole_number
+from packshot.gateway.access import VirtualKey
+from packshot.gateway.intake import DOORS, make_job
+from packshot.gateway.job import (
+    PER_ATTACHMENT,
+    PER_DOCUMENT,
+    WITH_TOOLS,
+    Job,
+    input_bound,
+    is_open_ended,
+    open_fields,
+    whole_number,
+)
+from packshot.gateway.plan import build_plan
+from packshot.gateway.settings import GatewaySettings, ProviderEntry
 
 
 def bound(messages: object) -> int:
@@ -24,7 +37,7 @@ def test_words_cost_no_more_than_their_bytes() -> None:
     assert input_bound({}, 100) == 100
 
 
-@pytest.mark.parametrize("kind", ["image_url", "image", "file", "document", "input_audio", "video"])
+@pytest.mark.parametrize("kind", ["image_url", "image", "input_audio", "video"])
 def test_what_is_pointed_to_counts(kind: str) -> None:
     assert bound([{"role": "user", "content": [{"type": kind}] * 3}]) == 100 + 3 * PER_ATTACHMENT
 
@@ -56,3 +69,63 @@ def test_a_whole_number() -> None:
     assert whole_number({"n": msgspec.Raw(b"50")}, "n", 50) == 50
     assert whole_number({"n": msgspec.Raw(b"null")}, "n", 50) is None
     assert whole_number({}, "n", 50) is None
+
+
+@pytest.mark.parametrize("kind", ["file", "document", "container_upload"])
+def test_a_document_may_have_hundreds_of_pages(kind: str) -> None:
+    assert bound([{"role": "user", "content": [{"type": kind}]}]) == 100 + PER_DOCUMENT
+    result = {"type": "tool_result", "content": [{"type": kind}]}
+    assert bound([{"role": "user", "content": [result]}]) == 100 + PER_DOCUMENT
+
+
+@pytest.mark.parametrize("name", ["tools", "functions", "response_format"])
+def test_what_a_provider_adds_where_there_are_tools_counts(name: str) -> None:
+    assert input_bound(open_fields(b'{"%s": []}' % name.encode()), 100) == 100 + WITH_TOOLS
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        ({"web_search_options": {}}, True),
+        ({"plugins": [{"id": "web"}]}, True),
+        ({"models": ["openai/o1-pro"]}, True),
+        ({"tools": [{"type": "web_search_20250305"}]}, True),
+        ({"tools": [{"type": "function"}, {"type": "code_execution"}]}, True),
+        ({"tools": "web_search"}, True),
+        ({"tools": [{"type": "function"}, {"name": "look"}, {"type": "bash_20250124"}]}, False),
+        ({"tools": None, "plugins": None}, False),
+        ({}, False),
+    ],
+)
+def test_what_a_provider_does_by_itself_has_no_bound(body: dict[str, object], found: bool) -> None:
+    assert is_open_ended(open_fields(json.dumps(body).encode())) is found
+
+
+def asked(path: str, **fields: object) -> Job:
+    body = json.dumps({"model": "any/m", **fields}).encode()
+    plan = build_plan(GatewaySettings(providers={"any": ProviderEntry(kind="ollama")}))
+    return make_job(DOORS[path], plan, VirtualKey("k"), {}, body, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("path", "fields", "limit"),
+    [
+        ("/v1/chat/completions", {"max_tokens": 9}, 9),
+        ("/v1/chat/completions", {"max_tokens": 9, "max_completion_tokens": None}, 9),
+        ("/v1/chat/completions", {"max_tokens": 9, "max_completion_tokens": 5}, 9),
+        ("/v1/chat/completions", {"max_tokens": None, "max_completion_tokens": 5}, 5),
+        ("/v1/messages", {"max_tokens": 9_000, "max_completion_tokens": 1}, 9_000),
+        ("/v1/messages", {"max_tokens": 9_000, "thinking": {"budget_tokens": 2_000}}, 9_000),
+        ("/v1/messages", {"max_tokens": 9_000, "thinking": {"budget_tokens": 64_000}}, 73_000),
+        ("/v1/messages", {}, None),
+    ],
+)
+def test_the_limit_of_what_comes_out(
+    path: str, fields: dict[str, object], limit: int | None
+) -> None:
+    assert asked(path, **fields).output_limit == limit
+
+
+def test_a_list_of_other_models_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="models is not passed on"):
+        asked("/v1/chat/completions", models=["openai/o1-pro"])

@@ -13,11 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packshot.core.config import Secret
 from packshot.core.errors import InvalidRequest
 from packshot.gateway.access import VirtualKey
 from packshot.gateway.plan import build_plan
 from packshot.gateway.raw import Meter, ask
-from packshot.gateway.settings import GatewaySettings, ProviderEntry
+from packshot.gateway.settings import GatewaySettings, KeyEntry, ProviderEntry
 from packshot.providers.fake_script import Fault, Settings, limited
 from tests.gateway.launched import http_post
 from tests.gateway.world import World, world
@@ -168,12 +169,30 @@ def test_under_a_budget_what_has_no_bound_is_refused(tmp_path: Path) -> None:
             ("openai/chat/completions", bare, 400),
             ("openai/responses", {**bare, "max_output_tokens": 5}, 400),
             ("openai/batches", {"input_file_id": "x"}, 403),
+            ("openai/images/generations", {"model": "dall-e-3", "prompt": "x"}, 402),
+            ("openai/chat/completions", {**CHAT, "web_search_options": {}}, 400),
+            ("openai/tokenize", {"model": "text-embedding-3-small", "input": "x"}, 400),
             ("openai/chat/completions", {**CHAT, "max_tokens": 10**6, "n": 128}, 402),
             ("openai/chat/completions", CHAT, 200),
         ):
             answer = post(there, path, body, "poor")
             assert answer.status_code == status, (path, body, answer.text)
         assert len(there.fakes["one"].truth) == 1
+
+
+def test_of_a_deployment_the_path_says_what_it_costs_and_not_the_body() -> None:
+    entry = ProviderEntry(
+        kind="azure", base_url="https://x.openai.azure.com", keys=(KeyEntry(Secret("k")),)
+    )
+    scope = {
+        "method": "POST",
+        "path": "/raw/eu/openai/deployments/o1-pro/chat/completions",
+        "raw_path": b"/raw/eu/openai/deployments/o1-pro/chat/completions",
+        "query_string": b"",
+    }
+    plan = build_plan(GatewaySettings(providers={"eu": entry}))
+    asked = ask(scope, plan, VirtualKey("k"), {}, json.dumps(CHAT).encode(), 0.0)
+    assert asked.job.route.targets[0].model == "o1-pro"
 
 
 def test_what_is_no_raw_call(there: World) -> None:

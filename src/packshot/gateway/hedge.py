@@ -91,8 +91,8 @@ async def race(
 
 
 async def _end(tasks: list[asyncio.Task[T]], reason: str) -> str:
-    """Cancel what still runs, and wait for it, even if we are cancelled ourselves: nobody else would
-    end what has been answered. Return the reason, which is `HUNG_UP` then.
+    """Cancel what still runs, and wait for it, even if we are cancelled ourselves: nobody else
+    would end what has been answered. Return the reason, which is `HUNG_UP` then.
     """
     for task in tasks:
         task.cancel(reason)

@@ -23,15 +23,13 @@ from packshot.core.errors import BodyTooLarge, InvalidRequest, unknown_name
 from packshot.core.ids import new_id
 from packshot.core.types import STAGES
 from packshot.gateway.access import VirtualKey
-from packshot.gateway.job import Job, input_bound, is_open_ended, open_fields, whole_number
+from packshot.gateway.job import Job, input_bound, is_open_ended, note_limits, open_fields
 from packshot.gateway.plan import Plan, Route
 from packshot.ledger.names import GATEWAY_STAGES
 from packshot.providers.base import Fields, Surface
 
 __all__ = [
     "DOORS",
-    "MAX_CHOICES",
-    "MAX_OUTPUT",
     "Door",
     "Gone",
     "Receive",
@@ -60,9 +58,6 @@ ANTHROPIC_HEADERS = (b"anthropic-version", b"anthropic-beta")
 """What Anthropic's SDK says of the API's version goes on to Anthropic."""
 
 PLAIN = re.compile(rb"[ -~]{1,500}")
-
-MAX_CHOICES = 128
-MAX_OUTPUT = 1 << 24
 
 
 class Gone(Exception):
@@ -137,6 +132,11 @@ def make_job(
     """
     fields = open_fields(body)
     model = _text(fields, "model")
+    if "models" in fields:
+        raise InvalidRequest(
+            "models is not passed on, since the key may not be for them: name one model, or a "
+            "route with fallbacks"
+        )
     wanted = headers.get(b"x-packshot-target") or headers.get(b"x-packshot-route")
     name = wanted.decode("latin-1") if wanted else model
     if wanted and not plan.knows(name):
@@ -158,11 +158,7 @@ def make_job(
         open_ended=is_open_ended(fields),
     )
     if door.surface in {"chat", "messages"}:
-        job.output_limit = whole_number(fields, "max_tokens", MAX_OUTPUT)
-        if "max_completion_tokens" in fields:
-            job.output_limit = whole_number(fields, "max_completion_tokens", MAX_OUTPUT)
-        if "n" in fields:
-            job.choices = whole_number(fields, "n", MAX_CHOICES) or 1
+        note_limits(job)
     annotate(job, headers)
     return job
 

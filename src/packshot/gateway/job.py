@@ -13,7 +13,7 @@ from packshot.gateway.access import VirtualKey
 from packshot.gateway.plan import Route, Target
 from packshot.providers.base import Fields, Surface
 
-__all__ = ["Job", "input_bound", "is_open_ended", "open_fields", "whole_number"]
+__all__ = ["Job", "input_bound", "is_open_ended", "note_limits", "open_fields", "whole_number"]
 
 MOST_DIGITS = 18
 """Of a whole number: more is a joke, and costs time to read."""
@@ -21,6 +21,17 @@ MOST_DIGITS = 18
 PER_ATTACHMENT = 64_000
 """Tokens that one picture or document can cost beside the bytes that name it. The dearest known is
 a picture of many tiles for a small model of OpenAI's: 2,833 + 5,667 a tile, at most 8 tiles."""
+
+PER_DOCUMENT = 1_000_000
+"""Tokens of a document beside the bytes that name it: a PDF may have hundreds of pages, at up to
+3,000 tokens each, in a few bytes or behind a name. No more fits into the largest window."""
+
+WITH_TOOLS = 1_024
+"""Tokens that a provider adds of its own where there are tools: Anthropic's instructions have up to
+735."""
+
+MAX_CHOICES = 128
+MAX_OUTPUT = 1 << 24
 
 MAX_MEMBERS = 200_000
 """Members of all objects of a body, those in quoted JSON included: a million of them would take
@@ -64,6 +75,8 @@ class Job(msgspec.Struct, eq=False):
     choices: int = 1
     input_bound: int = 0
     """Input tokens that the request cannot exceed."""
+    images: int = 0
+    """Pictures that are asked for."""
     open_ended: bool = False
     """The provider is to run tools of its own, so that nothing bounds the cost."""
     attempts: int = 0
@@ -118,6 +131,38 @@ def whole_number(fields: Fields, name: str, most: int) -> int | None:
     return value
 
 
+class _Thinking(msgspec.Struct):
+    budget_tokens: int | None = None
+
+
+THINKING = msgspec.json.Decoder(_Thinking)
+
+
+def note_limits(job: Job) -> None:
+    """Note how much may come out of a chat or a message: where several limits stand there, the
+    largest, since which of them holds is the provider's to say.
+
+    Raises:
+        InvalidRequest: one of them is no number, or too large.
+    """
+    fields = job.fields
+    limit = whole_number(fields, "max_tokens", MAX_OUTPUT)
+    if job.surface == "chat":
+        if "max_completion_tokens" in fields:
+            other = whole_number(fields, "max_completion_tokens", MAX_OUTPUT)
+            limit = max(limit or 0, other or 0) or None
+        if "n" in fields:
+            job.choices = whole_number(fields, "n", MAX_CHOICES) or 1
+    elif limit is not None and "thinking" in fields:
+        # With interleaved thinking the budget may exceed max_tokens, and is spent beside it.
+        try:
+            budget = THINKING.decode(fields["thinking"]).budget_tokens or 0
+        except msgspec.MsgspecError as error:
+            raise InvalidRequest("thinking must be an object with budget_tokens") from error
+        limit += budget if budget >= limit else 0
+    job.output_limit = limit
+
+
 class _Inner(msgspec.Struct):
     type: str = ""
 
@@ -136,11 +181,22 @@ MESSAGES = msgspec.json.Decoder(list[_Message])
 WORDS = frozenset({"text", "refusal", "thinking", "redacted_thinking", "tool_use", "tool_result"})
 """Parts of a message that cost no more tokens than they have bytes."""
 
+DOCUMENTS = frozenset({"document", "file", "container_upload"})
+
 
 OPEN_FIELDS = frozenset(
-    {"web_search_options", "search_parameters", "plugins", "mcp_servers", "container"}
+    {
+        "web_search_options",  # OpenAI
+        "search_parameters",  # xAI
+        "plugins",  # OpenRouter: searches, readers of files
+        "models",  # OpenRouter: other models, at other prices
+        "preset",  # OpenRouter: any of these
+        "mcp_servers",  # Anthropic
+        "container",  # Anthropic: code
+        "data_sources",  # Azure: what is found there counts as input
+    }
 )
-"""Members by which OpenAI, xAI, OpenRouter and Anthropic are asked to run something themselves."""
+"""Members by which a provider is asked to run something itself."""
 
 OWN_TOOLS = ("function", "custom", "bash_", "text_editor_", "computer_", "memory_")
 """How the types of tools begin that the caller runs; "" is Anthropic's for such a one, too."""
@@ -173,20 +229,26 @@ def input_bound(fields: Fields, body_bytes: int) -> int:
     A token has a byte at the least; a picture or document may be a short URL.
     """
     messages = fields.get("messages")
+    if "tools" in fields or "functions" in fields or "response_format" in fields:
+        body_bytes += WITH_TOOLS
     if messages is None:
         return body_bytes
     try:
         found = MESSAGES.decode(messages)
     except (msgspec.MsgspecError, RecursionError):
         # No shape that we know, so each of its objects may be anything.
-        return body_bytes + PER_ATTACHMENT * bytes(messages).count(b"{")
+        return body_bytes + PER_DOCUMENT + PER_ATTACHMENT * bytes(messages).count(b"{")
     attached = 0
     for message in found:
         if isinstance(message.content, list):
-            attached += sum(_attachments(part) for part in message.content)
-    return body_bytes + PER_ATTACHMENT * attached
+            attached += sum(_attached(part) for part in message.content)
+    return body_bytes + attached
 
 
-def _attachments(part: _Part) -> int:
+def _attached(part: _Part) -> int:
     inner = part.content if isinstance(part.content, list) else ()
-    return (part.type not in WORDS) + sum(each.type not in WORDS for each in inner)
+    return sum(
+        PER_DOCUMENT if each.type in DOCUMENTS else PER_ATTACHMENT
+        for each in (part, *inner)
+        if each.type not in WORDS
+    )

@@ -54,24 +54,24 @@ class Money:
         """
         provider = target.provider
         dimensions = self._of(job, target, key)
+        window = target.entry.context_tokens
         try:
             bound = self.book.bound(
                 provider.price_as,
                 target.model,
                 self._clock(),
-                body_bytes=job.input_bound,
+                body_bytes=min(job.input_bound, window) if window else job.input_bound,
                 max_output_tokens=0 if job.surface == "embeddings" else limit,
+                images=job.images,
             )
             priced = bound is not None
         except Unbounded:
             bound, priced = None, True
-        if job.open_ended and priced:
-            bound = None
-            if self.capped(job):
-                raise Unbounded(
-                    "the provider is to run tools of its own (a search, code), which has no upper "
-                    "bound of its cost, and a budget applies: leave them out"
-                )
+        if job.open_ended and priced and self.capped(job):
+            raise Unbounded(
+                "what the provider is to do by itself (a search, code, an endpoint not known here) "
+                "has no upper bound of its cost, and a budget applies: leave it out"
+            )
         if job.owner.max_cost_eur is not None:
             _hold_to(job, job.owner.max_cost_eur, bound, priced=priced)
         expires_in_s = int(expires_in_s) + MARGIN_S

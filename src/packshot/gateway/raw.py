@@ -39,8 +39,16 @@ from packshot.gateway.dispatch import (
     failure_from,
     with_headers,
 )
-from packshot.gateway.intake import MAX_CHOICES, MAX_OUTPUT, Door, Scope, annotate, time_limit_s
-from packshot.gateway.job import Job, input_bound, is_open_ended, open_fields, whole_number
+from packshot.gateway.intake import Door, Scope, annotate, time_limit_s
+from packshot.gateway.job import (
+    MAX_CHOICES,
+    Job,
+    input_bound,
+    is_open_ended,
+    note_limits,
+    open_fields,
+    whole_number,
+)
 from packshot.gateway.keys import Key
 from packshot.gateway.money import Money
 from packshot.gateway.plan import Plan, Provider, Route, Target
@@ -71,6 +79,8 @@ OPERATIONS: dict[str, Surface] = {
     "messages/count_tokens": "count_tokens",
 }
 """The paths whose cost has an upper bound here, and how it is found."""
+
+PICTURES = frozenset({"images/generations", "images/edits"})
 
 FORMATS_OF = {
     "embeddings": "openai-embeddings",
@@ -182,7 +192,7 @@ def ask(
         )
     operation, model = _operation(provider, rest)
     fields = _fields(scope["method"], body)
-    model = _model(fields) or model
+    model = model or _model(fields)  # a deployment answers, whatever the body says
     surface = OPERATIONS.get(operation, door_of(scope["path"], plan).surface)
     target = Target(provider, model, provider.entry.models.get(model, ModelEntry()))
     route = Route("", (target,))
@@ -200,8 +210,7 @@ def ask(
         input_bound=input_bound(fields, len(body)),
         open_ended=is_open_ended(fields),
     )
-    if operation in OPERATIONS and surface in {"chat", "messages"}:
-        _limit(job)
+    _bound(job, operation)
     annotate(job, headers)
     usage = FORMATS_OF.get(operation, provider.row.usage if operation in OPERATIONS else "")
     query = _query(provider, scope["query_string"])
@@ -278,14 +287,14 @@ def _model(fields: Fields) -> str:
     return model
 
 
-def _limit(job: Job) -> None:
-    """Note how many output tokens the caller allows: where both names are used, the larger."""
-    limits = [
-        whole_number(job.fields, name, MAX_OUTPUT) or 0
-        for name in ("max_tokens", "max_completion_tokens")
-    ]
-    job.output_limit = max(limits) or None
-    job.choices = whole_number(job.fields, "n", MAX_CHOICES) or 1
+def _bound(job: Job, operation: str) -> None:
+    """Note what bounds the cost of a call, or that nothing does."""
+    if operation in PICTURES:
+        job.images = whole_number(job.fields, "n", MAX_CHOICES) or 1
+    elif operation not in OPERATIONS:
+        job.open_ended = True
+    elif job.surface in {"chat", "messages"}:
+        note_limits(job)
 
 
 class RawDispatcher:
