@@ -115,20 +115,23 @@ def books(paths: list[Path], store_url: str) -> list[tuple[str, str, int]]:
         store.close()
 
 
-def test_limits_and_budgets_are_exact_over_both_and_a_killed_one_owes_nothing(
+def test_budgets_are_exact_over_both_and_a_killed_one_owes_nothing(
     tmp_path: Path, postgres_url: str, valkey: Any
 ) -> None:
     address = f"valkey://127.0.0.1:{valkey.port}/0"
     with fakes(one=Settings()) as there, two(tmp_path, there, postgres_url, address) as replicas:
         a, b = replicas
 
-        # Requests per minute: exactly as many as there may be, whichever replica is asked.
+        # Requests per minute: never more than there may be, whichever replica is asked. On a busy
+        # machine Valkey may answer too late, and a replica then keeps to its share.
         with ThreadPoolExecutor(8) as pool:
             asked = pool.map(
                 lambda n: replicas[n % 2].chat("gpt-4o-mini", KEYS["rated"]).status_code,
                 range(2 * LIMIT),
             )
-            assert Counter(asked) == {200: LIMIT, 429: LIMIT}
+            statuses = Counter(asked)
+        assert set(statuses) == {200, 429}
+        assert LIMIT // 2 <= statuses[200] <= LIMIT
 
         # One replica dies in the middle of a call: what it held is booked, what it leased is free.
         there["one"].next(Fault(first_after_s=30.0))
@@ -213,6 +216,21 @@ def test_valkey_slow_and_then_gone_fails_no_call_and_is_soon_left_alone(
             # Money does not depend on it.
             assert ask(there, "poor", max_tokens=5) == 200
             assert ask(there, "poor", max_tokens=100_000) == 402
+
+
+def test_limits_are_exact_over_two_replicas(
+    tmp_path: Path, postgres_url: str, valkey: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("packshot.state.valkey.ANSWER_S", 10.0)  # a busy machine is not a slow one
+    yaml = config(postgres_url, f"valkey://127.0.0.1:{valkey.port}/0")
+    with ExitStack() as stack:
+        replicas: list[World] = []
+        for name in ("a", "b"):
+            (tmp_path / name).mkdir()
+            replicas.append(stack.enter_context(world(tmp_path / name, yaml, one=Settings())))
+        with ThreadPoolExecutor(8) as pool:
+            asked = pool.map(lambda n: ask(replicas[n % 2], "rated"), range(2 * LIMIT))
+            assert Counter(asked) == {200: LIMIT, 429: LIMIT}
 
 
 def test_a_database_that_hangs_holds_up_who_needs_it_and_nobody_else(
