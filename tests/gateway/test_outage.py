@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -138,7 +139,7 @@ class Count:
 
     async def hold(self, *_: object) -> object:
         self.open += 1
-        return object()
+        return SimpleNamespace(amount=1)
 
     def post(self, job: Job, _hold: object, usage: Usage | None, outcome: str, *_: str) -> None:
         self.open -= 1
