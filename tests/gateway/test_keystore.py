@@ -322,8 +322,8 @@ def test_a_change_elsewhere_is_noticed(url: str, store: KeyStore) -> None:
     issued = Issued()
     changes: list[int] = []
     other = open_key_store(url, HASHER)
-    watch = KeyWatch(other, issued, lambda: changes.append(len(issued.keys)), poll_s=0.01)
     access = Access(HASHER, (), issued)
+    watch = KeyWatch(other, issued, lambda: changes.append(len(access.virtual_keys())), poll_s=0.01)
 
     def works(secret: str) -> bool:
         try:
@@ -353,6 +353,7 @@ def test_who_failed_to_hear_of_a_change_is_told_again(tmp_path: Path) -> None:
 
     def hear() -> None:
         calls.append(watch.failures)
+        assert not issued.keys, "nobody spends before the caps are set"
         if len(calls) < 3:
             raise InvalidRequest("packshot.yaml, line 3: a mistake")
 
@@ -361,6 +362,7 @@ def test_who_failed_to_hear_of_a_change_is_told_again(tmp_path: Path) -> None:
     store.create(VirtualKeyEntry("shop"), "anna")
     assert wait_for(lambda: len(calls) == 3 and watch.failures == 0)
     assert calls == [0, 1, 2]
+    assert len(issued.keys) == 1
     watch.close()
     store.close()
 

@@ -84,6 +84,8 @@ class Issued:
     """
 
     keys: Mapping[bytes, VirtualKey] = field(default_factory=dict[bytes, VirtualKey])
+    coming: Mapping[bytes, VirtualKey] | None = None
+    """What ``keys`` will be once everybody who was to hear of it has: budgets come first."""
     stale_at: float = inf
     ever: bool = False
     """Whether a key was issued at any time: the end of the last one lets nobody in."""
@@ -197,7 +199,9 @@ class Access:
         configured = self._configured
         if entry is not None:
             configured = {each.id: virtual_key_of(each) for each in entry.virtual_keys}
-        issued = {key.id: key for key in self._issued.keys.values()}  # two secrets after a rotation
+        known = self._issued.coming
+        known = self._issued.keys if known is None else known
+        issued = {key.id: key for key in known.values()}  # two secrets after a rotation
         return [
             *configured.values(),
             *(issued[i] for i in issued if i not in configured),

@@ -30,7 +30,6 @@ from packshot.core.errors import (
     InvalidRequest,
     LedgerCorrupt,
     LedgerUnavailable,
-    PackshotError,
     UnknownVirtualKey,
     unknown_name,
 )
@@ -366,12 +365,22 @@ class KeyWatch:
         asked = monotonic()
         if self._store.version() != self._version:
             version, keys = self._store.load()
-            self._issued.ever, self._issued.keys = version > 0, keys
-            if self._version != -1 and self._on_change is not None:
-                self._on_change()
+            self._take(version, keys)
             self._version = version  # not before: who failed to hear of it is told again
         # From before the question: what is known is as old as that.
         self._issued.stale_at = asked + KEEP_S
+
+    def _take(self, version: int, keys: Mapping[bytes, VirtualKey]) -> None:
+        """Take the keys as they are now: what was revoked is gone at once, and what is new may
+        spend only once its budget is in force.
+        """
+        issued = self._issued
+        issued.ever = version > 0
+        if self._version != -1 and self._on_change is not None:
+            issued.keys = {digest: keys[digest] for digest in issued.keys if digest in keys}
+            issued.coming = keys
+            self._on_change()
+        issued.keys, issued.coming = keys, None
 
     def close(self) -> None:
         """End the thread, and close the store; one that waits for a silent server is left behind,
@@ -387,7 +396,7 @@ class KeyWatch:
             try:
                 self.look()
                 self.failures = 0
-            except PackshotError:
+            except Exception:  # noqa: BLE001 - whatever it is, the next look may see better
                 self.failures += 1  # `stale_at` stands: once it has passed, keys are refused
 
 

@@ -41,7 +41,7 @@ class Limiter:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._rates: dict[str, Sequence[_Rate]] = {}
+        self._rates: dict[str, tuple[VirtualKey, Sequence[_Rate]]] = {}
 
     async def take(self, job: Job) -> None:
         """Take a request, and the tokens that it may come to.
@@ -83,12 +83,13 @@ class Limiter:
         return lines
 
     def forget(self) -> None:
-        """Read the limits of virtual keys anew: they may have changed."""
+        """Let go of the limits of virtual keys: some may be gone."""
         self._rates = {}
 
     def _of(self, owner: VirtualKey) -> Sequence[_Rate]:
-        rates = self._rates.get(owner.id)
-        if rates is None:
+        found = self._rates.get(owner.id)
+        # A call that began before its key was changed leaves nothing behind for those after it.
+        if found is None or found[0] is not owner:
             limits = owner.limits
             rates = tuple(
                 _rate(owner.id, what, limit)
@@ -98,8 +99,8 @@ class Limiter:
                 )
                 if limit is not None
             )
-            self._rates[owner.id] = rates
-        return rates
+            found = self._rates[owner.id] = owner, rates
+        return found[1]
 
 
 def _rate(owner: str, what: str, limit: int) -> _Rate:

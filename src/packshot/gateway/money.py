@@ -20,8 +20,8 @@ from packshot.ledger.records import Dimensions, Outcome
 
 __all__ = ["Money"]
 
-MAX_DIMENSIONS = 65_536
-"""Dimensions that are kept ready; beyond it they are made anew for each call."""
+MAX_DIMENSIONS = 8_192
+"""Dimensions that are kept ready; beyond it all are made anew."""
 
 MARGIN_S = 120
 """A hold outlives the deadline of its call by this much: the call always ends it first."""
@@ -121,7 +121,8 @@ class Money:
 
     def _of(self, job: Job, target: Target, key: str) -> Dimensions:
         plain = not (job.tags or job.render or job.batch or job.recipe)
-        name = (job.owner.id, job.route.id, target.provider.name, target.model, key, job.stage)
+        # The key itself and not its id: its team and tags may be others after a change.
+        name = (job.owner, job.route.id, target.provider.price_as, target.model, key, job.stage)
         found = self._dimensions.get(name) if plain else None
         if found is None:
             found = Dimensions(
@@ -136,7 +137,9 @@ class Money:
                 batch=job.batch,
                 tags=tuple(sorted({*job.owner.tags, *job.tags, f"key={key}"})),
             )
-            if plain and len(self._dimensions) < MAX_DIMENSIONS:
+            if plain:
+                if len(self._dimensions) >= MAX_DIMENSIONS:
+                    self._dimensions.clear()  # of keys that are gone, or names that callers made up
                 self._dimensions[name] = found
         return found
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from packshot.core.clock import wall_us
-from packshot.core.errors import InvalidRequest, OutputError, PackshotError, Unbounded
+from packshot.core.errors import InvalidRequest, OutputError, Unbounded
 from packshot.core.money import nanos_of
 from packshot.gateway.access import Access, VirtualKey, load_pepper, open_access, pepper_path
 from packshot.gateway.app import Gateway
@@ -63,6 +64,9 @@ class Worker:
         self._limits: Limits | None = None
         self._money = LedgerSettings()
         self._ticks: asyncio.Task[None] | None = None
+        self._changing = threading.Lock()
+        """Caps come from the file and from the key store: who read one before must not set them
+        after who has read the other since."""
 
     @property
     def gateway(self) -> Gateway:
@@ -113,6 +117,7 @@ class Worker:
         gateway, limits = self._gateway, self._limits
         self.telemetry.watch(lambda: gauges_of(gateway, limits), lambda: local_limits_of(limits))
         self._access.on_change(self._keys_changed)
+        self._keys_changed()  # some may have come since the caps were read
         self._ticks = asyncio.create_task(self._tick())
         if self._drainer is not None:
             await self._drainer.start()
@@ -139,11 +144,12 @@ class Worker:
             notes.append("ledger: a change there needs a restart, except of caps")
             money_settings = replace(self._money, caps=money_settings.caps)
         connect(plan)
-        if self._access is not None:
-            # The last that can fail: what is new is new in all parts, or in none.
-            self._set_caps(all_caps(money_settings, self._access.virtual_keys(settings.access)))
-            self._access.replace(settings.access)
-        self._money = money_settings
+        with self._changing:
+            if self._access is not None:
+                # The last that can fail: what is new is new in all parts, or in none.
+                self._set_caps(all_caps(money_settings, self._access.virtual_keys(settings.access)))
+                self._access.replace(settings.access)
+            self._money = money_settings
         old, gateway.plan, gateway.settings = gateway.plan, plan, settings
         kept = {id(provider.upstream) for provider in plan.providers.values()}
         for provider in old.providers.values():
@@ -183,7 +189,8 @@ class Worker:
         """Virtual keys were made, changed or revoked: their budgets and limits are read anew."""
         if self._access is not None:
             # The file is not looked at: it may be in the middle of a change, or wrong.
-            self._set_caps(all_caps(self._money, self._access.virtual_keys()))
+            with self._changing:
+                self._set_caps(all_caps(self._money, self._access.virtual_keys()))
 
     def _set_caps(self, caps: Sequence[Cap]) -> None:
         if self._ledger is not None:
@@ -196,7 +203,7 @@ class Worker:
             if self._ledger is not None:
                 try:
                     await asyncio.to_thread(self._ledger.tick)
-                except PackshotError as error:
+                except Exception as error:  # noqa: BLE001 - it goes on, or money stays held
                     self.telemetry.error(None, error)
 
 
