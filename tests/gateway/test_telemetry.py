@@ -342,6 +342,42 @@ def test_a_gateway_tells_what_it_did(there: World, capfd: pytest.CaptureFixture[
     assert "sneaker" not in out
 
 
+def test_a_line_says_whose_call_failed_and_by_what(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEY_SHOP", secret := "s" * 40)
+    access = "access: {virtual_keys: [{id: shop, value: env.KEY_SHOP, routes: [other]}]}\n"
+    with world(tmp_path, YAML + access, one=Settings(), two=Settings()) as there:
+        for key, path in ((secret, "/v1"), ("wrong", "/v1"), (secret, "/v2")):
+            asked = openai.OpenAI(base_url=there.url + path, api_key=key, max_retries=0)
+            with asked, pytest.raises(openai.APIStatusError) as raised:
+                asked.chat.completions.create(model="rewrite", messages=HELLO)
+        there.run(stopped(there))
+    assert "/raw/PROVIDER/PATH" in str(raised.value)
+    refused, unknown = (line for line in capfd.readouterr().err.splitlines() if " chat " in line)
+    assert " virtual_key=shop " in refused
+    assert refused.endswith(" code=forbidden")
+    assert " virtual_key=- " in unknown
+    assert unknown.endswith(" code=invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"), [("quota", "quota"), ("", ""), ("Hello there", "other"), ("a" * 41, "other")]
+)
+def test_a_code_in_the_log_is_a_code_and_no_text_of_the_provider(
+    tmp_path: Path, plan: Plan, capfd: pytest.CaptureFixture[str], code: str, shown: str
+) -> None:
+    telemetry = Telemetry()
+    entry = TelemetryEntry(log="json")
+    telemetry.start(GatewaySettings(server=ServerEntry(state=tmp_path), telemetry=entry))
+    telemetry.finished(job_of(plan), "chat", 400, 1.0, code)
+    telemetry.finished(None, "chat", 400, 1.0, code, "shop")
+    telemetry.stop()
+    rows = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert [row["code"] for row in rows] == [shown, shown]
+    assert rows[1]["virtual_key"] == "shop"
+
+
 async def stopped(there: World) -> None:
     await asyncio.to_thread(there.worker.telemetry.stop)
 

@@ -42,6 +42,13 @@ MODELS = frozenset({"/v1/models", "/openai/v1/models", "/anthropic/v1/models"})
 EPOCH = "1970-01-01T00:00:00Z"
 """When a model was made: not known here."""
 
+NOTHING = (
+    "there is nothing here; served are /v1/chat/completions, /v1/embeddings, /v1/messages, "
+    "/v1/messages/count_tokens, /v1/models, and any other path of a provider as "
+    "/raw/PROVIDER/PATH, e.g. /raw/openai/responses"
+)
+"""What a caller hears of a path that is none of ours."""
+
 HUNG_UP = 499
 """The status that stands in metrics and logs for a caller that is gone (nginx's)."""
 
@@ -53,6 +60,10 @@ class Visit:
     door: Door
     began: float
     job: Job | None = None
+    owner: str = ""
+    """The id of its virtual key; "" until that is known."""
+    code: str = ""
+    """Of the error that was sent."""
 
 
 Serve: TypeAlias = Callable[[Visit, Scope, Receive, Send], Awaitable[int]]
@@ -102,6 +113,7 @@ class Gateway:
         headers = headers_of(scope)
         client = scope.get("client")
         owner = self.access.authenticate(headers, client[0] if client else "")
+        visit.owner = owner.id
         self._admit()
         body = await read_body(receive, headers, self.settings.server.max_body_bytes)
         job = visit.job = make_job(visit.door, self.plan, owner, headers, body, visit.began)
@@ -126,6 +138,7 @@ class Gateway:
         headers = headers_of(scope)
         client = scope.get("client")
         owner = self.access.authenticate(headers, client[0] if client else "")
+        visit.owner = owner.id
         self._admit()
         body = await read_body(receive, headers, self.settings.server.max_body_bytes)
         asked = ask(scope, self.plan, owner, headers, body, visit.began)
@@ -180,11 +193,15 @@ class Gateway:
             self.in_flight -= 1
             if gone is not None:
                 gone.callback = None
-            self.telemetry.finished(visit.job, door.surface, status, perf_counter() - visit.began)
+            seconds = perf_counter() - visit.began
+            self.telemetry.finished(
+                visit.job, door.surface, status, seconds, visit.code, visit.owner
+            )
 
     async def _tell(self, visit: Visit, trouble: Trouble, send: Send) -> int:
         """Send an error; return its status."""
         answer = trouble.answer
+        visit.code = answer.code
         headers = [JSON, *trouble.headers()]
         if visit.job is not None:
             headers = [*self._headers(visit.job, JSON), *trouble.headers()]
@@ -232,7 +249,7 @@ class Gateway:
             answer = Answer(
                 405 if known else 404,
                 "invalid_request_error",
-                f"{scope['method']} is not for this path" if known else "there is nothing here",
+                f"{scope['method']} is not for this path" if known else NOTHING,
                 "method_not_allowed" if known else "unknown_path",
             )
             await respond(send, answer.status, [JSON], error_body("chat", answer))

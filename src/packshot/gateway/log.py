@@ -49,6 +49,7 @@ Format: TypeAlias = Literal["json", "text", "off"]
 class Line(msgspec.Struct):
     """What is told of a request. ``ms`` is its whole time, ``overhead_us`` the gateway's own part,
     ``first_ms`` a stream's first byte; ``cost_nano_eur`` is what was booked until its end.
+    ``code`` is that of the error which the caller got, "" without one.
     """
 
     at: float
@@ -71,6 +72,7 @@ class Line(msgspec.Struct):
     first_ms: float = 0.0
     stream: bool = False
     replayed: bool = False
+    code: str = ""
 
 
 class Redactor:
@@ -226,5 +228,5 @@ def _text(line: Line) -> str:
         f"fallbacks={line.fallbacks} tokens={line.input_tokens}+{line.output_tokens} "
         f"cost_eur={line.cost_nano_eur / 1e9:.9f}"
         f"{f' first={line.first_ms:.1f}ms' if line.stream else ''}"
-        f"{' replayed' if line.replayed else ''}\n"
+        f"{' replayed' if line.replayed else ''}{f' code={line.code}' if line.code else ''}\n"
     )

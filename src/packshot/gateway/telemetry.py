@@ -6,6 +6,7 @@ formatting, sealing, sending) is done by threads. See `packshot.gateway.names` f
 
 from __future__ import annotations
 
+import re
 import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from packshot.gateway.traces import Traces
 
 __all__ = ["Telemetry"]
+
+CODE = re.compile(r"[a-z][a-z0-9_]{0,39}")
+"""A code of an error that may stand in the log: a provider's own could be any text."""
 
 EVERY_S = 1.0
 """How often what was counted is written for the worker that serves the page."""
@@ -181,8 +185,20 @@ class Telemetry:
         """Note that a retry was not made for want of budget."""
         self._count(names.REFUSED_RETRIES, provider)
 
-    def finished(self, job: Job | None, surface: str, status: int, seconds: float) -> None:
-        """Note a request's end; ``job`` is None where it was refused before it became one."""
+    def finished(
+        self,
+        job: Job | None,
+        surface: str,
+        status: int,
+        seconds: float,
+        code: str = "",
+        owner: str = "",
+    ) -> None:
+        """Note a request's end; ``job`` is None where it was refused before it became one. ``code``
+        is that of the error that its caller got, ``owner`` the id of the virtual key, where known.
+        """
+        if code and not CODE.fullmatch(code):
+            code = "other"
         if job is None:
             cell = self._cell((surface, "", "", "", str(status)))
             cell.count += 1
@@ -190,7 +206,9 @@ class Telemetry:
             cell.duration_s += seconds
             if self._lines and self._log is not None:
                 us = int(seconds * 1e6)
-                self._log.line(Line(time(), "", surface, status, seconds * 1e3, us))
+                told = Line(time(), "", surface, status, seconds * 1e3, us)
+                told.virtual_key, told.code = owner, code
+                self._log.line(told)
             return
         target = job.target
         provider, model = ("", "") if target is None else (target.provider.name, target.model)
@@ -210,7 +228,7 @@ class Telemetry:
             cell.first[bisect_left(FIRST_SECONDS, job.first_byte_s)] += 1
             cell.first_s += job.first_byte_s
         if self._lines:
-            self._tell(job, surface, status, seconds, overhead)
+            self._tell(job, surface, status, seconds, overhead, code)
         if self._traces is not None and self._traces.sampled(job.id):
             self._trace(job, surface, status, seconds)
         if self._recordings:
@@ -313,7 +331,9 @@ class Telemetry:
             self._clean.add(text)
         return shown
 
-    def _tell(self, job: Job, surface: str, status: int, seconds: float, overhead: float) -> None:
+    def _tell(
+        self, job: Job, surface: str, status: int, seconds: float, overhead: float, code: str
+    ) -> None:
         if self._log is None:
             return
         target = job.target
@@ -339,6 +359,7 @@ class Telemetry:
                 job.first_byte_s * 1e3,
                 job.stream,
                 job.replayed,
+                code,
             )
         )
 
