@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-import httpx2 as httpx
 import pytest
 
 from packshot.providers.fake_script import Settings
+from tests.gateway.launched import http_post
 from tests.gateway.world import world
 
 SECRET = "pk-" + "s" * 43
@@ -43,7 +44,21 @@ def test_a_routes_first_target_is_not_called_by_keys_that_the_caller_is_not_boun
 ) -> None:
     with world(tmp_path, YAML.replace("FALLBACKS", fallbacks), one=Settings(), two=Settings()) as w:
         headers = {"authorization": f"Bearer {SECRET}"}
-        got = httpx.post(f"{w.url}/v1/chat/completions", json=HELLO, headers=headers)
+        content = json.dumps(HELLO).encode()
+        got = http_post(f"{w.url}/v1/chat/completions", content=content, headers=headers)
         assert got.headers.get("x-packshot-provider") != "openai", got.text
         assert not [e for e in w.booked() if e.provider == "openai"]
         assert (got.status_code == 200) is (fallbacks != "[]"), got.text
+
+
+def test_the_fastest_target_is_one_that_can_do_what_is_asked(tmp_path: Path) -> None:
+    yaml = (
+        YAML.partition("access:")[0]
+        .replace("FALLBACKS", "[anthropic/claude-haiku-4-5], balance: fastest")
+        .replace("KEY_A}]", "KEY_A}]\n    models: {gpt-4o-mini: {lacks: [tools]}}")
+    )
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    with world(tmp_path, yaml, one=Settings(), two=Settings()) as w:
+        content = json.dumps({**HELLO, "tools": [tool]}).encode()
+        got = http_post(f"{w.url}/v1/chat/completions", content=content)
+        assert got.headers["x-packshot-provider"] == "anthropic", got.text

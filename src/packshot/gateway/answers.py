@@ -67,15 +67,17 @@ def of_failure(failure: Failure) -> Trouble:
     return Trouble(answer, failure.retry_after_s if answer.status in {429, 503} else None)
 
 
-def of_error(error: PackshotError) -> Trouble:
-    """Return what the caller is told of an error of the gateway's own."""
+def of_error(error: PackshotError, *, tried: bool = False) -> Trouble:
+    """Return what the caller is told of an error of the gateway's own; ``tried`` says whether a
+    provider was called, so that to call again would cost twice.
+    """
     said = str(error)
     match error:
         case GatewayError():
             status, kind, code, retry = OWN[type(error)]
             return Trouble(Answer(status, kind, said, code), error.retry_after_s, retry)
         case LedgerError():
-            return _of_ledger(error)
+            return _of_ledger(error, tried=tried)
         case BodyTooLarge():
             return Trouble(Answer(413, "invalid_request_error", said, "request_too_large"))
         case Inexpressible():
@@ -88,7 +90,7 @@ def of_error(error: PackshotError) -> Trouble:
             return Trouble(Answer(500, "api_error", said, "internal_error"))
 
 
-def _of_ledger(error: LedgerError) -> Trouble:
+def _of_ledger(error: LedgerError, *, tried: bool) -> Trouble:
     said = str(error)
     match error:
         case BudgetExceeded():
@@ -101,5 +103,8 @@ def _of_ledger(error: LedgerError) -> Trouble:
         case IdempotencyError():
             return Trouble(Answer(409, "invalid_request_error", said, "idempotency_conflict"))
         case _:  # what failed, and where, is the operator's to know
+            if tried:
+                said = "the ledger cannot be written; the provider was called, and may have billed"
+                return Trouble(Answer(503, "api_error", said, "ledger_unavailable"))
             said = "the ledger cannot be written, so no call was made"
             return Trouble(Answer(503, "api_error", said, "ledger_unavailable"), 1.0, retry=True)

@@ -94,7 +94,7 @@ class Gateway:
         self._dispatcher = Dispatcher(money, telemetry, settings.server)
         self._raw = RawDispatcher(money, telemetry, settings.server)
         once = settings.server.idempotency
-        self._once = Once(money.ledger, self._dispatcher) if once else None
+        self._once = Once(money.ledger, self._dispatcher, telemetry) if once else None
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
@@ -176,7 +176,8 @@ class Gateway:
         except Refused as refused:
             status = await self._tell(visit, of_failure(refused.failure), send)
         except PackshotError as error:
-            status = await self._tell(visit, of_error(error), send)
+            tried = visit.job is not None and visit.job.attempts > 0
+            status = await self._tell(visit, of_error(error, tried=tried), send)
             # Who is sent away for want of room is counted; to log each would be more load.
             if status >= 500 and not isinstance(error, Saturated):
                 self.telemetry.error(visit.job, error)
@@ -202,6 +203,8 @@ class Gateway:
         """Send an error; return its status."""
         answer = trouble.answer
         visit.code = answer.code
+        if visit.job is not None and visit.job.first_byte_s:
+            return answer.status  # the stream had begun, and `relay` has said so in it
         headers = [JSON, *trouble.headers()]
         if visit.job is not None:
             headers = [*self._headers(visit.job, JSON), *trouble.headers()]

@@ -40,6 +40,7 @@ from packshot.gateway.wire.upstream import Call, Reply
 from packshot.providers.base import Exchange, Failure, Relay
 
 __all__ = [
+    "LATE",
     "MAX_ERROR_BYTES",
     "Answer",
     "Dispatcher",
@@ -55,6 +56,8 @@ MAX_ERROR_BYTES = 256 << 10
 
 ELSEWHERE = "not_for_this_target"
 """The code of a failure that says only that this target cannot take this kind of request."""
+
+LATE = "the deadline passed while the ledger was asked"
 
 LEAST_S = 0.05
 """No attempt is begun with less than this left of the deadline."""
@@ -157,7 +160,8 @@ class Dispatcher:
         """
         failure: Failure | None = None
         for nth, target in enumerate(_ordered(job)):
-            if nth and not _fits(job, target, failure):
+            # The operator's own order begins with the primary, whatever the request needs.
+            if (nth or job.route.fastest) and not _fits(job, target, failure):
                 continue
             if nth:
                 job.fallbacks += 1
@@ -298,14 +302,17 @@ class Dispatcher:
             if job.attempts == 0:
                 raise
             return Failure("not_found", 0, str(error), ELSEWHERE)
+        headers = key.header if not job.headers else with_headers(key.header, job.headers)
+        call = Call(target.path(exchange.path), headers, body, job.deadline, provider.timeouts)
         hold = None
         if job.surface != "count_tokens":
             limit = job.output_limit or put_in
             limit = None if limit is None else limit * job.choices
             hold = await self._money.hold(job, target, key.name, limit, job.deadline - monotonic())
+            if monotonic() >= job.deadline:  # it had to wait for a disk or a database
+                self._money.void(hold, LATE)
+                return Failure("timeout", 0, LATE, code="deadline")
         attempt = Attempt(job, target, key, hold, self._money, self._telemetry)
-        headers = key.header if not job.headers else with_headers(key.header, job.headers)
-        call = Call(target.path(exchange.path), headers, body, job.deadline, provider.timeouts)
         return await self._send(attempt, call, exchange)
 
     async def _send(

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from time import monotonic
 
 from packshot.core.errors import PackshotError
 from packshot.ledger.settings import load_settings
@@ -58,11 +59,17 @@ class Drainer:
     async def _keep(self) -> None:
         wait = AGAIN_S
         while True:
-            self._process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-P", "-m", "packshot.gateway.drainer", str(self._path)),
-                stdin=asyncio.subprocess.PIPE,
-            )
-            await self._process.wait()
+            began = monotonic()
+            try:
+                self._process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-P", "-m", "packshot.gateway.drainer", str(self._path)),
+                    stdin=asyncio.subprocess.PIPE,
+                )
+                await self._process.wait()
+            except OSError as error:  # no memory, no processes: there may be some again
+                print(f"drain: cannot be started: {error}", file=sys.stderr)  # noqa: T201 - as below
+            if monotonic() - began > AGAIN_MAX_S:
+                wait = AGAIN_S
             await asyncio.sleep(wait)
             wait = min(2 * wait, AGAIN_MAX_S)
 

@@ -7,10 +7,13 @@ takes no idempotency key: what was delivered of it cannot be known.
 from __future__ import annotations
 
 import asyncio
+from asyncio import CancelledError
+from functools import partial
 
-from packshot.core.errors import InvalidRequest
+from packshot.core.errors import InvalidRequest, PackshotError
 from packshot.gateway.dispatch import Answer, Dispatcher
 from packshot.gateway.job import Job
+from packshot.gateway.telemetry import Telemetry
 from packshot.ledger.ledger import Ledger
 
 __all__ = ["Once"]
@@ -22,9 +25,10 @@ MAX_KEY = 255
 class Once:
     """Answers calls that carry an idempotency key."""
 
-    def __init__(self, ledger: Ledger, dispatcher: Dispatcher) -> None:
+    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, telemetry: Telemetry) -> None:
         self._ledger = ledger
         self._dispatcher = dispatcher
+        self._telemetry = telemetry
 
     async def answer(self, job: Job, header: bytes, body: bytes) -> Answer:
         """Return the first answer to this key; it is made now if this call is the first.
@@ -38,7 +42,7 @@ class Once:
         if job.stream:
             raise InvalidRequest("a streamed call takes no idempotency key: leave out one of them")
         key, scope = header.decode(), f"{job.owner.id}/{job.surface}"
-        before = await asyncio.to_thread(self._ledger.once, key, body, scope)
+        before = await self._first(key, body, scope)
         if before is not None:
             job.replayed = True
             return Answer(before, None)
@@ -50,5 +54,30 @@ class Once:
             raise
         if not isinstance(got, Answer):
             raise TypeError("a call that is not streamed is answered whole")
-        await asyncio.to_thread(self._ledger.remember, key, got.body, scope)
+        try:
+            await asyncio.to_thread(self._ledger.remember, key, got.body, scope)
+        except PackshotError as error:
+            # It is made and paid for. The key is refused for a while, rather than spent on twice.
+            self._telemetry.error(job, error)
         return got
+
+    async def _first(self, key: str, body: bytes, scope: str) -> bytes | None:
+        """Return the first answer to a key, None where this call is the first: it is noted."""
+        asked = asyncio.ensure_future(asyncio.to_thread(self._ledger.once, key, body, scope))
+        try:
+            return await asyncio.shield(asked)
+        except CancelledError:
+            # The thread goes on, and may note a call that will not be made.
+            asked.add_done_callback(partial(self._let_go, key, scope))
+            raise
+
+    def _let_go(self, key: str, scope: str, asked: asyncio.Future[bytes | None]) -> None:
+        if asked.cancelled() or asked.exception() is not None or asked.result() is not None:
+            return
+        asyncio.get_running_loop().run_in_executor(None, self._forget, key, scope)
+
+    def _forget(self, key: str, scope: str) -> None:
+        try:
+            self._ledger.forget(key, scope)
+        except PackshotError as error:
+            self._telemetry.error(None, error)

@@ -32,6 +32,7 @@ from packshot.gateway.access import VirtualKey
 from packshot.gateway.answers import Headers, of_failure
 from packshot.gateway.attempt import Attempt
 from packshot.gateway.dispatch import (
+    LATE,
     MAX_ERROR_BYTES,
     Refused,
     Stream,
@@ -330,13 +331,16 @@ class RawDispatcher:
     async def _attempt(self, asked: Asked, target: Target, key: Key) -> Whole | Stream:
         """Make the call with one key; the attempt is ended on return, unless a stream began."""
         job, provider = asked.job, target.provider
+        lines = key.header if not job.headers else with_headers(key.header, job.headers)
+        call = Call(asked.target, lines, asked.body, job.deadline, provider.timeouts, asked.method)
         hold = None
         if not asked.free:
             limit = None if job.output_limit is None else job.output_limit * job.choices
             hold = await self._money.hold(job, target, key.name, limit, job.deadline - monotonic())
+            if monotonic() >= job.deadline:  # it had to wait for a disk or a database
+                self._money.void(hold, LATE)
+                raise Refused(Failure("timeout", 0, LATE, code="deadline"))
         attempt = Attempt(job, target, key, hold, self._money, self._telemetry)
-        lines = key.header if not job.headers else with_headers(key.header, job.headers)
-        call = Call(asked.target, lines, asked.body, job.deadline, provider.timeouts, asked.method)
         sent = perf_counter()
         begun = False
         try:

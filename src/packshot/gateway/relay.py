@@ -10,19 +10,26 @@ import asyncio
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any, TypeAlias
 
 from packshot.core.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from packshot.gateway.answers import Headers, of_failure
 from packshot.gateway.dispatch import Stream
 from packshot.providers.base import Failure
-from packshot.providers.failures import error_event
+from packshot.providers.failures import Answer, error_event
 
 __all__ = ["Drains", "Send", "relay"]
 
 Send: TypeAlias = Callable[[dict[str, Any]], Awaitable[None]]
 """ASGI's ``send``: it waits while the caller reads more slowly than we write."""
+
+OWN_TROUBLE = Answer(
+    500,
+    "api_error",
+    "the gateway failed; its log has more under the request's id",
+    "internal_error",
+)
 
 MAX_DRAINS = 256
 """Streams without a caller that are read on at the same time to learn their cost."""
@@ -75,7 +82,11 @@ async def relay(stream: Stream, headers: Headers, send: Send, drains: Drains) ->
         raise
     except BaseException:
         reply.abort()
-        stream.attempt.abandon("the caller hung up", sent=True)
+        stream.attempt.abandon("an error of the gateway's own", sent=True)
+        if job.first_byte_s:
+            with suppress(Exception):  # where the response is over there is nothing to be said
+                event = error_event(job.surface, OWN_TROUBLE)
+                await send({"type": "http.response.body", "body": event, "more_body": False})
         raise
     return 502
 
@@ -130,9 +141,8 @@ def _hung_up(stream: Stream, drains: Drains) -> None:
 
 async def _drain(stream: Stream) -> None:
     events, attempt = stream.relay, stream.attempt
-    until = monotonic() + attempt.target.provider.entry.network.drain_s
     try:
-        async with asyncio.timeout(max(0.0, until - monotonic())):
+        async with asyncio.timeout(attempt.target.provider.entry.network.drain_s):
             while not events.done:
                 data = await stream.reply.chunk()
                 if not data:
@@ -147,3 +157,4 @@ async def _drain(stream: Stream) -> None:
             attempt.waste(events.usage, "the caller hung up")
     finally:
         stream.reply.abort()
+        attempt.abandon("an error of the gateway's own", sent=True)

@@ -1,0 +1,129 @@
+"""Trouble of the gateway's own in the middle of a call: the caller hears what is true."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from packshot.core.errors import LedgerUnavailable
+from packshot.gateway.money import Money
+from packshot.gateway.once import Once
+from packshot.gateway.telemetry import Telemetry
+from packshot.gateway.virtual_key import VirtualKey
+from packshot.providers.fake_script import Settings
+from tests.gateway.launched import http_post
+from tests.gateway.test_changed import job_of
+from tests.gateway.world import World, world
+
+YAML = """
+providers:
+  openai: {base_url: "{one}/v1", keys: [{value: env.KEY_A}]}
+"""
+HELLO = {"model": "openai/gpt-4o-mini", "messages": [{"role": "user", "content": "a shoe"}]}
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KEY_A", "secret-A")
+
+
+def ask(there: World, path: str = "/v1/chat/completions", **more: Any) -> httpx.Response:
+    headers = more.pop("headers", {})
+    body = json.dumps({**HELLO, **more}).encode()
+    return http_post(there.url + path, content=body, headers=headers)
+
+
+def broken(*_: object, **__: object) -> None:
+    raise LedgerUnavailable("no space left on device: /var/lib/journal")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_ledger_that_fails_at_the_end_is_not_said_to_have_made_no_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    with world(tmp_path, YAML, one=Settings()) as there:
+        with monkeypatch.context() as patch:
+            patch.setattr(Money, "post", broken)
+            got = ask(there, stream=stream)
+        assert "/var/lib" not in got.text
+        if stream:
+            assert got.status_code == 200
+            last = got.text.strip().rpartition("data: ")[2]
+            assert "internal_error" in last
+        else:
+            assert got.status_code == 503
+            assert got.headers["x-should-retry"] == "false", "it would be paid for twice"
+            assert "may have billed" in got.text
+        assert len(there.fakes["one"].truth) == 1
+        assert [type(error) for error in there.errors] == [LedgerUnavailable]
+        there.errors.clear()
+
+
+def test_a_ledger_that_fails_before_a_call_is_worth_another_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with world(tmp_path, YAML, one=Settings()) as there:
+        with monkeypatch.context() as patch:
+            patch.setattr(Money, "hold", broken)
+            got = ask(there)
+        assert got.status_code == 503
+        assert got.headers["x-should-retry"] == "true"
+        assert "no call was made" in got.text
+        there.errors.clear()
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/raw/openai/chat/completions"])
+def test_a_hold_that_came_after_the_deadline_is_voided_and_no_call_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    made = Money.hold
+
+    async def slow(*given: Any) -> Any:
+        await asyncio.sleep(0.15)
+        return await made(*given)
+
+    with world(tmp_path, YAML, one=Settings()) as there:
+        assert ask(there).status_code == 200, "a connection is there: it would be used at once"
+        monkeypatch.setattr(Money, "hold", slow)
+        model = "gpt-4o-mini"
+        got = ask(there, path, headers={"x-packshot-timeout-ms": "100"}, model=f"openai/{model}")
+        assert got.status_code == 504, got.text
+        assert len(there.fakes["one"].truth) == 1
+        (_, late) = there.booked()
+        assert (late.outcome, late.amount) == ("failed_free", 0)
+
+
+class Slow:
+    """A ledger whose thread waits while the caller hangs up."""
+
+    def __init__(self) -> None:
+        self.asked, self.go_on, self.let_go = (threading.Event() for _ in range(3))
+
+    def once(self, _key: str, _body: bytes, _scope: str) -> None:
+        self.asked.set()
+        assert self.go_on.wait(10)
+
+    def forget(self, _key: str, _scope: str) -> None:
+        self.let_go.set()
+
+
+def test_a_caller_who_hangs_up_while_the_key_is_noted_may_come_again() -> None:
+    ledger = Slow()
+    once = Once(ledger, None, Telemetry())  # type: ignore[arg-type]
+
+    async def hang_up() -> bool:
+        task = asyncio.ensure_future(once.answer(job_of(VirtualKey("k")), b"k", b"{}"))
+        assert await asyncio.to_thread(ledger.asked.wait, 10)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
+        ledger.go_on.set()
+        return await asyncio.to_thread(ledger.let_go.wait, 5)
+
+    assert asyncio.run(hang_up()), "its key is refused for ten minutes"
