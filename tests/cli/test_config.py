@@ -102,6 +102,10 @@ def test_an_unknown_key_is_2_with_its_line_and_the_nearest(
         ("      retry:", "      proxy: http://u:hush@/\n      retry:", "proxy"),
         ("      retry:", "      max_connections: 0\n      retry:", "max_connections"),
         ("weight: 0.3", "weight: 0.3\n        weight: 0.4", "line 8"),
+        ("  openai:", "  acme:", "providers.acme: unknown kind of provider 'acme'"),
+        ("  openai:", "  acme:", "kind: openai-compatible"),
+        ("anthropic/claude-haiku-4-5", "nobody/claude", "routes, prompt-rewrite: unknown provider"),
+        ("mcp:", "server: {host: 0.0.0.0}\nmcp:", "server.behind_proxy"),
     ],
 )
 def test_other_mistakes_are_2(
@@ -119,3 +123,4 @@ def test_a_file_that_is_not_there_is_told(packshot: Packshot, tmp_path: Path) ->
     done = packshot("config", "check", str(tmp_path / "none.yaml"))
     assert done.code not in {0, 1}
     assert "none.yaml" in flat(done.err)
+    assert "examples/gateway.yaml" in flat(done.err)

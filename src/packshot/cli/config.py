@@ -31,6 +31,7 @@ def check(file: File = Path("packshot.yaml"), *, as_json: o.AsJson = False) -> N
     """
     from packshot.gateway.client import check_route
     from packshot.gateway.plan import build_plan
+    from packshot.gateway.run import check_host
     from packshot.gateway.settings import load_gateway
     from packshot.ledger.prices.book import book_of
     from packshot.ledger.settings import load_settings
@@ -38,6 +39,8 @@ def check(file: File = Path("packshot.yaml"), *, as_json: o.AsJson = False) -> N
 
     settings = load_gateway(file)
     plan = build_plan(settings)
+    server = settings.server
+    check_host(server.host, server.port, guarded=server.behind_proxy)
     book_of(load_settings(file))
     studio = load_studio(file)
     if studio.caption_route and not studio.gateway_url:

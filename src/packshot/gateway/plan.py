@@ -6,7 +6,8 @@ about a key (its cooldown, its breakers) is carried over where provider and key 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from packshot.core.errors import InvalidRequest, unknown_name
@@ -211,12 +212,23 @@ def build_plan(settings: GatewaySettings, before: Plan | None = None) -> Plan:
             raise InvalidRequest(f"two routes have the id {entry.id!r}: rename one")
         if "/" in entry.id or not entry.id:
             raise InvalidRequest(f"a route's id has no slash and is not empty, got {entry.id!r}")
-        routes[entry.id] = _route(plan, entry)
+        with _told_at(f"routes, {entry.id}"):
+            routes[entry.id] = _route(plan, entry)
     for primary, others in fallbacks.items():
-        for name in (primary, *others):
-            plan.target(name)
+        with _told_at(f"fallbacks, {primary}"):
+            for name in (primary, *others):
+                plan.target(name)
     plan.routes = routes
     return plan
+
+
+@contextmanager
+def _told_at(place: str) -> Generator[None]:
+    """Say of a mistake where in the file it stands."""
+    try:
+        yield
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{place}: {error}") from error
 
 
 def _is_unbuilt(name: str, entry: ProviderEntry) -> bool:
@@ -261,13 +273,14 @@ def _provider(name: str, entry: ProviderEntry, old: Provider | None) -> Provider
     if not name.isascii() or "/" in name or not name:
         raise InvalidRequest(f"a provider's name is ASCII without a slash, got {name!r}")
     kind = entry.kind or (name if name in ROWS or not entry.base_url else COMPATIBLE.name)
-    row = row_of(
-        kind,
-        entry.base_url or None,
-        name=name,
-        api_version=entry.api_version,
-        allow_http=entry.network.allow_http,
-    )
+    with _told_at(f"providers.{name}"):
+        row = row_of(
+            kind,
+            entry.base_url or None,
+            name=name,
+            api_version=entry.api_version,
+            allow_http=entry.network.allow_http,
+        )
     at = row.address
     ca = str(entry.network.ca) if entry.network.ca.name else ""
     if ca and not entry.network.ca.is_file():

@@ -27,7 +27,7 @@ from typing import Any, Protocol, TypeAlias
 from packshot.core.errors import InvalidRequest, PackshotError
 from packshot.gateway.wire.server import Door, DoorLimits
 
-__all__ = ["Application", "MakeAdmin", "MakeApp", "ServeOptions", "Worker", "serve"]
+__all__ = ["Application", "MakeAdmin", "MakeApp", "ServeOptions", "Worker", "check_host", "serve"]
 
 logger = logging.getLogger("packshot.gateway")
 
@@ -167,17 +167,8 @@ def _listening(
 
 
 def _bind(host: str, port: int, options: ServeOptions, *, share: bool) -> socket.socket:
-    try:
-        row = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-    except OSError as error:
-        raise InvalidRequest(f"cannot listen on {host!r}: {error.strerror}") from error
-    family, kind, protocol, _, address = row
-    if not options.guarded and not _is_loopback(str(address[0])):
-        raise InvalidRequest(
-            f"listening on {host} would let everybody on the network in. "
-            "Configure keys for callers first, or listen on 127.0.0.1."
-        )
-    made = socket.socket(family, kind, protocol)
+    family, address = check_host(host, port, guarded=options.guarded)
+    made = socket.socket(family, socket.SOCK_STREAM)
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if share:
@@ -193,6 +184,27 @@ def _bind(host: str, port: int, options: ServeOptions, *, share: bool) -> socket
         ) from error
     made.setblocking(False)
     return made
+
+
+def check_host(
+    host: str, port: int, *, guarded: bool
+) -> tuple[socket.AddressFamily, tuple[str | int | bytes, ...]]:
+    """Return the family and address to listen on; see `ServeOptions` for ``guarded``.
+
+    Raises:
+        InvalidRequest: there is no such host, or it is not to be listened on.
+    """
+    try:
+        row = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    except OSError as error:
+        raise InvalidRequest(f"cannot listen on {host!r}: {error.strerror}") from error
+    if not guarded and not _is_loopback(str(row[4][0])):
+        raise InvalidRequest(
+            f"listening on {host} would let everybody on the network in, unencrypted. Listen on "
+            "127.0.0.1; or, where TLS ends in front of the gateway and every caller has a virtual "
+            "key, say so: server.behind_proxy: true"
+        )
+    return row[0], row[4]
 
 
 def _is_loopback(address: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar
 from urllib.parse import urlsplit
 
 from packshot.core.config import Document, Secret, read
-from packshot.core.errors import InvalidRequest
+from packshot.core.errors import InvalidRequest, OutputError
 from packshot.gateway.access import AccessEntry
 from packshot.ledger.settings import CONFIG_NAME, SECTIONS, state_folder
 
@@ -331,6 +331,11 @@ def load_gateway(path: Path) -> GatewaySettings:
         OutputError: the file, or one that it names, cannot be read.
         InvalidRequest: the file has a mistake; the message has its line.
     """
+    if not path.exists():
+        raise OutputError(
+            f"there is no {path}: name the configuration file, or write one; "
+            "examples/gateway.yaml and docs/gateway.md show where to begin"
+        )
     document = read(path, SECTIONS)
     return GatewaySettings(
         path,

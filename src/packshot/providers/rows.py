@@ -221,7 +221,10 @@ def row_of(
             says why, and repeats no part of it that may be secret.
     """
     if kind != COMPATIBLE.name and kind not in ROWS:
-        raise unknown_name("kind of provider", kind, [*ROWS, COMPATIBLE.name])
+        known = unknown_name("kind of provider", kind, [*ROWS, COMPATIBLE.name])
+        raise InvalidRequest(
+            f"{known} Any other server of OpenAI's API is kind: {COMPATIBLE.name}, with a base_url."
+        )
     row = ROWS.get(kind, COMPATIBLE)
     if base_url is None:
         if not row.base_url:
