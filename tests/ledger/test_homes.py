@@ -45,8 +45,17 @@ def test_a_folder_keeps_its_name_and_of_many_at_once_one_makes_it(tmp_path: Path
     assert [each.name for each in settings.journal.iterdir()] == ["home"]
 
 
-def test_a_store_of_one_machine_needs_none(tmp_path: Path) -> None:
-    settings = Settings(store=str(tmp_path / "ledger.db"), journal=tmp_path)
+def test_two_folders_of_one_file_are_told_apart(tmp_path: Path) -> None:
+    store = str(tmp_path / "ledger.db")
+    names = {
+        name_in(Settings(store=store, journal=tmp_path / folder), "gateway-0")
+        for folder in ("one", "two")
+    }
+    assert len(names) == 2
+
+
+def test_where_the_server_counts_lives_no_name_is_needed(tmp_path: Path) -> None:
+    settings = Settings(store="postgresql:///x", journal=tmp_path, durability="store")
     assert name_in(settings, "gateway-0") == "gateway-0"
     assert list(tmp_path.iterdir()) == []
 

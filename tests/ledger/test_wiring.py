@@ -32,7 +32,10 @@ def test_two_commands_at_once_have_a_journal_each(tmp_path: Path) -> None:
         ledger.close()
     third = local_ledger(settings, book)
     third.close()
-    assert sorted(path.name for path in settings.journal.glob("local-*")) == ["local-0", "local-1"]
+    assert sorted(path.name[:8] for path in settings.journal.glob("local-*")) == [
+        "local-0.",
+        "local-1.",
+    ]
     store = open_store(settings.store)
     assert bring_in(settings, store) == 2
     assert store.query("SELECT sum(amount), count(*) FROM entries") == [(10**8, 2)]

@@ -1,7 +1,7 @@
-"""Which folder of journals a worker belongs to, where several machines share one store.
+"""Which folder of journals a worker belongs to, where several of them lead to one store.
 
 The store and the leases know a worker by its name and its life (epoch), and lives are counted in
-each folder for itself, from the clock's seconds. Two machines that start "gateway-0" in the same
+each folder for itself, from the clock's seconds. Two gateways that start "gateway-0" in the same
 second would be one worker to them: what one of them booked would be taken for a repetition of what
 the other did. So each folder has a name of its own, which its workers carry.
 """
@@ -27,8 +27,7 @@ def name_in(settings: Settings, worker: str) -> str:
     Raises:
         LedgerUnavailable: the folder cannot be written.
     """
-    shared = settings.store.startswith(("postgresql:", "postgres:"))
-    if not shared or settings.durability == "store":  # there the server counts the lives
+    if settings.durability == "store":  # there the server counts the lives
         return worker
     try:
         return f"{worker}.{_home(settings.journal)}"
