@@ -218,6 +218,20 @@ def test_two_caps_on_the_same_thing(desk: Desk) -> None:
         Caps([RED, Cap("team", "red", 60, "month")], desk.leases, "w", 1)
 
 
+def test_a_cap_that_is_lowered_holds_at_once_and_what_was_free_of_it_is_given_back(
+    tmp_path: Path,
+) -> None:
+    desk = Desk(tmp_path, [Cap("team", "red", 5_000, "month")])
+    desk.ledger.void(desk.ledger.hold(CHAT, 50), "not made")  # 50 are this worker's now
+    desk.ledger.replace_caps([Cap("team", "red", 10, "month")])
+    with pytest.raises(BudgetExceeded):
+        desk.ledger.hold(CHAT, 11)
+    desk.ledger.tick()
+    assert desk.period("team:red@2026-11") == (0, 0)
+    desk.ledger.hold(CHAT, 10)
+    desk.ledger.close()
+
+
 def test_caps_are_replaced_while_holds_are_open(desk: Desk) -> None:
     first = desk.ledger.hold(CHAT, 40)
     assert desk.ledger.capped("red", "", "")

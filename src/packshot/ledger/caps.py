@@ -111,6 +111,8 @@ class Caps:
         self._zone: tzinfo = UTC if timezone == "UTC" else ZoneInfo(timezone)
         self._asking = threading.Lock()  # one conversation with the table at a time
         self._slices: dict[str, Slice] = {}
+        self._taken_back: dict[str, Nanos] = {}
+        """What was free of a cap that was lowered: `idle` hands it out, to be given back."""
         self._by: dict[Scope, dict[str, list[_Line]]] = {}
         self.replace(caps)
 
@@ -127,7 +129,14 @@ class Caps:
         for line in self._lines():
             line.now = now.get((line.cap.title, line.cap.per))
             if line.now is not None:
+                self._lower(line.now, line.cap.limit)
                 line.now.cap = line.cap
+
+    def _lower(self, part: Slice, limit: Nanos) -> None:
+        """Spend no more of a slice that was granted under a higher limit."""
+        if limit < part.cap.limit and part.free > 0:
+            self._taken_back[part.period] = self._taken_back.get(part.period, 0) + part.free
+            part.free = 0
 
     def applies(self, team: str, virtual_key: str, batch: str) -> bool:
         """Tell whether there is a cap on any of these, or on everything."""
@@ -285,10 +294,11 @@ class Caps:
         return part
 
     def _take_out(self, parts: Iterable[Slice]) -> dict[str, Nanos]:
-        taken: dict[str, Nanos] = {}
+        taken, self._taken_back = self._taken_back, {}
         for part in parts:
             if part.free > 0:
-                taken[part.period], part.free = part.free, 0
+                taken[part.period] = taken.get(part.period, 0) + part.free
+                part.free = 0
         return taken
 
 
