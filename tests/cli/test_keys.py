@@ -67,6 +67,26 @@ def test_the_life_of_a_key(packshot: Packshot) -> None:
     assert done.json["secret"][3:15] not in everything
 
 
+def test_a_key_that_may_spend_without_a_bound_is_told(packshot: Packshot) -> None:
+    done = packshot("keys", "create", "fild")
+    assert done.code == 0
+    said = " ".join(done.err.split())
+    assert "every model, and has no budget" in said
+    assert "Did you mean 'filed'?" in said
+    assert done.out.count("\n") == 1
+    for words in (("filed",), ("shop", "--eur", "5")):
+        assert "budget" not in packshot("keys", "create", *words).err
+
+
+def test_an_id_that_is_taken_is_told_apart_from_one_that_was_revoked(packshot: Packshot) -> None:
+    packshot("keys", "create", "shop")
+    assert "keys rotate shop" in " ".join(packshot("keys", "create", "shop").err.split())
+    packshot("keys", "revoke", "shop")
+    said = packshot("keys", "create", "shop").err
+    assert "revoked, for ever" in " ".join(said.split())
+    assert "rotate" not in said
+
+
 def test_a_key_of_the_file_gets_its_secret_and_nothing_else(packshot: Packshot) -> None:
     assert "no secret" in packshot("keys", "list").out
     done = packshot("keys", "create", "filed", "--team", "other")

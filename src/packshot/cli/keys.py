@@ -8,6 +8,7 @@ import socket
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,6 +101,7 @@ def create(
         _check_configured(desk.configured, entry)
         secret = desk.store.create(entry, desk.actor)
     _give(secret, as_json, settings_of(entry))
+    _warn_of_what_is_open(desk.configured, entry)
 
 
 @app.command("list")
@@ -252,6 +254,20 @@ def _check_configured(configured: Sequence[VirtualKeyEntry], entry: VirtualKeyEn
         raise InvalidRequest(
             f"what {entry.id!r} may do stands in packshot.yaml; leave the options out"
         )
+
+
+def _warn_of_what_is_open(configured: Sequence[VirtualKeyEntry], entry: VirtualKeyEntry) -> None:
+    """Tell of a key that may spend without a bound; its id may be a mistyped one of the file."""
+    ids = [each.id for each in configured]
+    if entry.id in ids or entry.budget is not None:
+        return
+    what = "may use what it names" if entry.models or entry.routes else "may use every model"
+    near = get_close_matches(entry.id, ids, n=1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    terminal.warn(
+        f"{entry.id!r} does not stand in packshot.yaml, {what}, and has no budget.{meant} To end "
+        f"it: packshot keys revoke {entry.id}"
+    )
 
 
 def _some(**values: Any) -> dict[str, Any]:  # noqa: ANN401 - whatever an option holds

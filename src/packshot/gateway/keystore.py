@@ -172,10 +172,12 @@ class KeyStore:
         """
         secret = new_secret()
         with self._changing() as within:
-            if self._rows(within, "WHERE id = ?", (entry.id,)):
+            for row in self._rows(within, "WHERE id = ?", (entry.id,)):
                 raise InvalidRequest(
-                    f"the id {entry.id!r} is, or was, that of another key: take a new one, or"
-                    " `packshot keys rotate` for a new secret"
+                    f"the id {entry.id!r} was that of a key that is revoked, for ever: take another"
+                    if row[7]
+                    else f"there is a key {entry.id!r} already: take another id, or `packshot keys"
+                    f" rotate {entry.id}` for a new secret"
                 )
             ((count,),) = within.query("SELECT count(*) FROM virtual_keys WHERE revoked_at = 0")
             if count >= MAX_KEYS:
