@@ -445,6 +445,20 @@ def test_tracebacks_and_other_loggers_show_no_secret(
     assert log.dropped == 0
 
 
+@pytest.mark.parametrize(("kind", "times"), [("json", 1), ("text", 1), ("off", 0)])
+def test_what_the_gateway_does_is_told_and_what_others_chat_is_not(
+    kind: Any, times: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    log = Log(kind, Redactor(), "gateway-0")
+    log.start()
+    logging.getLogger("packshot.gateway").info("gateway-0 has a new configuration")
+    logging.getLogger("elsewhere").info("a connection was made")
+    log.stop()
+    said = capfd.readouterr().err
+    assert said.count("gateway-0 has a new configuration") == times
+    assert "a connection" not in said
+
+
 CANARIES = {
     name: f"canary.{name}.0123456789abcdef+/0123456789"  # like nothing that a pattern would find
     for name in ("A", "B", "ADMIN", "PEPPER", "VIRTUAL", "CONTENT")

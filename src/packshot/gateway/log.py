@@ -160,6 +160,8 @@ class Log:
         """Start writing; what other libraries log goes the same way."""
         self._batcher.start()
         logging.getLogger().addHandler(self._handler)
+        # Others tell warnings and errors; we also when a worker is ready, reloads or drains.
+        logging.getLogger("packshot.gateway").setLevel(logging.INFO)
 
     def stop(self) -> None:
         """Write what waits, and end."""
@@ -201,7 +203,7 @@ class _Handler(logging.Handler):
     """Takes what is logged by others into our log, without its secrets."""
 
     def __init__(self, log: Log) -> None:
-        super().__init__(logging.WARNING)
+        super().__init__(logging.WARNING if log.kind == "off" else logging.INFO)
         self._log = log
 
     def emit(self, record: logging.LogRecord) -> None:
