@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from packshot.core.errors import InvalidRequest
+from packshot.gateway.intake import DOORS, make_job
+from packshot.gateway.plan import build_plan
+from packshot.gateway.settings import GatewaySettings, ProviderEntry, RouteEntry
+from packshot.gateway.virtual_key import VirtualKey
 from packshot.providers.fake_script import Settings
 from tests.gateway.launched import http_post
 from tests.gateway.world import world
@@ -62,3 +67,18 @@ def test_the_fastest_target_is_one_that_can_do_what_is_asked(tmp_path: Path) -> 
         content = json.dumps({**HELLO, "tools": [tool]}).encode()
         got = http_post(f"{w.url}/v1/chat/completions", content=content)
         assert got.headers["x-packshot-provider"] == "anthropic", got.text
+
+
+@pytest.mark.parametrize(("path", "header"), [("messages", ""), ("chat/completions", "secret-x")])
+def test_a_mistake_is_told_without_names_that_are_not_the_caller_s(path: str, header: str) -> None:
+    providers = {name: ProviderEntry(kind="ollama") for name in ("mine", "secret-one")}
+    routes = (RouteEntry("ours", "mine/m"), RouteEntry("secret-route", "secret-one/m"))
+    plan = build_plan(GatewaySettings(providers=providers, routes=routes))
+    owner = VirtualKey("k", models=("ours", "mine/*"))
+    headers = {b"x-packshot-target": header.encode()} if header else {}
+    with pytest.raises(InvalidRequest) as told:
+        make_job(DOORS[f"/v1/{path}"], plan, owner, headers, b'{"model": "x"}', 0.0)
+    assert "ours" in str(told.value)
+    assert "mine/" in str(told.value)
+    assert "secret-one" not in str(told.value)
+    assert "secret-route" not in str(told.value)

@@ -140,8 +140,8 @@ def make_job(
     wanted = headers.get(b"x-packshot-target") or headers.get(b"x-packshot-route")
     name = wanted.decode("latin-1") if wanted else model
     if wanted and not plan.knows(name):
-        raise unknown_name("route or target", name[:200], plan.names())
-    route = plan.route(name, door.surface, "" if wanted else door.prefix)
+        raise unknown_name("route or target", name[:200], filter(owner.may_see, plan.names()))
+    route = plan.route(name, door.surface, "" if wanted else door.prefix, owner.may_see)
     owner.permit(route.id, [(t.provider.name, t.model) for t in route.targets[:1]])
     job = Job(
         new_id(),

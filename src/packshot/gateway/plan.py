@@ -135,12 +135,19 @@ class Plan:
     """Providers that are configured and to which no call goes yet."""
     _named: dict[str, Route] = field(default_factory=dict[str, Route])
 
-    def route(self, model: str, surface: Surface, prefix: str = "") -> Route:
+    def route(
+        self,
+        model: str,
+        surface: Surface,
+        prefix: str = "",
+        may_see: Callable[[str], bool] = bool,
+    ) -> Route:
         """Return the route that a caller's ``model`` means: a route's id, "provider/model", or a
         bare model of the provider in the path's ``prefix``, or of the surface's own provider.
 
         Raises:
-            InvalidRequest: no such route or provider; the message lists what there is.
+            InvalidRequest: no such route or provider; the message lists what there is that the
+                caller ``may_see``.
         """
         found = self.routes.get(model)
         if found is not None:
@@ -149,7 +156,7 @@ class Plan:
         if slash and provider in self.unbuilt:
             raise InvalidRequest(f"provider {provider} is configured but not built yet")
         if not (slash and provider in self.providers):
-            provider, rest = prefix or self._home(surface, model), model
+            provider, rest = prefix or self._home(surface, model, may_see), model
         name = f"{provider}/{rest}"
         route = self._named.get(name)
         if route is None:
@@ -179,16 +186,16 @@ class Plan:
             raise InvalidRequest(f"a target is provider/model, got {name[:220]!r}")
         return Target(found, model, found.entry.models.get(model, ModelEntry()))
 
-    def _home(self, surface: Surface, model: str) -> str:
+    def _home(self, surface: Surface, model: str, may_see: Callable[[str], bool]) -> str:
         api = "anthropic" if surface in {"messages", "count_tokens"} else "openai"
         for provider in (api, *self.providers):
             found = self.providers.get(provider)
             if found is not None and found.row.api == api:
                 return provider
-        known = [*self.routes, *(f"{name}/…" for name in self.providers)]
+        known = filter(may_see, [*self.routes, *(f"{name}/…" for name in self.providers)])
         raise InvalidRequest(
             f"no provider here serves a model by its bare name {model[:100]!r}; write "
-            f"provider/model, or a route: {', '.join(known) or 'none is configured'}"
+            f"provider/model, or a route: {', '.join(known) or 'there is none for this key'}"
         )
 
 
