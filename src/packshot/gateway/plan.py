@@ -6,7 +6,7 @@ about a key (its cooldown, its breakers) is carried over where provider and key 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
