@@ -312,3 +312,13 @@ def test_headers_that_are_refused_before_any_cost(there: World, header: str, val
             model="gpt-4o-mini", messages=HELLO, extra_headers={header: value}
         )
     assert there.booked() == []
+
+
+def test_a_mistyped_route_is_told_where_only_its_price_is_missed(tmp_path: Path) -> None:
+    yaml = YAML + "ledger: {store: ledger.db, journal: journal, unpriced: refuse}\n"
+    with world(tmp_path, yaml, one=Settings(), two=Settings()) as there:
+        for model, told in (("prompt-rewrit", True), ("openai/prompt-rewrit", False)):
+            with client(there) as caller, pytest.raises(openai.PermissionDeniedError) as raised:
+                caller.chat.completions.create(model=model, messages=HELLO)
+            said = "no route is called 'prompt-rewrit'"
+            assert (said in str(raised.value)) is told

@@ -75,16 +75,20 @@ class Money:
         if job.owner.max_cost_eur is not None:
             _hold_to(job, job.owner.max_cost_eur, bound, priced=priced)
         expires_in_s = int(expires_in_s) + MARGIN_S
+        hold = self.ledger.hold
         try:
-            return self.ledger.hold(
-                dimensions, bound, priced=priced, expires_in_s=expires_in_s, wait=False
-            )
-        except MustWait:
-            return await self._in_thread(
-                partial(
-                    self.ledger.hold, dimensions, bound, priced=priced, expires_in_s=expires_in_s
+            try:
+                return hold(dimensions, bound, priced=priced, expires_in_s=expires_in_s, wait=False)
+            except MustWait:
+                return await self._in_thread(
+                    partial(hold, dimensions, bound, priced=priced, expires_in_s=expires_in_s)
                 )
-            )
+        except Unpriced as error:
+            if job.route.id or "/" in job.model:
+                raise
+            # A mistyped route looks like a model that nobody sells.
+            said = f"{error}; no route is called {job.model[:100]!r}, if one was meant"
+            raise Unpriced(said) from error
 
     async def flush(self) -> None:
         """Return when what was settled is as durable as was promised."""
