@@ -342,6 +342,9 @@ def test_a_process_of_its_own_takes_orders_and_leaves_its_records(tmp_path: Path
         assert post(port, "/v1/chat/completions", chat)[0] == 500
         told = msgspec.json.decode(post(port, "/fake/truth", {})[1], type=list[Truth])
         assert [each.status for each in told] == [503, 200, 500]
+        for wrong in ({"status": 500}, [{"statu": 500}]):
+            status, said = post(port, "/fake/next", wrong)
+            assert (status, b"/fake/next takes a list" in said) == (400, True)
         assert told[1].billed == told[1].said
     finally:
         process.send_signal(signal.SIGTERM)

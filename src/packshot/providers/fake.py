@@ -271,18 +271,22 @@ class Fake:
     def _control(self, path: str, body: bytes) -> Play:
         """Do what the methods do, for who is in another process."""
         reply: Any = {}
-        if path == "/fake/truth":
-            reply = self.truth
-        elif path == "/fake/next":
-            self.next(*msgspec.json.decode(body, type=list[Fault]))
-        elif path == "/fake/rules":
-            for rule in msgspec.json.decode(body, type=list[Rule]):
-                self.rule(rule)
-        elif path == "/fake/clear":
-            self.clear()
-        else:
-            reply = {"error": f"there is no {path}"}
-        return _whole(msgspec.json.encode(reply), None)
+        try:
+            if path == "/fake/truth":
+                reply = self.truth
+            elif path == "/fake/next":
+                self.next(*msgspec.json.decode(body, type=list[Fault]))
+            elif path == "/fake/rules":
+                for rule in msgspec.json.decode(body, type=list[Rule]):
+                    self.rule(rule)
+            elif path == "/fake/clear":
+                self.clear()
+            else:
+                reply = {"error": f"there is no {path}"}
+        except msgspec.MsgspecError as error:
+            reply = {"error": f"{path} takes a list of objects, see fake_script.py: {error}"}
+        wrong = isinstance(reply, dict) and "error" in reply
+        return _whole(msgspec.json.encode(reply), None, 400 if wrong else 200)
 
     def _static_replies(self) -> tuple[bytes, list[bytes]]:
         """Build one answer and one stream, as an OpenAI client would get them."""
@@ -336,11 +340,11 @@ def _key_of(headers: dict[str, str], path: str) -> str:
     return headers.get("api-key", "") or headers.get("x-api-key", "")
 
 
-def _whole(body: bytes, truth: Truth | None) -> Play:
+def _whole(body: bytes, truth: Truth | None, status: int = 200) -> Play:
     """Return an answer that costs nothing and never fails."""
     if truth is not None:
         truth.events_of = 1
-    return Play(_head(200, len(body)), [body], truth=truth)
+    return Play(_head(status, len(body)), [body], truth=truth)
 
 
 def _refusal(

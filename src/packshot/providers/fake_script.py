@@ -59,7 +59,9 @@ End: TypeAlias = Literal["open", "done", "hung_up", "cut", "refused"]
 """How a request ended. ``refused`` is a whole answer with an error status."""
 
 
-class Fault(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Fault(
+    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbid_unknown_fields=True
+):
     """How one answer differs from a good one; the default is a good one.
 
     Times are seconds: before the status line, from there to the first event, and between events.
@@ -94,7 +96,7 @@ def limited(delay: Delay = "seconds", delay_s: float = 1.0) -> Fault:
     return Fault(status=429, delay=delay, delay_s=delay_s)
 
 
-class Rule(msgspec.Struct, kw_only=True, omit_defaults=True):
+class Rule(msgspec.Struct, kw_only=True, omit_defaults=True, forbid_unknown_fields=True):
     """A fault for the requests of one key, of one model, or both; "" is any.
 
     The first ``skip`` requests that match pass, and after ``times`` faults (0: no end) so do all.
