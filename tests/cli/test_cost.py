@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from packshot.cli.cost import EMPTY, app
+from packshot.cli.cost import EMPTY, _money, app
 from packshot.core.errors import InvalidRequest, PackshotError
 from packshot.ledger.reports.period import day_of
 from packshot.ledger.stores import open_store
@@ -60,6 +60,7 @@ def test_stage_table(cost: Cost) -> None:
     ("words", "expected"),
     [
         (("render", "r0"), "render r0-id: delivered"),
+        (("render", "r0"), " EUR, of it waste 0.000"),
         (("render", "x"), "caption, failed_billed: timeout"),
         (("waste", *SINCE), "timeout"),
         (("unpriced", *SINCE), "openai   new"),
@@ -92,6 +93,21 @@ def test_import(cost: Cost, tmp_path: Path) -> None:
     assert "0 correcting entries" in cost(*words, "--correct")
     with pytest.raises(InvalidRequest, match="--store names a store to read"):
         cost(*words, "--correct", "--store", "state/packshot/ledger.db")
+
+
+@pytest.mark.parametrize(
+    ("nanos", "shown"),
+    [
+        (0, "0.000000"),
+        (1, "<0.000001"),
+        (-999, "-0.000001"),
+        (1_000, "0.000001"),
+        (999_999_999, "1.000000"),
+        (1_000_000_000, "1.00"),
+    ],
+)
+def test_little_is_not_shown_as_nothing(nanos: int, shown: str) -> None:
+    assert _money(nanos) == shown
 
 
 @pytest.mark.parametrize("words", [(), ("waste",), ("unpriced",), ("render", "a")])

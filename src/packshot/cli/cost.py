@@ -59,6 +59,9 @@ READS = (
     "name the store there (ledger: store:), and the file with --config"
 )
 EMPTY = "the ledger is empty: nothing has been booked"
+LEAST = 1_000
+"""Nano-EUR that six digits can show."""
+
 BAR = 8
 """Characters of the longest bar."""
 
@@ -125,7 +128,8 @@ def render(
     def show() -> None:
         state = "delivered" if story.delivered else "not delivered"
         typer.echo(f"render {story.render}: {state}")
-        typer.echo(f"{show_eur(story.amount)} EUR, of it waste {show_eur(story.waste)} EUR\n")
+        amount, waste = show_eur(story.amount, 9), show_eur(story.waste, 9)
+        typer.echo(f"{amount} EUR, of it waste {waste} EUR\n")
         first = min(e["held_at"] or e["settled_at"] for e in story.entries)
         rows: list[tuple[object, ...]] = [
             (
@@ -134,7 +138,7 @@ def render(
                 e["provider"] or e["device"],
                 e["outcome"],
                 _seconds(e["seconds_us"]),
-                show_eur(e["amount"]) if e["priced"] else "unpriced",
+                show_eur(e["amount"], 9) if e["priced"] else "unpriced",
             )
             for e in story.entries
         ]
@@ -469,7 +473,8 @@ def _json(value: object) -> str:
 
 
 def _print_table(table: Table) -> None:
-    typer.echo(f"{_when(table.period)}: {table.renders:,} renders delivered")
+    renders = "1 render" if table.renders == 1 else f"{table.renders:,} renders"
+    typer.echo(f"{_when(table.period)}: {renders} delivered; amounts are EUR")
     most = max((line.cost_share for line in table.lines), default=0.0)
     rows = [_row(line, most) for line in (*table.lines, table.total)]
     heads = (table.by, "", "wall", "EUR", "cost", "/render", "p50", "p95", "trend")
@@ -498,7 +503,11 @@ def _row(line: Line, most: float) -> tuple[object, ...]:
 
 
 def _money(amount: int) -> str:
-    """Return EUR with the digits that say something: 2 from one EUR on, else 6."""
+    """Return EUR with the digits that say something: 2 from one EUR on, else 6. What is less than
+    they can show is not shown as nothing.
+    """
+    if 0 < amount < LEAST:
+        return "<0.000001"
     return show_eur(amount, 2 if abs(amount) >= SECOND_US * 1000 else 6)
 
 
