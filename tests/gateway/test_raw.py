@@ -19,6 +19,7 @@ from packshot.gateway.access import VirtualKey
 from packshot.gateway.plan import build_plan
 from packshot.gateway.raw import Meter, ask
 from packshot.gateway.settings import GatewaySettings, KeyEntry, ProviderEntry
+from packshot.providers.anthropic import AnthropicRelay
 from packshot.providers.fake_script import Fault, Settings, limited
 from tests.gateway.launched import http_post
 from tests.gateway.world import World, world
@@ -297,3 +298,19 @@ def test_a_failed_stream_is_no_end() -> None:
     meter.feed(b'data: {"type":"response.failed","response":{"error":{"message":"x"}}}\n\n')
     assert meter.failure is not None
     assert not meter.done
+
+
+def test_a_usage_in_every_event_is_kept_once() -> None:
+    """Of a stream of 8,000 such events the last took 20 s to read, all together."""
+    meter, relay = Meter("openai-chat"), AnthropicRelay()
+    for count in range(1, 200):
+        meter.feed(b'data: {"usage":{"prompt_tokens":5,"completion_tokens":%d}}\n\n' % count)
+        relay.feed(
+            b'data: {"type":"message_delta","usage":{"input_tokens":5,"output_tokens":%d}}\n\n'
+            % count
+        )
+        assert meter.usage is not None
+        assert relay.usage is not None
+        assert meter.usage.output_tokens == relay.usage.output_tokens == count
+    assert len(meter._said) <= 3
+    assert len(relay.said) <= 3

@@ -409,7 +409,7 @@ class Meter:
         self.failure: Failure | None = None
         self._format = usage_format
         self._splitter = Splitter()
-        self._said: list[dict[str, Any] | None] = []
+        self._said: dict[str, Any] = {}
 
     def feed(self, data: bytes, /) -> bytes:
         """Take bytes and return whole events; see `Relay.feed`."""
@@ -438,8 +438,9 @@ class Meter:
         if said.error or said.type in {"error", "response.failed"}:
             self.failure = failure_of_event(data, named=True)
             return
-        self._said += _usages(said)
-        self.usage = _usage_of(self._said, self._format)
+        if found := _usages(said):
+            self._said = merged([self._said, *found])  # some say it in every event
+            self.usage = _usage_of([self._said], self._format)
         self.done = said.type in ENDS
 
 
@@ -456,7 +457,7 @@ def _usages(said: _Said) -> list[dict[str, Any] | None]:
 
 
 def _usage_of(said: list[dict[str, Any] | None], usage_format: str) -> Usage | None:
-    if not usage_format or not said:
+    if not usage_format or not any(said):
         return None
     try:
         return FORMATS[usage_format](merged(said))

@@ -157,7 +157,7 @@ class AnthropicRelay:
         self.done = False
         self.failure: Failure | None = None
         self.splitter = Splitter()
-        self.said: list[dict[str, Any] | None] = []
+        self.said: dict[str, Any] = {}
 
     def feed(self, data: bytes, /) -> bytes:
         """Take bytes, return whole events; see `Relay.feed`.
@@ -201,8 +201,8 @@ class AnthropicRelay:
         return True
 
     def _used(self, usage: dict[str, Any] | None) -> None:
-        self.said.append(usage)
-        self.usage = messages_usage(self.said)
+        self.said = merged([self.said, usage])
+        self.usage = messages_usage([self.said])
 
 
 def messages_usage(said: Sequence[dict[str, Any] | None]) -> Usage | None:

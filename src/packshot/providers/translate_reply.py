@@ -194,7 +194,7 @@ class ChatRelay:
         self.include_usage = include_usage
         self._model = model
         self._splitter = Splitter()
-        self._said: list[Json | None] = []
+        self._said: Json = {}
         self._head = b""
         self._first = b""
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
@@ -344,12 +344,12 @@ class ChatRelay:
         self.done = True
         if not self.include_usage:
             return DONE
-        usage = ENCODER.encode(counts(merged(self._said)))
+        usage = ENCODER.encode(counts(self._said))
         return b"%b],%b%b}\n\n%b" % (self._head, b'"usage":', usage, DONE)
 
     def _used(self, usage: Json | None) -> None:
-        self._said.append(usage)
-        self.usage = messages_usage(self._said)
+        self._said = merged([self._said, usage])
+        self.usage = messages_usage([self._said])
 
     def _chunk(self, delta: bytes, finish: str = "") -> bytes:
         reason = b'"%b"' % finish.encode() if finish else b"null"
