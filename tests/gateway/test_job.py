@@ -129,3 +129,10 @@ def test_the_limit_of_what_comes_out(
 def test_a_list_of_other_models_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="models is not passed on"):
         asked("/v1/chat/completions", models=["openai/o1-pro"])
+
+
+def test_a_body_of_a_million_empty_objects_is_refused() -> None:
+    """They hold no member, and took half a second to look through."""
+    body = b'{"messages": [{"content": [' + b"{}," * 900_000 + b"{}]}]}"
+    with pytest.raises(InvalidRequest, match="more than 200000 objects"):
+        open_fields(body)

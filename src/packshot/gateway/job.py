@@ -34,7 +34,7 @@ MAX_CHOICES = 128
 MAX_OUTPUT = 1 << 24
 
 MAX_MEMBERS = 200_000
-"""Members of all objects of a body, those in quoted JSON included: a million of them would take
+"""Objects, and members of them, in a body, those in quoted JSON included: a million would take
 twenty times the body's memory, and half a second. No model's context holds as many."""
 
 MEMBER = re.compile(rb'"\s*:')
@@ -101,10 +101,13 @@ def open_fields(body: bytes) -> Fields:
     """Return the members of a JSON object, undecoded.
 
     Raises:
-        InvalidRequest: it is no JSON object, or has too many members.
+        InvalidRequest: it is no JSON object, or has too many objects or members.
     """
-    if len(body) > FEW and any(True for _ in islice(MEMBER.finditer(body), MAX_MEMBERS, None)):
-        raise InvalidRequest(f"the body has more than {MAX_MEMBERS} members in its objects")
+    if len(body) > FEW and (
+        body.count(b"{") > MAX_MEMBERS
+        or any(True for _ in islice(MEMBER.finditer(body), MAX_MEMBERS, None))
+    ):
+        raise InvalidRequest(f"the body has more than {MAX_MEMBERS} objects, or members of them")
     try:
         if not body.isascii():
             body.decode()  # what is kept raw is looked at by nobody else
