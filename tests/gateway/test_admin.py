@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from decimal import Decimal
@@ -86,6 +87,16 @@ def test_the_table_has_every_route_of_the_application(store: KeyStore) -> None:
     assert len(app.inner.routes) == len(served)
     assert served == set(TABLE)
     assert {(each.method, each.path): each.role == "anybody" for each in ROUTES} == TABLE
+
+
+def test_the_docs_name_every_path() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "gateway.md").read_text(encoding="utf-8")
+    said = set()
+    for method, first, second in re.findall(
+        r"(?m)^\| `(GET|POST) (/[^` ]+)`(?:, `(/[^`]+)`)? \|", text
+    ):
+        said |= {(method, path.replace("ID", "{id}")) for path in (first, second) if path}
+    assert said == {(each.method, each.path) for each in ROUTES}
 
 
 @pytest.mark.parametrize(("method", "path"), TABLE)

@@ -329,7 +329,10 @@ class Guard:
         address = neighbourhood(client[0] if client else "")
         if self._failures.take_now([Ask(address, FAILURES)]) is not None:
             raise RateLimited("too many calls without the admin secret", 60.0)
-        raise Unauthorized("send the admin secret as Authorization: Bearer …")
+        raise Unauthorized(
+            "send the admin secret as Authorization: Bearer …; unless access.admin_secret sets it, "
+            "it is in the file admin-secret of the gateway's state folder"
+        )
 
 
 async def _serve(desk: AdminDesk, route: AdminRoute, request: Request) -> Response:
