@@ -117,6 +117,8 @@ def asked(path: str, **fields: object) -> Job:
         ("/v1/messages", {"max_tokens": 9_000, "max_completion_tokens": 1}, 9_000),
         ("/v1/messages", {"max_tokens": 9_000, "thinking": {"budget_tokens": 2_000}}, 9_000),
         ("/v1/messages", {"max_tokens": 9_000, "thinking": {"budget_tokens": 64_000}}, 73_000),
+        ("/v1/messages", {"thinking": {"type": "adaptive"}}, None),
+        ("/v1/messages", {"thinking": None}, None),
         ("/v1/messages", {}, None),
     ],
 )
@@ -124,6 +126,21 @@ def test_the_limit_of_what_comes_out(
     path: str, fields: dict[str, object], limit: int | None
 ) -> None:
     assert asked(path, **fields).output_limit == limit
+
+
+@pytest.mark.parametrize(
+    ("thinking", "said"),
+    [
+        ({"budget_tokens": 64_000}, "wants max_tokens"),
+        ({"budget_tokens": 10**30}, "at most"),
+        ({"budget_tokens": -1}, "at most"),
+        ({"budget_tokens": "many"}, "its budget a number"),
+        ("hard", "must be an object"),
+    ],
+)
+def test_what_is_no_budget_to_think(thinking: object, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        asked("/v1/messages", thinking=thinking)
 
 
 def test_a_list_of_other_models_is_refused() -> None:

@@ -156,13 +156,18 @@ def note_limits(job: Job) -> None:
             limit = max(limit or 0, other or 0) or None
         if "n" in fields:
             job.choices = whole_number(fields, "n", MAX_CHOICES) or 1
-    elif limit is not None and "thinking" in fields:
+    elif bytes(fields.get("thinking", b"null")) != b"null":
         # With interleaved thinking the budget may exceed max_tokens, and is spent beside it.
         try:
             budget = THINKING.decode(fields["thinking"]).budget_tokens or 0
         except msgspec.MsgspecError as error:
-            raise InvalidRequest("thinking must be an object with budget_tokens") from error
-        limit += budget if budget >= limit else 0
+            raise InvalidRequest("thinking must be an object, its budget a number") from error
+        if not 0 <= budget <= MAX_OUTPUT:
+            raise InvalidRequest(f"budget_tokens must be at most {MAX_OUTPUT}")
+        if budget and limit is None:
+            raise InvalidRequest("thinking with budget_tokens wants max_tokens, too")
+        if limit is not None and budget >= limit:
+            limit += budget
     job.output_limit = limit
 
 
