@@ -77,7 +77,7 @@ def test_backup_and_restore(file: Path, ledger: Ledger, tmp_path: Path) -> None:
 
 def test_a_store_that_is_not_there(ledger: Ledger, tmp_path: Path) -> None:
     for words in (("verify",), ("backup", str(tmp_path / "b.db"))):
-        with pytest.raises(LedgerUnavailable):
+        with pytest.raises(LedgerUnavailable, match="nothing has been booked there yet"):
             ledger(*words, "--store", str(tmp_path / "none.db"))
     assert not (tmp_path / "none.db").exists()
 

@@ -16,7 +16,7 @@ import typer
 from packshot.cli import options as o
 from packshot.cli import terminal
 from packshot.cli.metrics import metrics
-from packshot.core.errors import InvalidRequest, PackshotError
+from packshot.core.errors import InvalidRequest, LedgerUnavailable, PackshotError
 from packshot.core.money import show_eur
 
 if TYPE_CHECKING:
@@ -199,7 +199,13 @@ def _url(store: str) -> str:
 def _opened(store: str, *, read_only: bool = False) -> Generator[TableStore]:
     from packshot.ledger.stores import open_store
 
-    opened = open_store(_url(store), read_only=read_only)
+    url = _url(store)
+    if read_only and "://" not in url and not Path(url).exists():
+        raise LedgerUnavailable(
+            f"there is no ledger {url}: nothing has been booked there yet, or another is meant "
+            "(--store, or ledger.store in packshot.yaml)"
+        )
+    opened = open_store(url, read_only=read_only)
     try:
         yield opened
     finally:
