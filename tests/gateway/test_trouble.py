@@ -6,12 +6,14 @@ import asyncio
 import json
 import threading
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 
 from packshot.core.errors import LedgerUnavailable
+from packshot.gateway.attempt import hold_for
 from packshot.gateway.money import Money
 from packshot.gateway.once import Once
 from packshot.gateway.telemetry import Telemetry
@@ -127,3 +129,28 @@ def test_a_caller_who_hangs_up_while_the_key_is_noted_may_come_again() -> None:
         return await asyncio.to_thread(ledger.let_go.wait, 5)
 
     assert asyncio.run(hang_up()), "its key is refused for ten minutes"
+
+
+def test_a_key_that_comes_back_is_tried_by_one_call_even_where_the_hold_waits() -> None:
+    owner = VirtualKey("k")
+    job = job_of(owner)
+    target = job.route.targets[0]
+    (key,) = target.provider.keys
+    breaker = key.breaker(target.model)
+    for _ in range(5):
+        breaker.failure(0.0)
+    assert breaker.open_until
+
+    class Waits:
+        async def hold(self, *_: object) -> None:
+            assert not breaker.allows(monotonic() + 1.0), "another one is let through"
+            raise LedgerUnavailable("away")
+
+    async def attempt() -> None:
+        with pytest.raises(LedgerUnavailable):
+            await hold_for(Waits(), job, target, key, 5)  # type: ignore[arg-type]
+
+    breaker.open_until = 1.0
+    asyncio.run(attempt())
+    assert breaker.allows(monotonic()), "that call was not made: the next one decides"
+    key.breakers.clear()

@@ -14,7 +14,9 @@ from packshot.gateway.telemetry import Telemetry
 from packshot.ledger.ledger import Hold
 from packshot.providers.base import Failure
 
-__all__ = ["Attempt", "may_be_billed"]
+__all__ = ["LATE", "Attempt", "hold_for", "may_be_billed"]
+
+LATE = "the deadline passed while the ledger was asked"
 
 BILLED_STATUS = frozenset({502, 504})
 """Answers of a proxy before the provider: the call behind it may have been made, and be billed."""
@@ -29,6 +31,32 @@ def may_be_billed(failure: Failure, *, sent: bool) -> bool:
     if failure.status:
         return failure.status in BILLED_STATUS or failure.status < 300
     return sent
+
+
+async def hold_for(
+    money: Money, job: Job, target: Target, key: Key, limit: int | None
+) -> Hold | None:
+    """Hold what an attempt may cost; None where the deadline passed meanwhile, and nothing is held.
+
+    It may wait for a disk or a database: where the attempt is the one that decides on a key's
+    return, nobody else makes one in that time.
+
+    Raises:
+        BudgetExceeded, Unbounded, Unpriced, LedgerUnavailable: do not make the call.
+    """
+    began = monotonic()
+    breaker = key.breaker(target.model)
+    breaker.begin(began)
+    try:
+        hold = await money.hold(job, target, key.name, limit, job.deadline - began)
+    except BaseException:
+        breaker.neutral(began)
+        raise
+    if monotonic() < job.deadline:
+        return hold
+    breaker.neutral(began)
+    money.void(hold, LATE)
+    return None
 
 
 class Attempt:

@@ -27,7 +27,7 @@ from packshot.core.errors import (
     UpstreamTimeout,
 )
 from packshot.core.types import Usage
-from packshot.gateway.attempt import Attempt
+from packshot.gateway.attempt import LATE, Attempt, hold_for
 from packshot.gateway.hedge import HUNG_UP, SLOWER, HedgeBudget, race
 from packshot.gateway.job import Job
 from packshot.gateway.keys import Key
@@ -40,7 +40,6 @@ from packshot.gateway.wire.upstream import Call, Reply
 from packshot.providers.base import Exchange, Failure, Relay
 
 __all__ = [
-    "LATE",
     "MAX_ERROR_BYTES",
     "Answer",
     "Dispatcher",
@@ -56,8 +55,6 @@ MAX_ERROR_BYTES = 256 << 10
 
 ELSEWHERE = "not_for_this_target"
 """The code of a failure that says only that this target cannot take this kind of request."""
-
-LATE = "the deadline passed while the ledger was asked"
 
 LEAST_S = 0.05
 """No attempt is begun with less than this left of the deadline."""
@@ -308,9 +305,8 @@ class Dispatcher:
         if job.surface != "count_tokens":
             limit = job.output_limit or put_in
             limit = None if limit is None else limit * job.choices
-            hold = await self._money.hold(job, target, key.name, limit, job.deadline - monotonic())
-            if monotonic() >= job.deadline:  # it had to wait for a disk or a database
-                self._money.void(hold, LATE)
+            hold = await hold_for(self._money, job, target, key, limit)
+            if hold is None:
                 return Failure("timeout", 0, LATE, code="deadline")
         attempt = Attempt(job, target, key, hold, self._money, self._telemetry)
         return await self._send(attempt, call, exchange)

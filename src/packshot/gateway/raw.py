@@ -30,9 +30,8 @@ from packshot.core.sse import Splitter
 from packshot.core.types import Usage
 from packshot.gateway.access import VirtualKey
 from packshot.gateway.answers import Headers, of_failure
-from packshot.gateway.attempt import Attempt
+from packshot.gateway.attempt import LATE, Attempt, hold_for
 from packshot.gateway.dispatch import (
-    LATE,
     MAX_ERROR_BYTES,
     Refused,
     Stream,
@@ -336,9 +335,8 @@ class RawDispatcher:
         hold = None
         if not asked.free:
             limit = None if job.output_limit is None else job.output_limit * job.choices
-            hold = await self._money.hold(job, target, key.name, limit, job.deadline - monotonic())
-            if monotonic() >= job.deadline:  # it had to wait for a disk or a database
-                self._money.void(hold, LATE)
+            hold = await hold_for(self._money, job, target, key, limit)
+            if hold is None:
                 raise Refused(Failure("timeout", 0, LATE, code="deadline"))
         attempt = Attempt(job, target, key, hold, self._money, self._telemetry)
         sent = perf_counter()
