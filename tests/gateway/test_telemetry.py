@@ -457,6 +457,7 @@ def test_what_the_gateway_does_is_told_and_what_others_chat_is_not(
     said = capfd.readouterr().err
     assert said.count("gateway-0 has a new configuration") == times
     assert "a connection" not in said
+    assert "packshot.gateway" not in said
 
 
 CANARIES = {

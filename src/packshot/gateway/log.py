@@ -31,6 +31,9 @@ REMOVED = "[removed]"
 SHORTEST = 6
 """A secret with fewer characters is no secret, and would blacken every line."""
 
+OURS = "packshot.gateway"
+"""The logger of what the gateway itself does."""
+
 MAX_LINES = 20_000
 """Lines that may wait for the disk or terminal: a second of the fastest worker."""
 
@@ -161,7 +164,7 @@ class Log:
         self._batcher.start()
         logging.getLogger().addHandler(self._handler)
         # Others tell warnings and errors; we also when a worker is ready, reloads or drains.
-        logging.getLogger("packshot.gateway").setLevel(logging.INFO)
+        logging.getLogger(OURS).setLevel(logging.INFO)
 
     def stop(self) -> None:
         """Write what waits, and end."""
@@ -211,7 +214,8 @@ class _Handler(logging.Handler):
             text = self.format(record)
         except Exception:  # noqa: BLE001 - a log call with a mistake of its own
             text = f"{record.name}: a message that cannot be formatted"
-        self._log.say(record.levelname.lower(), f"{record.name}: {text}")
+        name = "" if record.name == OURS else f"{record.name}: "
+        self._log.say(record.levelname.lower(), name + text)
 
 
 @lru_cache(4)
