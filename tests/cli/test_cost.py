@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from packshot.cli.cost import EMPTY, _money, app
+from packshot.cli.cost import EMPTY, _money, _row, app
 from packshot.core.errors import InvalidRequest, PackshotError
 from packshot.ledger.reports.period import day_of
+from packshot.ledger.reports.stages import Line
 from packshot.ledger.stores import open_store
 from tests.ledger.reports.worlds import DAY, world
 
@@ -108,6 +109,12 @@ def test_import(cost: Cost, tmp_path: Path) -> None:
 )
 def test_little_is_not_shown_as_nothing(nanos: int, shown: str) -> None:
     assert _money(nanos) == shown
+
+
+@pytest.mark.parametrize(("seconds", "wall"), [(0, "-"), (1, "0%")])
+def test_no_seconds_are_not_a_share_of_them(seconds: int, wall: str) -> None:
+    line = Line("chat", 1, seconds, 0.0, 5, 1.0, None, None, 5, 5, None, 0)
+    assert _row(line, 1.0)[2] == wall
 
 
 @pytest.mark.parametrize("words", [(), ("waste",), ("unpriced",), ("render", "a")])

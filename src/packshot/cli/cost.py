@@ -492,7 +492,7 @@ def _row(line: Line, most: float) -> tuple[object, ...]:
     return (
         line.name or "-",
         bar,
-        f"{line.wall_share:.0%}",
+        f"{line.wall_share:.0%}" if line.seconds_us else "-",
         _money(line.amount),
         f"{line.cost_share:.0%}",
         "-" if line.per_render is None else _money(line.per_render),
