@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from packshot.providers.fake_script import Fault, Settings, limited
-from tests.gateway.world import World, world
+from tests.gateway.world import LEDGER, World, world
 
 YAML = """
 providers:
@@ -322,3 +322,29 @@ def test_a_mistyped_route_is_told_where_only_its_price_is_missed(tmp_path: Path)
                 caller.chat.completions.create(model=model, messages=HELLO)
             said = "no route is called 'prompt-rewrit'"
             assert (said in str(raised.value)) is told
+
+
+def test_a_shared_budget_tells_a_caller_nothing_of_the_others(tmp_path: Path) -> None:
+    caps = YAML + LEDGER.replace("}", ", caps: [{scope: total, eur: 0.000001, per: ever}]}")
+    with (
+        world(tmp_path, caps, one=Settings(), two=Settings()) as there,
+        client(there) as openai_client,
+        pytest.raises(openai.APIStatusError) as caught,
+    ):
+        openai_client.chat.completions.create(model="gpt-4o-mini", messages=HELLO)
+    assert caught.value.status_code == 402
+    assert caught.value.code == "budget_exceeded"
+    assert "EUR" not in caught.value.message
+    assert "total" not in caught.value.message
+
+
+def test_refused_keys_are_no_overload(there: World) -> None:
+    there.fakes["one"].next(Fault(status=401, code="auth"), Fault(status=401, code="auth"))
+    with client(there) as openai_client:
+        for _ in range(3):
+            with pytest.raises(openai.APIStatusError) as caught:
+                openai_client.chat.completions.create(model="gpt-4o-mini", messages=HELLO)
+            assert caught.value.status_code == 502
+            assert caught.value.code == "upstream_credentials_exhausted"
+    there.ended()
+    assert len(there.fakes["one"].truth) == 2

@@ -19,6 +19,7 @@ from packshot.core.clock import HOUR_US, SECOND_US, wall_us
 from packshot.core.errors import LedgerUnavailable
 from packshot.core.types import Usage
 from packshot.ledger.drain import Drain
+from packshot.ledger.homes import name_in
 from packshot.ledger.journal import read_journals
 from packshot.ledger.prices.book import book_of
 from packshot.ledger.records import Dimensions, Held, Settled
@@ -321,7 +322,7 @@ def test_kill_9_books_what_was_used_and_no_more(tmp_path: Path, where: str, step
     assert child.stdout is not None
     began = int(child.stdout.readline())
     settings = settings_in(tmp_path)
-    folder = settings.journal / "local-0"
+    folder = settings.journal / name_in(settings, "local-0")
     epoch = int((folder / "epoch").read_text())
     while (last_sign(folder, epoch) or 0) < began + 4 * BEAT_US:
         time.sleep(0.01)

@@ -51,6 +51,12 @@ class Trouble:
         return lines
 
 
+OWN_BUDGETS = ("cap virtual_key:", "the virtual key ")
+NOT_OWN = (
+    "what this call may cost is more than is left of a budget that it shares with others: wait for "
+    "calls in flight or the next period, lower max_tokens, or ask the operator"
+)
+
 OWN: dict[type[GatewayError], tuple[int, str, str, bool]] = {
     GatewayError: (500, "api_error", "internal_error", False),
     Unauthorized: (401, "authentication_error", "invalid_api_key", False),
@@ -94,6 +100,8 @@ def _of_ledger(error: LedgerError, *, tried: bool) -> Trouble:
     said = str(error)
     match error:
         case BudgetExceeded():
+            # What others have spent is theirs to know: a caller hears of its own budget only.
+            said = said if said.startswith(OWN_BUDGETS) else NOT_OWN
             return Trouble(Answer(402, "billing_error", said, "budget_exceeded"))
         case Unpriced():
             return Trouble(Answer(403, "permission_error", said, "unpriced_model"))

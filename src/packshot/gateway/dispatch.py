@@ -133,6 +133,8 @@ class Tries:
             return replace(failure, retry_after_s=wait) if limited else failure
         if wait is None:
             return Failure("auth", 0, f"no key of {name} may be used for this call")
+        if self.target.provider.keys.all_out(self.target.model, self.allowed):
+            return Failure("auth", 0, f"every key of {name} is refused, or its account empty")
         said = f"every key of {name} rests for now"
         return Failure("overloaded", 0, said, retry_after_s=wait)
 

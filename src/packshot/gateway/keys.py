@@ -152,6 +152,14 @@ class Keys:
         ]
         return max(0.0, min(waits)) if waits else None
 
+    def all_out(self, model: str, allowed: Collection[str] | None = None) -> bool:
+        """Tell whether every key that may be used is refused, or its account empty."""
+        return all(
+            key.out
+            for key in self._keys
+            if (allowed is None or key.name in allowed) and key.may(model)
+        )
+
 
 def _score(key: Key, session: bytes) -> float:
     """Return the weighted rendezvous score (Schindelhauer and Schomaker, SPAA 2005)."""

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +40,9 @@ from packshot.ledger.settings import load_settings
 from packshot.state.limits import Limits, MemoryLimits
 
 __all__ = ["Worker", "all_caps"]
+
+THREADS = 64
+"""Calls of one worker that may wait for a disk or a database at the same time."""
 
 TICK_S = 1.0
 """How often holds that expired are settled and idle slices of budgets given back."""
@@ -87,6 +91,10 @@ class Worker:
             LedgerUnavailable: money cannot be booked.
         """
         settings, money_settings = load_gateway(self.path), load_settings(self.path)
+        # What waits for a database waits here: the usual handful of threads would all be taken by
+        # the calls of one second, and the rest would wait for them.
+        threads = ThreadPoolExecutor(THREADS, "ledger")
+        asyncio.get_running_loop().set_default_executor(threads)
         plan = build_plan(settings)
         self._money = money_settings
         book = book_of(money_settings)

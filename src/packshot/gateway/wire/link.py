@@ -23,7 +23,7 @@ __all__ = ["Answer", "Link", "LinkLimits", "StaleLink"]
 HEAD, ANY, ALL = 0, 1, 2
 """What a waiting call waits for: the head, some of the body, or the end of it."""
 
-STALE_S = 1.0
+STALE_S = 0.25
 """Seconds after sending in which the end of a kept connection is taken for one that had ended
 before. A later end, without a byte, is a server that took the call and died: it may have done the
 work, so the call is not sent again from here."""
