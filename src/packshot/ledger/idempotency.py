@@ -15,8 +15,8 @@ KEEP_US = 24 * HOUR_US
 """How long an answer is replayed, as Stripe does (RELIABILITY §5.3)."""
 
 IN_FLIGHT_US = 3900 * SECOND_US
-"""A first call without an answer for so long died: its key may be used again. No call of the gateway
-may take that long (an hour is the most that can be configured)."""
+"""A first call without an answer for so long died: its key may be used again. No call of the
+gateway takes that long: an hour is the most that can be configured."""
 
 MAX_ANSWER = 1 << 20
 """Bytes; a longer answer is not kept, and its key is refused rather than spent on twice."""
