@@ -312,13 +312,16 @@ KILLED = textwrap.dedent("""
     ("where", "step"),
     [("load", 0), ("idle", 0), ("render", 0), ("render", -HOUR_US), ("render", HOUR_US)],
 )
-def test_kill_9_books_what_was_used_and_no_more(tmp_path: Path, where: str, step: int) -> None:
+def test_kill_9_books_what_was_used_and_no_more(
+    tmp_path: Path, where: str, step: int, request: pytest.FixtureRequest
+) -> None:
     """A child burns its CPU in a stage and is killed; the clock of the wall steps under it."""
     child = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path), where, str(step)],
         stdout=subprocess.PIPE,
         text=True,
     )
+    request.addfinalizer(child.kill)  # where the test fails, it must not burn on
     assert child.stdout is not None
     began = int(child.stdout.readline())
     settings = settings_in(tmp_path)
