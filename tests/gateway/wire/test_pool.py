@@ -293,15 +293,20 @@ def test_a_late_death_without_a_byte_is_not_sent_again(monkeypatch):
 
 
 def test_closing_ends_what_is_in_flight_and_waits():
+    arrived = False
+
     async def talk(peer: Peer) -> None:
+        nonlocal arrived
         await peer.request()
+        arrived = True
         await peer.gone()
 
     async def scene() -> None:
         async with serving(talk) as origin:
             pool = Pool(origin, PoolLimits(connections=1))
             tasks = [asyncio.create_task(pool.send(call())) for _ in range(2)]
-            await until(lambda: pool.stats.waiting == 1)
+            # While the first still connects, it is not in flight, and ends as unreachable.
+            await until(lambda: pool.stats.waiting == 1 and arrived)
             await pool.close()
             busy, waiting = await asyncio.gather(*tasks, return_exceptions=True)
             assert isinstance(busy, UpstreamBroken)
