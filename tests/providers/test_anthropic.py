@@ -12,6 +12,7 @@ from packshot.core.errors import InvalidRequest, UpstreamBroken
 from packshot.core.sse import parse
 from packshot.core.types import Usage
 from packshot.providers.anthropic import AnthropicCountTokens, AnthropicMessages, AnthropicRelay
+from packshot.providers.failures import failure_of
 
 MESSAGES = AnthropicMessages()
 
@@ -89,7 +90,7 @@ def test_a_count_of_tokens_is_free():
     fields = fields_of(model="r", messages=[])
     assert exchange.request(fields, "c", 9) == b'{"model":"c","messages":[]}'
     assert exchange.reply(b'{"input_tokens":7}', "r") == (b'{"input_tokens":7}', Usage("caption"))
-    assert exchange.failure(404, {}, b"").kind == "not_found"
+    assert failure_of(404, {}, b"").kind == "not_found"
     assert exchange.needs(fields) == []
     with pytest.raises(InvalidRequest, match="not streamed"):
         exchange.relay(fields, "r")

@@ -15,6 +15,7 @@ from packshot.core.errors import InvalidRequest, UpstreamBroken
 from packshot.core.sse import parse
 from packshot.core.types import Usage, UsageDetail
 from packshot.ledger.prices.usage import openai_chat
+from packshot.providers.failures import failure_of
 from packshot.providers.openai import OpenAIChat, OpenAIEmbeddings, OpenAIRelay
 from packshot.providers.rows import ROWS, row_of
 
@@ -208,9 +209,9 @@ def test_a_200_that_is_no_answer_is_broken(body):
 
 def test_an_error_under_200_says_what_it_is():
     body = b'{"error":{"code":429,"message":"slow down"}}'
-    failure = CHAT.failure(200, {}, body)
+    failure = failure_of(200, {}, body)
     assert (failure.kind, failure.status) == ("rate_limit", 429)
-    assert CHAT.failure(200, {}, b"<html>").kind == "garbage"
+    assert failure_of(200, {}, b"<html>").kind == "garbage"
 
 
 @pytest.mark.parametrize("vector", [[0.1, 0.2], "zczMPQ=="])

@@ -25,9 +25,11 @@ from packshot.core.errors import (
 from packshot.providers.base import Failure
 from packshot.providers.failures import Answer, answer_of
 
-__all__ = ["Headers", "Trouble", "of_error", "of_failure"]
+__all__ = ["JSON", "Headers", "Trouble", "of_error", "of_failure"]
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
+
+JSON = (b"content-type", b"application/json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,9 @@ from typing import TypeAlias
 import msgspec
 
 from packshot.core.errors import PackshotError, Saturated
+from packshot.gateway import dispatch
 from packshot.gateway.access import Access
-from packshot.gateway.answers import Headers, Trouble, of_error, of_failure
+from packshot.gateway.answers import JSON, Headers, Trouble, of_error, of_failure
 from packshot.gateway.dispatch import Dispatcher, Refused, Stream
 from packshot.gateway.intake import DOORS, Door, Gone, Receive, Scope, make_job, read_body
 from packshot.gateway.job import Job
@@ -31,11 +32,11 @@ from packshot.gateway.raw import PREFIX, RawDispatcher, ask, door_of
 from packshot.gateway.relay import Drains, Send, relay
 from packshot.gateway.settings import GatewaySettings
 from packshot.gateway.telemetry import Telemetry
+from packshot.gateway.virtual_key import VirtualKey
 from packshot.providers.failures import Answer, error_body
 
 __all__ = ["Gateway"]
 
-JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 MODELS = frozenset({"/v1/models", "/openai/v1/models", "/anthropic/v1/models"})
 
@@ -110,49 +111,49 @@ class Gateway:
 
     async def infer(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> int:
         """Serve one call of a model and return its status; ``visit`` is what is known of it."""
-        headers = headers_of(scope)
-        client = scope.get("client")
-        owner = self.access.authenticate(headers, client[0] if client else "")
-        visit.owner = owner.id
-        self._admit()
-        body = await read_body(receive, headers, self.settings.server.max_body_bytes)
+        headers, owner, body = await self._let_in(visit, scope, receive)
         job = visit.job = make_job(visit.door, self.plan, owner, headers, body, visit.began)
-        await self._limiter.take(job)
-        if owner.content_log:
-            send = self.telemetry.record(job, body, send)
+        send = await self._start(job, body, send)
         if self._once is not None and b"idempotency-key" in headers:
             got = await self._once.answer(job, headers[b"idempotency-key"], body)
         else:
             got = await self._dispatcher.answer(job)
-        if isinstance(got, Stream):
-            status = await relay(got, self._headers(job, EVENTS), send, self.drains)
-        else:
-            status = 200
-            await self._money.flush()
-            await respond(send, 200, self._headers(job, JSON), got.body)
-        await self._limiter.settle(job)
-        return status
+        return await self._deliver(job, got, send)
 
     async def pass_through(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> int:
         """Serve a raw call of a provider and return its status; see `packshot.gateway.raw`."""
+        headers, owner, body = await self._let_in(visit, scope, receive)
+        asked = ask(scope, self.plan, owner, headers, body, visit.began)
+        job = visit.job = asked.job
+        send = await self._start(job, body, send)
+        return await self._deliver(job, await self._raw.answer(asked), send)
+
+    async def _let_in(
+        self, visit: Visit, scope: Scope, receive: Receive
+    ) -> tuple[dict[bytes, bytes], VirtualKey, bytes]:
+        """Find out who calls, and read what they send; return headers, virtual key and body."""
         headers = headers_of(scope)
         client = scope.get("client")
         owner = self.access.authenticate(headers, client[0] if client else "")
         visit.owner = owner.id
         self._admit()
         body = await read_body(receive, headers, self.settings.server.max_body_bytes)
-        asked = ask(scope, self.plan, owner, headers, body, visit.began)
-        job = visit.job = asked.job
+        return headers, owner, body
+
+    async def _start(self, job: Job, body: bytes, send: Send) -> Send:
+        """Take what the job may use of its limits; return where its answer goes."""
         await self._limiter.take(job)
-        if owner.content_log:
-            send = self.telemetry.record(job, body, send)
-        got = await self._raw.answer(asked)
+        return self.telemetry.record(job, body, send) if job.owner.content_log else send
+
+    async def _deliver(self, job: Job, got: dispatch.Answer | Stream, send: Send) -> int:
+        """Send an answer, and correct what was taken of the limits; return its status."""
         if isinstance(got, Stream):
             status = await relay(got, self._headers(job, EVENTS), send, self.drains)
         else:
             status = got.status
             await self._money.flush()
-            lines = [*self._headers(job, got.content), *got.headers]
+            lines = self._headers(job, got.content)
+            lines += got.headers
             await respond(send, status, lines, got.body)
         await self._limiter.settle(job)
         return status

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import random
 from asyncio import CancelledError
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic, perf_counter
 from typing import Any
@@ -26,7 +26,7 @@ from packshot.core.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from packshot.core.types import Usage
+from packshot.gateway.answers import JSON
 from packshot.gateway.attempt import LATE, Attempt, hold_for
 from packshot.gateway.hedge import HUNG_UP, SLOWER, HedgeBudget, race
 from packshot.gateway.job import Job
@@ -38,16 +38,18 @@ from packshot.gateway.settings import ServerEntry
 from packshot.gateway.telemetry import Telemetry
 from packshot.gateway.wire.upstream import Call, Reply
 from packshot.providers.base import Exchange, Failure, Relay
+from packshot.providers.failures import failure_of
 
 __all__ = [
-    "MAX_ERROR_BYTES",
     "Answer",
     "Dispatcher",
     "Refused",
     "Stream",
     "Tries",
     "failure_from",
-    "with_headers",
+    "header_lines",
+    "read_answer",
+    "read_refusal",
 ]
 
 MAX_ERROR_BYTES = 256 << 10
@@ -70,10 +72,12 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole answer: its body, settled already."""
+    """A whole answer, settled already; ``headers`` are beside those that the gateway adds."""
 
     body: bytes
-    usage: Usage | None
+    status: int = 200
+    content: tuple[bytes, bytes] = JSON
+    headers: Sequence[tuple[bytes, bytes]] = ()
 
 
 @dataclass(slots=True, eq=False)
@@ -301,8 +305,8 @@ class Dispatcher:
             if job.attempts == 0:
                 raise
             return Failure("not_found", 0, str(error), ELSEWHERE)
-        headers = key.header if not job.headers else with_headers(key.header, job.headers)
-        call = Call(target.path(exchange.path), headers, body, job.deadline, provider.timeouts)
+        lines = header_lines(key, job)
+        call = Call(target.path(exchange.path), lines, body, job.deadline, provider.timeouts)
         hold = None
         if job.surface != "count_tokens":
             limit = job.output_limit or put_in
@@ -343,22 +347,19 @@ class Dispatcher:
     async def _whole(self, attempt: Attempt, reply: Reply, exchange: Exchange) -> Answer | Failure:
         """Read the whole answer, good or bad."""
         if reply.status < 300:
-            data = await reply.read(self._server.max_reply_bytes)
-            if b"content-encoding" in reply.headers:
-                raise UpstreamBroken("the answer came compressed, unasked", sent=True, began=True)
+            data = await read_answer(reply, self._server.max_reply_bytes)
             try:
                 body, usage = exchange.reply(data, attempt.job.model)
             except UpstreamBroken:
                 # Some send their errors, rate limits too, under the status 200.
-                failure = exchange.failure(reply.status, reply.headers, data)
+                failure = failure_of(reply.status, reply.headers, data)
                 # A whole answer's head comes after the work: trouble under 200 may be billed.
                 attempt.fail(failure, sent=True, began=NEXT[failure.kind] == "again")
                 return failure
             attempt.succeed(usage)
             attempt.lead()
-            return Answer(body, usage)
-        data = await reply.read(MAX_ERROR_BYTES)
-        failure = exchange.failure(reply.status, reply.headers, data)
+            return Answer(body)
+        failure, _ = await read_refusal(reply)
         attempt.fail(failure, sent=True)
         return failure
 
@@ -395,14 +396,31 @@ class Dispatcher:
         return target.entry.max_output_tokens or self._server.default_max_output_tokens
 
 
-def with_headers(lines: bytes, more: Mapping[bytes, bytes]) -> bytes:
-    """Return header lines with others in place of those of the same name."""
+def header_lines(key: Key, job: Job) -> bytes:
+    """Return the header lines of a call: the key's, with the caller's own in place of some."""
+    more = job.headers
+    if not more:
+        return key.header
     kept = [
         line
-        for line in lines.split(b"\r\n")
+        for line in key.header.split(b"\r\n")
         if line and line.partition(b":")[0].lower() not in more
     ]
     return b"\r\n".join([*kept, *(name + b": " + value for name, value in more.items()), b""])
+
+
+async def read_answer(reply: Reply, limit: int) -> bytes:
+    """Return the whole body of a good answer; raise `UpstreamBroken` for a compressed one."""
+    data = await reply.read(limit)
+    if b"content-encoding" in reply.headers:
+        raise UpstreamBroken("the answer came compressed, unasked", sent=True, began=True)
+    return data
+
+
+async def read_refusal(reply: Reply) -> tuple[Failure, bytes]:
+    """Read the whole body of a refusal; return what it says, and the body."""
+    data = await reply.read(MAX_ERROR_BYTES)
+    return failure_of(reply.status, reply.headers, data), data
 
 
 def _drop(found: Answer | Stream | Failure, reason: str) -> None:

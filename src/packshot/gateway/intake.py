@@ -37,6 +37,7 @@ __all__ = [
     "annotate",
     "make_job",
     "read_body",
+    "text_of",
     "time_limit_s",
 ]
 
@@ -131,7 +132,7 @@ def make_job(
         Forbidden: the virtual key may not use this route or model.
     """
     fields = open_fields(body)
-    model = _text(fields, "model")
+    model = text_of(fields, "model")
     if "models" in fields:
         raise InvalidRequest(
             "models is not passed on, since the key may not be for them: name one model, or a "
@@ -194,7 +195,8 @@ def time_limit_s(headers: Mapping[bytes, bytes], route: Route) -> float:
     return min(most, int(asked) / 1000.0)
 
 
-def _text(fields: Fields, name: str) -> str:
+def text_of(fields: Fields, name: str) -> str:
+    """Return a field that is text; raise `InvalidRequest` where it is absent, or something else."""
     raw = fields.get(name)
     if raw is None:
         raise InvalidRequest(f"{name} must be given")

@@ -45,7 +45,7 @@ class Once:
         before = await self._first(key, body, scope)
         if before is not None:
             job.replayed = True
-            return Answer(before, None)
+            return Answer(before)
         try:
             got = await self._dispatcher.answer(job)
         except BaseException:

@@ -24,22 +24,23 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from packshot.core.errors import Forbidden, InvalidRequest, UpstreamBroken, UpstreamError
+from packshot.core.errors import Forbidden, InvalidRequest, UpstreamError
 from packshot.core.ids import new_id
-from packshot.core.sse import Splitter
 from packshot.core.types import Usage
 from packshot.gateway.access import VirtualKey
-from packshot.gateway.answers import Headers, of_failure
+from packshot.gateway.answers import of_failure
 from packshot.gateway.attempt import LATE, Attempt, hold_for
 from packshot.gateway.dispatch import (
-    MAX_ERROR_BYTES,
+    Answer,
     Refused,
     Stream,
     Tries,
     failure_from,
-    with_headers,
+    header_lines,
+    read_answer,
+    read_refusal,
 )
-from packshot.gateway.intake import Door, Scope, annotate, time_limit_s
+from packshot.gateway.intake import Door, Scope, annotate, text_of, time_limit_s
 from packshot.gateway.job import (
     MAX_CHOICES,
     Job,
@@ -57,8 +58,8 @@ from packshot.gateway.telemetry import Telemetry
 from packshot.gateway.wire.upstream import Call, Reply
 from packshot.ledger.prices.usage import FORMATS, merged
 from packshot.providers.base import Failure, Fields, Surface
-from packshot.providers.failures import failure_of, failure_of_event
-from packshot.providers.framing import data_of, events_of
+from packshot.providers.failures import failure_of_event
+from packshot.providers.framing import EventRelay, data_of
 
 __all__ = ["PREFIX", "Asked", "RawDispatcher", "Whole", "ask", "door_of"]
 
@@ -147,13 +148,9 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """An answer that came whole; ``failure`` is what it says where it is a refusal."""
+class Whole(Answer):
+    """An answer that goes over as it came; ``failure`` is what it says where it is a refusal."""
 
-    status: int
-    content: tuple[bytes, bytes]
-    headers: Headers
-    body: bytes
     failure: Failure | None = None
 
 
@@ -275,13 +272,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _model(fields: Fields) -> str:
-    raw = fields.get("model")
-    if raw is None:
-        return ""
-    try:
-        model = msgspec.json.decode(raw, type=str)
-    except msgspec.MsgspecError as error:
-        raise InvalidRequest("model must be text") from error
+    model = text_of(fields, "model") if "model" in fields else ""
     if len(model) > 200 or not model.isprintable():
         raise InvalidRequest("model is at most 200 printable characters")
     return model
@@ -330,7 +321,7 @@ class RawDispatcher:
     async def _attempt(self, asked: Asked, target: Target, key: Key) -> Whole | Stream:
         """Make the call with one key; the attempt is ended on return, unless a stream began."""
         job, provider = asked.job, target.provider
-        lines = key.header if not job.headers else with_headers(key.header, job.headers)
+        lines = header_lines(key, job)
         call = Call(asked.target, lines, asked.body, job.deadline, provider.timeouts, asked.method)
         hold = None
         if not asked.free:
@@ -363,21 +354,18 @@ class RawDispatcher:
     async def _whole(self, asked: Asked, attempt: Attempt, reply: Reply) -> Whole:
         """Read the whole answer, good or bad."""
         if reply.status >= 300:
-            body = await reply.read(MAX_ERROR_BYTES)
-            failure = failure_of(reply.status, reply.headers, body)
+            failure, body = await read_refusal(reply)
             attempt.fail(failure, sent=True)
             if reply.status < 400:
                 raise Refused(Failure("garbage", 502, "the provider sent the call elsewhere"))
             headers = of_failure(failure).headers()
         else:
             failure, headers = None, []
-            body = await reply.read(self._server.max_reply_bytes)
-            if b"content-encoding" in reply.headers:
-                raise UpstreamBroken("the answer came compressed, unasked", sent=True, began=True)
+            body = await read_answer(reply, self._server.max_reply_bytes)
             attempt.succeed(_usage_in(body, asked.usage))
         body = _without_key(body, attempt.key, attempt.target.provider)
         headers.append((b"x-content-type-options", b"nosniff"))
-        return Whole(reply.status, _content(reply), headers, body, failure)
+        return Whole(body, reply.status, _content(reply), headers, failure)
 
     async def _begin(self, asked: Asked, attempt: Attempt, reply: Reply) -> Stream:
         """Wait for the first whole event."""
@@ -398,30 +386,19 @@ class RawDispatcher:
         return Stream(attempt, reply, relay, first)
 
 
-class Meter:
+class Meter(EventRelay):
     """Hands on whole events as they came, and reads what was used, and the end."""
 
+    __slots__ = ("_format", "_said")
+
     def __init__(self, usage_format: str) -> None:
-        self.usage: Usage | None = None
-        self.done = False
-        self.failure: Failure | None = None
+        super().__init__()
         self._format = usage_format
-        self._splitter = Splitter()
         self._said: dict[str, Any] = {}
 
-    def feed(self, data: bytes, /) -> bytes:
-        """Take bytes and return whole events; see `Relay.feed`."""
-        if self.done or self.failure is not None:
-            return b""
-        kept: list[bytes] = []
-        for event in events_of(self._splitter.feed(data)):
-            self._read(data_of(event))
-            if self.failure is not None:
-                break
-            kept.append(event)
-            if self.done:
-                break
-        return b"".join(kept)
+    def _pass(self, event: bytes) -> bool:
+        self._read(data_of(event))
+        return self.failure is None
 
     def _read(self, data: bytes | None) -> None:
         if data is None:

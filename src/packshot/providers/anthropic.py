@@ -6,18 +6,18 @@ model, and answers pass as they came.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from packshot.core.errors import InvalidRequest
-from packshot.core.sse import Splitter, parse
+from packshot.core.sse import parse
 from packshot.core.types import Usage
 from packshot.ledger.prices.usage import FORMATS, merged
 from packshot.providers.base import Api, Failure, Fields, Surface
-from packshot.providers.failures import failure_of, failure_of_event
-from packshot.providers.framing import broken, data_of, events_of, is_json
+from packshot.providers.failures import failure_of_event
+from packshot.providers.framing import EventRelay, broken, data_of, for_model, is_json
 from packshot.providers.rows import ROWS, Need, Row
 
 __all__ = ["AnthropicCountTokens", "AnthropicMessages", "AnthropicRelay", "messages_usage"]
@@ -77,8 +77,7 @@ class AnthropicMessages:
 
     def request(self, fields: Fields, model: str, output_limit: int | None, /) -> bytes:
         """Return the body for the target: the API wants ``max_tokens``, a limit is put in."""
-        out = fields.copy()
-        out["model"] = msgspec.Raw(ENCODER.encode(model))
+        out = for_model(fields, model)
         if output_limit is not None and is_json(out.get("max_tokens"), b"null"):
             out["max_tokens"] = msgspec.Raw(b"%d" % output_limit)
         return ENCODER.encode(out)
@@ -97,10 +96,6 @@ class AnthropicMessages:
         """Return a relay that hands on every event as it came."""
         return AnthropicRelay()
 
-    def failure(self, status: int, headers: Mapping[bytes, bytes], body: bytes, /) -> Failure:
-        """Say why the target refused."""
-        return failure_of(status, headers, body)
-
     def needs(self, fields: Fields, /) -> Sequence[Need]:
         """Return what the request needs of a target; what is malformed needs nothing."""
         return _needs(fields)
@@ -118,9 +113,7 @@ class AnthropicCountTokens:
 
     def request(self, fields: Fields, model: str, _output_limit: int | None, /) -> bytes:
         """Return the body for the target; nothing comes out that could be limited."""
-        out = fields.copy()
-        out["model"] = msgspec.Raw(ENCODER.encode(model))
-        return ENCODER.encode(out)
+        return ENCODER.encode(for_model(fields, model))
 
     def reply(self, body: bytes, _model: str, /) -> tuple[bytes, Usage | None]:
         """Return the body as it came; nothing was used."""
@@ -134,45 +127,23 @@ class AnthropicCountTokens:
         """Refuse: there is no stream of a count."""
         raise InvalidRequest("a count of tokens is not streamed: leave stream out")
 
-    def failure(self, status: int, headers: Mapping[bytes, bytes], body: bytes, /) -> Failure:
-        """Say why the target refused."""
-        return failure_of(status, headers, body)
-
     def needs(self, fields: Fields, /) -> Sequence[Need]:
         """Return what the request needs of a target."""
         return _needs(fields)
 
 
-class AnthropicRelay:
+class AnthropicRelay(EventRelay):
     """Passes a stream of messages on in whole events, as they came.
 
-    What the provider used is known in part from its first event on, and finally once `done`. As in
-    `openai.OpenAIRelay`, nothing is handed on from an error on, nor after the end.
+    What the provider used is known in part from its first event on, and finally once `done`. An
+    event that is no JSON is a failure of kind "garbage".
     """
 
-    __slots__ = ("done", "failure", "said", "splitter", "usage")
+    __slots__ = ("said",)
 
     def __init__(self) -> None:
-        self.usage: Usage | None = None
-        self.done = False
-        self.failure: Failure | None = None
-        self.splitter = Splitter()
+        super().__init__()
         self.said: dict[str, Any] = {}
-
-    def feed(self, data: bytes, /) -> bytes:
-        """Take bytes, return whole events; see `Relay.feed`.
-
-        An event that is no JSON is a failure of kind "garbage", what came before it is handed on.
-        """
-        if self.done or self.failure is not None:
-            return b""
-        kept: list[bytes] = []
-        for event in events_of(self.splitter.feed(data)):
-            if self._pass(event):
-                kept.append(event)
-            if self.done or self.failure is not None:
-                break
-        return b"".join(kept)
 
     def _pass(self, event: bytes) -> bool:
         """Read one event, and tell whether it goes to the caller."""

@@ -7,7 +7,7 @@ same, bytes pass unread.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias, get_args
 
@@ -128,10 +128,6 @@ class Exchange(Protocol):
 
     def relay(self, fields: Fields, model: str, /) -> Relay:
         """Return a relay for a streamed answer to the request ``fields``."""
-        ...
-
-    def failure(self, status: int, headers: Mapping[bytes, bytes], body: bytes, /) -> Failure:
-        """Say why the target refused."""
         ...
 
     def needs(self, fields: Fields, /) -> Sequence[str]:

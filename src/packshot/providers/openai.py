@@ -7,18 +7,18 @@ name in them included: it is the one that answered, which a caller of a route wa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from packshot.core.errors import InvalidRequest, UpstreamBroken
-from packshot.core.sse import Splitter, parse
+from packshot.core.sse import parse
 from packshot.core.types import Usage
 from packshot.ledger.prices.usage import FORMATS, PlainUsage, merged, openai_plain
 from packshot.providers.base import Api, Failure, Fields, Surface
-from packshot.providers.failures import failure_of, failure_of_event
-from packshot.providers.framing import broken, data_of, events_of, is_json
+from packshot.providers.failures import failure_of_event
+from packshot.providers.framing import EventRelay, broken, data_of, for_model, is_json
 from packshot.providers.rows import ROWS, Need, Row
 
 __all__ = ["OpenAIChat", "OpenAIEmbeddings", "OpenAIRelay", "asked_usage", "needs_of_chat"]
@@ -90,8 +90,7 @@ class OpenAIChat:
         A limit under OpenAI's other name goes over under the name that the provider obeys, and what
         this gateway added to an earlier answer of Anthropic's stays behind.
         """
-        out = fields.copy()
-        out["model"] = msgspec.Raw(ENCODER.encode(model))
+        out = for_model(fields, model)
         if "messages" in out and b'"thinking_blocks"' in bytes(out["messages"]):
             out["messages"] = _without_thinking(out["messages"])
         self._limit(out, model, output_limit)
@@ -135,10 +134,6 @@ class OpenAIChat:
         strip = self.row.stream_usage and not asked_usage(fields)
         return OpenAIRelay(self.row.usage, strip_usage=strip)
 
-    def failure(self, status: int, headers: Mapping[bytes, bytes], body: bytes, /) -> Failure:
-        """Say why the target refused."""
-        return failure_of(status, headers, body)
-
     def needs(self, fields: Fields, /) -> Sequence[Need]:
         """Return what the request needs of a target; see `needs_of_chat`."""
         return needs_of_chat(fields)
@@ -156,9 +151,7 @@ class OpenAIEmbeddings:
 
     def request(self, fields: Fields, model: str, _output_limit: int | None, /) -> bytes:
         """Return the body for the target; embeddings have no output to limit."""
-        out = fields.copy()
-        out["model"] = msgspec.Raw(ENCODER.encode(model))
-        return ENCODER.encode(out)
+        return ENCODER.encode(for_model(fields, model))
 
     def reply(self, body: bytes, _model: str, /) -> tuple[bytes, Usage | None]:
         """Return the body as it came, and its usage; see `OpenAIChat.reply`."""
@@ -171,70 +164,46 @@ class OpenAIEmbeddings:
         """Refuse: there is no stream of embeddings."""
         raise InvalidRequest("embeddings are not streamed: leave stream out")
 
-    def failure(self, status: int, headers: Mapping[bytes, bytes], body: bytes, /) -> Failure:
-        """Say why the target refused."""
-        return failure_of(status, headers, body)
-
     def needs(self, _fields: Fields, /) -> Sequence[Need]:
         """Embeddings need nothing that a target may lack."""
         return ()
 
 
-class OpenAIRelay:
+class OpenAIRelay(EventRelay):
     """Passes a stream on in whole events, as they came, and reads three things on the way.
 
     Usage, the end, and an error. Every chunk is held to be JSON, which costs less than to look for
     words in it. From an error on nothing is handed on, the error included: whoever relays says it
     in the caller's own shape (`failures.error_event`), or goes to another target if no byte went
-    out yet. After the end nothing is handed on either.
+    out yet. What is no JSON is a failure of kind "garbage".
     """
 
-    __slots__ = ("done", "failure", "format", "splitter", "strip_usage", "usage")
+    __slots__ = ("format", "strip_usage")
 
     def __init__(self, usage_format: str = "openai-chat", *, strip_usage: bool = False) -> None:
-        self.usage: Usage | None = None
-        self.done = False
-        self.failure: Failure | None = None
+        super().__init__()
         self.format = usage_format
         self.strip_usage = strip_usage
-        self.splitter = Splitter()
 
-    def feed(self, data: bytes, /) -> bytes:
-        """Take bytes, return whole events; see `Relay.feed`.
-
-        An event that is no JSON is a failure of kind "garbage", what came before it is handed on.
-        """
-        if self.done or self.failure is not None:
-            return b""
-        block = self.splitter.feed(data)
+    def _through(self, block: bytes) -> bytes:
         one = block.startswith(b"data: {") and block.find(b"\n") == len(block) - 2
-        if one and b"\r" not in block:
-            return block if self._pass(block[6:-2]) else b""
-        return self._several(block)
+        if one and b"\r" not in block:  # nearly always: one chunk on one line
+            return block if self._chunk(block[6:-2]) else b""
+        return super()._through(block)
 
-    def _several(self, block: bytes) -> bytes:
-        """Go through what is not one chunk on one line."""
-        kept: list[bytes] = []
-        for event in events_of(block):
-            kept.append(self._one(event))
-            if self.done or self.failure is not None:
-                break
-        return b"".join(kept)
-
-    def _one(self, event: bytes) -> bytes:
-        """Return what goes to the caller of one event."""
+    def _pass(self, event: bytes) -> bool:
         data = data_of(event)
         if data is None:
-            return event
+            return True
         if data.strip() == b"[DONE]":
             self.done = True
-            return event
+            return True
         if not event.startswith(b"data: ") and parse(event)[0].name == "error":
             self.failure = failure_of_event(data, named=True)
-            return b""
-        return event if self._pass(data) else b""
+            return False
+        return self._chunk(data)
 
-    def _pass(self, data: bytes) -> bool:
+    def _chunk(self, data: bytes) -> bool:
         """Read one chunk, and tell whether it goes to the caller."""
         try:
             chunk = _read(data, self.format)
@@ -249,7 +218,7 @@ class OpenAIRelay:
         usage = usage_of(chunk, self.format)
         if usage is None:
             return True
-        self.usage = usage
+        self.usage: Usage | None = usage
         return not (self.strip_usage and bytes(chunk.choices).strip() == b"[]")
 
 

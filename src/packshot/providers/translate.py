@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from packshot.core.types import Usage
-from packshot.providers.base import Api, Failure, Fields, Surface
-from packshot.providers.failures import failure_of
+from packshot.providers.base import Api, Fields, Surface
 from packshot.providers.openai import asked_usage, needs_of_chat
 from packshot.providers.rows import ROWS, Need, Row
 from packshot.providers.translate_reply import ChatRelay, chat_completion
@@ -40,10 +39,6 @@ class ChatToAnthropic:
     def relay(self, fields: Fields, model: str, /) -> ChatRelay:
         """Return a relay that writes chunks, and the usage chunk if the caller asked for it."""
         return ChatRelay(model, include_usage=asked_usage(fields))
-
-    def failure(self, status: int, headers: Mapping[bytes, bytes], body: bytes, /) -> Failure:
-        """Say why the target refused."""
-        return failure_of(status, headers, body)
 
     def needs(self, fields: Fields, /) -> Sequence[Need]:
         """Return what the request needs of a target."""
