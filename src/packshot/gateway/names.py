@@ -7,8 +7,7 @@ two together. Spans and their attributes are those of OpenTelemetry's convention
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from packshot.ledger.names import Metric
 
 __all__ = ["METRICS", "OTHER", "Metric"]
 
@@ -33,21 +32,6 @@ OVERHEAD_SECONDS = (
     *(200e-6, 300e-6, 500e-6, 1e-3, 2e-3, 5e-3, 10e-3, 100e-3),
 )
 """From 10 µs, less than any call costs, to 100 ms; 45 µs is the goal for the hot path."""
-
-
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A family of series: its name, its kind, its labels in their order, and what it tells.
-
-    ``unit``: a counter of whole numbers counts in parts of this; ``bounds`` are a histogram's.
-    """
-
-    name: str
-    kind: Literal["counter", "gauge", "histogram"]
-    labels: tuple[str, ...]
-    help: str
-    unit: int = 1
-    bounds: tuple[float, ...] = ()
 
 
 CALL = ("surface", "route", "provider", "model")

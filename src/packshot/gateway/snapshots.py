@@ -19,6 +19,7 @@ import msgspec
 
 from packshot.core.errors import OutputError
 from packshot.gateway.names import METRICS, OTHER, WORKERS, Metric
+from packshot.ledger.names import labelled
 
 __all__ = [
     "CONTENT_TYPE",
@@ -218,7 +219,7 @@ def _read(path: Path) -> Snapshot | None:
 def _histogram(metric: Metric, labels: Labels, numbers: list[float]) -> Iterable[str]:
     sums = [int(each) for each in accumulate(numbers[:-1])]
     # Most lines of a page are buckets, so their labels are written once for all of them.
-    named = _named(metric.labels, labels)
+    named = labelled(metric.labels, labels)
     before = f"{metric.name}_bucket{{{named}{',' if named else ''}le="
     for bound, count in zip((*metric.bounds, None), sums, strict=True):
         shown = "+Inf" if bound is None else f"{bound:.6g}"
@@ -234,14 +235,5 @@ def _number(metric: Metric, value: float) -> str:
 
 
 def _series(name: str, names: Labels, labels: Labels) -> str:
-    named = _named(names, labels)
+    named = labelled(names, labels)
     return f"{name}{{{named}}}" if named else name
-
-
-def _named(names: Labels, labels: Labels) -> str:
-    return ",".join(f'{k}="{_escape(v)}"' for k, v in zip(names, labels, strict=True))
-
-
-def _escape(text: str) -> str:
-    """Escape a label value: backslash, quote and newline, as the format defines."""
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -367,13 +367,7 @@ def _family(metric: Metric, samples: Samples) -> str:
     """Return a family in the text format, its series sorted."""
     lines = [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
     for labels, value in sorted(samples.items()):
-        pairs = zip(metric.labels, labels, strict=True)
-        named = ",".join(f'{name}="{_escape(text)}"' for name, text in pairs)
+        named = names.labelled(metric.labels, labels)
         series = f"{metric.name}{{{named}}}" if named else metric.name
         lines.append(f"{series} {Decimal(value):f}")
     return "\n".join(lines) + "\n"
-
-
-def _escape(text: str) -> str:
-    """Escape a label value: backslash, quote and newline, as the format defines."""
-    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -6,10 +6,11 @@ same for people; a test holds the two together.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["GATEWAY_STAGES", "METRICS", "Metric"]
+__all__ = ["GATEWAY_STAGES", "METRICS", "Metric", "labelled"]
 
 GATEWAY_STAGES = ("chat", "embeddings", "images", "raw")
 """Stages of calls that belong to no render (`packshot.ledger.records.Dimensions`)."""
@@ -17,12 +18,30 @@ GATEWAY_STAGES = ("chat", "embeddings", "images", "raw")
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A family of series: its name, its kind, its labels in their order, and what it tells."""
+    """A family of series: its name, its kind, its labels in their order, and what it tells.
+
+    ``unit``: a counter of whole numbers counts in parts of this; ``bounds`` are a histogram's.
+    """
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     labels: tuple[str, ...]
     help: str
+    unit: int = 1
+    bounds: tuple[float, ...] = ()
+
+
+def labelled(names: Sequence[str], values: Sequence[str]) -> str:
+    """Return the labels of a series as the text format writes them, without the braces.
+
+    Backslash, quote and newline are escaped, as the format defines.
+    """
+    pairs = zip(names, values, strict=True)
+    return ",".join(f'{name}="{_escape(value)}"' for name, value in pairs)
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
 
 
 COST = Metric(
