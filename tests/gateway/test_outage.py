@@ -88,7 +88,7 @@ class Whole:
         return self._body
 
     async def chunk(self) -> bytes:
-        raise NotImplementedError
+        raise AssertionError("a whole answer is not read by parts")
 
     def abort(self) -> None:
         pass
