@@ -181,7 +181,8 @@ def test_killed_while_others_write_a_backup_is_whole_or_absent(
             )
             wait_for_part(folder, done)
             with suppress(subprocess.TimeoutExpired):
-                done.wait(rng.random() * 0.15)
+                # At once at first: a quiet machine is done with a backup in less than the rest.
+                done.wait(rng.random() * 0.03 * cycle)
             done.kill()
             done.wait(30)
             if file.exists():
