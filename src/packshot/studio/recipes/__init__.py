@@ -1,0 +1,1 @@
+"""Recipes: what is done to make a photograph, in which order, as data; `step` is the contract."""
