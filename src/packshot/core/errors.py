@@ -7,7 +7,9 @@
     │   ├── BodyTooLarge     a request's body is longer than the limit
     │   ├── Inexpressible    the target's API has no such thing: the message names the field
     │   ├── UnknownVirtualKey  no issued key has this id
-    │   └── UnknownConcept   the model was never shown what the brief asks for (``--strict``)
+    │   ├── UnknownConcept   the model was never shown what the brief asks for (``--strict``)
+    │   └── BadPhoto         a product photograph or its mask cannot be used
+    │       └── MaskNeeded   where the product is in it, we are not sure enough: give a mask
     ├── ModelError           a model folder is missing, broken, or not what its manifest says
     │   ├── ModelNotFound
     │   ├── ModelCorrupt
@@ -29,6 +31,7 @@
     │   ├── UpstreamUnreachable  no connection: nothing was sent
     │   ├── UpstreamTimeout  silence: before the connection, the first byte, the next, or the end
     │   └── UpstreamBroken   the connection broke, or what came was no HTTP
+    ├── CheckFailed          a finished picture broke a promise: it is not delivered
     ├── RenderFailed         the network produced NaN or a constant picture, twice
     └── Cancelled            the caller asked to stop between two steps
 
@@ -43,9 +46,11 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 __all__ = [
+    "BadPhoto",
     "BodyTooLarge",
     "BudgetExceeded",
     "Cancelled",
+    "CheckFailed",
     "Forbidden",
     "GatewayError",
     "IdempotencyError",
@@ -54,6 +59,7 @@ __all__ = [
     "LedgerCorrupt",
     "LedgerError",
     "LedgerUnavailable",
+    "MaskNeeded",
     "ModelCorrupt",
     "ModelError",
     "ModelNotFound",
@@ -109,6 +115,14 @@ class UnknownVirtualKey(InvalidRequest):
 
 class UnknownConcept(InvalidRequest):
     """The brief names a product that the model does not know, and the caller was strict."""
+
+
+class BadPhoto(InvalidRequest):
+    """A product photograph, or the mask to it, is broken, hostile, or of a kind not taken."""
+
+
+class MaskNeeded(BadPhoto):
+    """The photograph says nothing of where the product is, and what we see is not sure enough."""
 
 
 class ModelError(PackshotError):
@@ -212,6 +226,10 @@ class UpstreamTimeout(UpstreamError):
 
 class UpstreamBroken(UpstreamError):
     """The connection was reset or closed in the middle, or what came was not HTTP."""
+
+
+class CheckFailed(PackshotError):
+    """A finished picture broke a promise of `packshot.studio.checks`, with every seed tried."""
 
 
 class RenderFailed(PackshotError):
