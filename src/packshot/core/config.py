@@ -23,6 +23,7 @@ from math import isfinite
 from pathlib import Path
 from typing import (
     Any,
+    ClassVar,
     Literal,
     TypeAlias,
     TypeVar,
@@ -86,6 +87,8 @@ class Document:
     path: Path
     sections: Mapping[str, Node]
     environment: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    literal: bool = False
+    """Whether values stand as they are typed: ``env.NAME``, ``${NAME}`` and ``file:`` are text."""
 
     def section(self, name: str, kind: type[T]) -> T | None:
         """Return section ``name`` as a ``kind``, or None where the file does not have it.
@@ -98,11 +101,30 @@ class Document:
             return None
         return _Decoder(self).decode(node, kind, name)
 
+    def tagged(
+        self, name: str, tag: str, body: str, kinds: Mapping[str, type[Any]]
+    ) -> tuple[Value, ...]:
+        """Return section ``name``, a list of ``{tag: NAME, body: {…}}``: each a ``kinds[NAME]``.
+
+        Raises:
+            InvalidRequest: as for `section`, or a NAME is none of ``kinds``.
+        """
+        node = self.sections.get(name)
+        if node is None:
+            return ()
+        return _Decoder(self).tagged(node, name, (tag, body), kinds)
+
 
 def read(
-    path: Path, known: frozenset[str], environment: Mapping[str, str] | None = None
+    path: Path,
+    known: frozenset[str],
+    environment: Mapping[str, str] | None = None,
+    *,
+    literal: bool = False,
 ) -> Document:
     """Return the document in ``path``; ``known`` are the sections that it may have.
+
+    ``literal`` takes values as they are typed: nothing of the environment or of other files.
 
     Raises:
         OutputError: the file cannot be read.
@@ -119,7 +141,7 @@ def read(
         said = getattr(error, "problem", None) or "it holds a character that YAML does not allow"
         raise InvalidRequest(f"{path}{line}: not valid YAML: {said}") from error
     if root is None or _is_null(root):
-        return Document(path, {}, environment)
+        return Document(path, {}, environment, literal)
     if not isinstance(root, MappingNode):
         raise _at(path, root, "expected sections (`ledger:` and so on) at the top of the file")
     _check_keys(path, root)
@@ -127,7 +149,7 @@ def read(
     for key, _ in root.value:
         if key.value not in known:
             raise _at(path, key, str(unknown_name("section", key.value, known)))
-    return Document(path, sections, environment)
+    return Document(path, sections, environment, literal)
 
 
 def _text_of(path: Path, limit: int = MAX_BYTES) -> str:
@@ -218,13 +240,34 @@ class _Decoder:
             return self._record(node, kind, where)
         return self._scalar(node, kind, where)
 
-    def _record(self, node: Node, kind: Kind, where: str) -> Value:
+    def tagged(
+        self, node: Node, where: str, keys: tuple[str, str], kinds: Mapping[str, type[Any]]
+    ) -> tuple[Value, ...]:
+        """Return a list of records, each of the kind that its own tag names."""
+        made: list[Value] = []
+        for number, item in enumerate(self._items(node, where)):
+            here = f"{where}[{number}]"
+            pairs = self._pairs(item, here)
+            for name, (key, _) in pairs.items():
+                if name not in keys:
+                    raise self._wrong(key, here, str(unknown_name("key", name, keys)))
+            if keys[0] not in pairs:
+                raise self._wrong(item, here, f"{keys[0]} must be given")
+            tag = pairs[keys[0]][1]
+            chosen = self._scalar(tag, str, f"{here}.{keys[0]}")
+            if chosen not in kinds:
+                raise self._wrong(tag, here, str(unknown_name(keys[0], chosen, kinds)))
+            body = pairs[keys[1]][1] if keys[1] in pairs else None
+            made.append(self._record(body or tag, kinds[chosen], chosen, empty=body is None))
+        return tuple(made)
+
+    def _record(self, node: Node, kind: Kind, where: str, *, empty: bool = False) -> Value:
         """Return a dataclass or Struct of the mapping ``node``, whose keys are its fields."""
-        hints, required = get_type_hints(kind), _required(kind)
+        hints, required = _fields(kind), _required(kind)
         values: dict[str, Any] = {}
-        for name, (key, value) in self._pairs(node, where).items():
+        for name, (key, value) in ({} if empty else self._pairs(node, where)).items():
             if name not in hints:
-                raise self._wrong(key, where, str(unknown_name("key", name, hints)))
+                raise self._wrong(key, where, _unknown_key(name, hints))
             values[name] = self.decode(value, hints[name], f"{where}.{name}")
         missing = sorted(required - values.keys())
         if missing:
@@ -256,6 +299,8 @@ class _Decoder:
     def _resolve(self, node: ScalarNode, where: str) -> tuple[str, str]:
         """Return the text that a scalar stands for, and what an error may show of it."""
         text: str = node.value
+        if self.document.literal:
+            return text, text
         if text.startswith("file:"):
             path = self.document.path.parent / Path(text.removeprefix("file:")).expanduser()
             return _text_of(path, MAX_SECRET_BYTES).strip(), text
@@ -287,6 +332,16 @@ class _Decoder:
 
     def _wrong(self, node: Node, where: str, said: str) -> InvalidRequest:
         return _at(self.document.path, node, f"{where}: {said}")
+
+
+def _fields(kind: Kind) -> dict[str, Kind]:
+    """Return the fields of a dataclass or Struct, and their types; a `ClassVar` is none."""
+    hints = get_type_hints(kind)
+    return {name: hint for name, hint in hints.items() if get_origin(hint) is not ClassVar}
+
+
+def _unknown_key(name: str, fields: Mapping[str, Kind]) -> str:
+    return str(unknown_name("key", name, fields)) if fields else f"{name!r} is not taken: no key is"
 
 
 def _required(kind: Kind) -> set[str]:
