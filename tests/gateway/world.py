@@ -94,7 +94,7 @@ class World:
         for fake in self.fakes.values():
             await fake.start()
         self.write(self._yaml)
-        self.worker.telemetry.error = lambda _job, error: self.errors.append(error)  # type: ignore[method-assign]
+        self.worker.telemetry.error = lambda _job, error, *_: self.errors.append(error)  # type: ignore[method-assign]
         await self.worker.start()
         if self._prepare is not None:
             self._prepare(self.worker)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil, isfinite
 from typing import TypeAlias
 
@@ -25,7 +25,7 @@ from packshot.core.errors import (
 from packshot.providers.base import Failure
 from packshot.providers.failures import Answer, answer_of
 
-__all__ = ["JSON", "Headers", "Trouble", "of_error", "of_failure"]
+__all__ = ["JSON", "Headers", "Trouble", "not_again", "of_error", "of_failure"]
 
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
@@ -73,6 +73,16 @@ def of_failure(failure: Failure) -> Trouble:
     """Return what the caller is told of the last attempt's failure."""
     answer = answer_of(failure)
     return Trouble(answer, failure.retry_after_s if answer.status in {429, 503} else None)
+
+
+def not_again(failure: Failure, error: LedgerError) -> Trouble:
+    """Return what the caller is told where the ledger refused another attempt after a failed one:
+    of the failure, since that is what went wrong, and why it was the last.
+    """
+    told = of_failure(failure)
+    why = _of_ledger(error, tried=True).answer.message
+    said = f"{told.answer.message}; no other attempt was made: {why}"
+    return replace(told, answer=replace(told.answer, message=said))
 
 
 def of_error(error: PackshotError, *, tried: bool = False) -> Trouble:

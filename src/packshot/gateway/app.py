@@ -17,10 +17,17 @@ from typing import TypeAlias
 
 import msgspec
 
-from packshot.core.errors import PackshotError, Saturated
+from packshot.core.errors import (
+    BudgetExceeded,
+    PackshotError,
+    Saturated,
+    Unbounded,
+    Unpriced,
+)
+from packshot.core.ids import new_id
 from packshot.gateway import dispatch
 from packshot.gateway.access import Access
-from packshot.gateway.answers import JSON, Headers, Trouble, of_error, of_failure
+from packshot.gateway.answers import JSON, Headers, Trouble, not_again, of_error, of_failure
 from packshot.gateway.dispatch import Dispatcher, Refused, Stream
 from packshot.gateway.intake import DOORS, Door, Gone, Receive, Scope, make_job, read_body
 from packshot.gateway.job import Job
@@ -37,8 +44,12 @@ from packshot.providers.failures import Answer, error_body
 
 __all__ = ["Gateway"]
 
+ID = b"x-packshot-request-id"
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 MODELS = frozenset({"/v1/models", "/openai/v1/models", "/anthropic/v1/models"})
+
+ELSEWHERE = Door("chat", "chat")
+"""Of what is no call of a model: its errors look as OpenAI's."""
 
 EPOCH = "1970-01-01T00:00:00Z"
 """When a model was made: not known here."""
@@ -49,6 +60,9 @@ NOTHING = (
     "/raw/PROVIDER/PATH, e.g. /raw/openai/responses"
 )
 """What a caller hears of a path that is none of ours."""
+
+NO_MORE = (BudgetExceeded, Unbounded, Unpriced)
+"""What the ledger says where an attempt must not be made."""
 
 HUNG_UP = 499
 """The status that stands in metrics and logs for a caller that is gone (nginx's)."""
@@ -63,8 +77,18 @@ class Visit:
     job: Job | None = None
     owner: str = ""
     """The id of its virtual key; "" until that is known."""
+    refused: str = ""
+    """Its id, where it did not become a job."""
     code: str = ""
     """Of the error that was sent."""
+
+    @property
+    def id(self) -> str:
+        """What its caller and the log call it: the job's id, where it became one."""
+        if self.job is not None:
+            return self.job.id
+        self.refused = self.refused or new_id()
+        return self.refused
 
 
 Serve: TypeAlias = Callable[[Visit, Scope, Receive, Send], Awaitable[int]]
@@ -89,7 +113,7 @@ class Gateway:
         self.draining = False
         """Said to readiness probes; calls that still come are served."""
         self.in_flight = 0
-        self.drains = Drains()
+        self.drains = Drains(limiter.settle)
         self._limiter = limiter
         self._money = money
         self._dispatcher = Dispatcher(money, telemetry, settings.server)
@@ -177,19 +201,19 @@ class Gateway:
         except Refused as refused:
             status = await self._tell(visit, of_failure(refused.failure), send)
         except PackshotError as error:
-            tried = visit.job is not None and visit.job.attempts > 0
-            status = await self._tell(visit, of_error(error, tried=tried), send)
+            status = await self._tell(visit, _trouble(visit.job, error), send)
             # Who is sent away for want of room is counted; to log each would be more load.
-            if status >= 500 and not isinstance(error, Saturated):
-                self.telemetry.error(visit.job, error)
+            if status >= 500 and not isinstance(error, (Saturated, *NO_MORE)):
+                self.telemetry.error(visit.job, error, visit.id)
         except CancelledError:
             status = HUNG_UP
             if gone is None or not gone.fired:
                 raise
+            await self._left(visit.job)
         except Gone:
             status = HUNG_UP
         except Exception as error:  # noqa: BLE001 - the last resort: no caller is left waiting
-            self.telemetry.error(visit.job, error)
+            self.telemetry.error(visit.job, error, visit.id)
             status = await self._tell(visit, of_error(PackshotError()), send)
         finally:
             self.in_flight -= 1
@@ -197,8 +221,14 @@ class Gateway:
                 gone.callback = None
             seconds = perf_counter() - visit.began
             self.telemetry.finished(
-                visit.job, door.surface, status, seconds, visit.code, visit.owner
+                *(visit.job, door.surface, status, seconds, visit.code, visit.owner),
+                request=visit.refused,
             )
+
+    async def _left(self, job: Job | None) -> None:
+        """Correct what a caller who hung up took of the limits, unless its stream is read on."""
+        if job is not None and job not in self.drains:
+            await self._limiter.settle(job)
 
     async def _tell(self, visit: Visit, trouble: Trouble, send: Send) -> int:
         """Send an error; return its status."""
@@ -206,8 +236,9 @@ class Gateway:
         visit.code = answer.code
         if visit.job is not None and visit.job.first_byte_s:
             return answer.status  # the stream had begun, and `relay` has said so in it
-        headers = [JSON, *trouble.headers()]
-        if visit.job is not None:
+        if visit.job is None:
+            headers = [JSON, (ID, visit.id.encode()), *trouble.headers()]
+        else:
             headers = [*self._headers(visit.job, JSON), *trouble.headers()]
             await self._limiter.settle(visit.job)
         await respond(send, answer.status, headers, error_body(visit.door.surface, answer))
@@ -224,7 +255,7 @@ class Gateway:
         overhead_us = (perf_counter() - job.began - job.upstream_s) * 1e6
         headers = [
             content,
-            (b"x-packshot-request-id", job.id.encode()),
+            (ID, job.id.encode()),
             (b"x-packshot-attempts", b"%d" % job.attempts),
             (b"x-packshot-overhead-us", b"%d" % overhead_us),
         ]
@@ -256,7 +287,7 @@ class Gateway:
                 f"{scope['method']} is not for this path" if known else NOTHING,
                 "method_not_allowed" if known else "unknown_path",
             )
-            await respond(send, answer.status, [JSON], error_body("chat", answer))
+            await self._turn_away(Trouble(answer), scope, send)
 
     async def _models(self, scope: Scope, send: Send) -> None:
         """List the routes and models that the caller's key may use."""
@@ -264,13 +295,27 @@ class Gateway:
         try:
             owner = self.access.authenticate(headers_of(scope), client[0] if client else "")
         except PackshotError as error:
-            trouble = of_error(error)
-            body = error_body("chat", trouble.answer)
-            await respond(send, trouble.answer.status, [JSON, *trouble.headers()], body)
+            await self._turn_away(of_error(error), scope, send)
             return
         names = [name for name in self.plan.names() if owner.may_see(name)]
         body = models_body(names, anthropic=scope["path"].startswith("/anthropic"))
-        await respond(send, 200, [JSON], body)
+        await respond(send, 200, [JSON, (ID, new_id().encode())], body)
+
+    async def _turn_away(self, trouble: Trouble, scope: Scope, send: Send) -> None:
+        """Answer a request that is wrong, and no call of a model."""
+        visit = Visit(ELSEWHERE, scope.get("packshot.began") or perf_counter())
+        status = await self._tell(visit, trouble, send)
+        seconds = perf_counter() - visit.began
+        self.telemetry.finished(None, "other", status, seconds, visit.code, request=visit.id)
+
+
+def _trouble(job: Job | None, error: PackshotError) -> Trouble:
+    """Return what the caller is told of an error: of the provider's first, where there was one."""
+    if job is None:
+        return of_error(error)
+    if job.failure is not None and isinstance(error, NO_MORE):
+        return not_again(job.failure, error)
+    return of_error(error, tried=job.attempts > 0)
 
 
 def headers_of(scope: Scope) -> dict[bytes, bytes]:

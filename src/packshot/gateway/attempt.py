@@ -120,6 +120,7 @@ class Attempt:
         """
         if not self._leave():
             return
+        self.job.failure = failure
         self._note_health(failure)
         if self.hold is not None:
             if began or may_be_billed(failure, sent=sent):

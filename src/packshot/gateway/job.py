@@ -11,7 +11,7 @@ import msgspec
 from packshot.core.errors import InvalidRequest
 from packshot.gateway.access import VirtualKey
 from packshot.gateway.plan import Route, Target
-from packshot.providers.base import Fields, Surface
+from packshot.providers.base import Failure, Fields, Surface
 
 __all__ = ["Job", "input_bound", "is_open_ended", "note_limits", "open_fields", "whole_number"]
 
@@ -89,12 +89,18 @@ class Job(msgspec.Struct, eq=False):
     """Nano-EUR that the attempts now under way may cost."""
     input_tokens: int = 0
     output_tokens: int = 0
+    unmetered: int = 0
+    """Attempts that were booked without a usage: nobody said what they used."""
+    streamed: int = 0
+    """Bytes of a stream that went to the caller."""
     tokens_taken: int = 0
     taken_at: float = 0.0
     target: Target | None = None
     key: str = ""
     replayed: bool = False
     """The answer is that of an earlier call with the same idempotency key."""
+    failure: Failure | None = None
+    """Why the last attempt that failed did."""
 
 
 def open_fields(body: bytes) -> Fields:

@@ -61,10 +61,13 @@ class Limiter:
         job.taken_at = monotonic()
 
     async def settle(self, job: Job) -> None:
-        """Correct the tokens taken to those that were used."""
+        """Correct the tokens taken to those that were used; the first call counts."""
         surplus = job.tokens_taken - job.input_tokens - job.output_tokens
+        if job.unmetered:
+            surplus -= _unmetered(job)
         if not surplus or not job.tokens_taken:
             return
+        job.tokens_taken = 0
         asks = [Ask(rate.key, rate.rule, surplus) for rate in self._of(job.owner) if rate.of_tokens]
         if asks:
             await self._limits.give_back(asks, monotonic() - job.taken_at)
@@ -114,6 +117,17 @@ def _rate(owner: str, what: str, limit: int) -> _Rate:
         b"x-ratelimit-remaining-" + name,
         b"x-ratelimit-reset-" + name,
     )
+
+
+def _unmetered(job: Job) -> int:
+    """Return what attempts count for whose use nobody said: what was taken for each, or no more
+    than its bytes hold where a stream broke off. Money is booked by its bound just so.
+    """
+    most = job.tokens_taken * job.unmetered
+    if not job.streamed:
+        return most
+    seen = (job.input_bound + job.streamed) // BYTES_PER_TOKEN
+    return most - job.tokens_taken + min(job.tokens_taken, seen)
 
 
 def _refused(refusal: Refusal) -> RateLimited | InvalidRequest:

@@ -115,7 +115,9 @@ class Money:
         """End a hold by what was used; without a usage, by all that was held."""
         settled = self.ledger.post(hold, usage, outcome, reason, wait=False)
         job.cost += settled.amount
-        if usage is not None:
+        if usage is None:
+            job.unmetered += 1
+        else:
             job.input_tokens += usage.input_tokens
             job.output_tokens += usage.output_tokens
 

@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from packshot.core.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from packshot.gateway.answers import Headers, of_failure
 from packshot.gateway.dispatch import Stream
+from packshot.gateway.job import Job
 from packshot.providers.base import Failure
 from packshot.providers.failures import Answer, error_event
 
@@ -36,10 +37,18 @@ MAX_DRAINS = 256
 
 
 class Drains:
-    """Streams whose caller is gone, read to their end so that their cost is known exactly."""
+    """Streams whose caller is gone, read to their end so that their cost is known exactly.
 
-    def __init__(self) -> None:
+    ``settle`` corrects what a job took of its limits, once that is known.
+    """
+
+    def __init__(self, settle: Callable[[Job], Awaitable[None]]) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
+        self._jobs: set[Job] = set()
+        self._settle = settle
+
+    def __contains__(self, job: Job) -> bool:
+        return job in self._jobs
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -48,10 +57,19 @@ class Drains:
         """Read a stream on in the background; false where too many are."""
         if len(self._tasks) >= MAX_DRAINS:
             return False
-        task = asyncio.get_running_loop().create_task(_drain(stream))
+        self._jobs.add(stream.attempt.job)
+        task = asyncio.get_running_loop().create_task(self._drain(stream))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
+
+    async def _drain(self, stream: Stream) -> None:
+        job = stream.attempt.job
+        try:
+            await _drain(stream)
+            await self._settle(job)
+        finally:
+            self._jobs.discard(job)
 
     async def close(self) -> None:
         """Wait for those that are under way; each has its own limit of time."""
@@ -100,6 +118,7 @@ async def _pump(stream: Stream, send: Send) -> Failure | None:
     try:
         while True:
             if out:
+                job.streamed += len(out)
                 await send({"type": "http.response.body", "body": out, "more_body": True})
             if events.failure is not None:
                 return events.failure

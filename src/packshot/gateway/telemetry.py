@@ -193,9 +193,12 @@ class Telemetry:
         seconds: float,
         code: str = "",
         owner: str = "",
+        *,
+        request: str = "",
     ) -> None:
-        """Note a request's end; ``job`` is None where it was refused before it became one. ``code``
-        is that of the error that its caller got, ``owner`` the id of the virtual key, where known.
+        """Note a request's end; ``job`` is None where it was refused before it became one, and has
+        the id ``request``. ``code`` is that of the error that its caller got, ``owner`` the id of
+        the virtual key, where known.
         """
         if code and not CODE.fullmatch(code):
             code = "other"
@@ -206,7 +209,7 @@ class Telemetry:
             cell.duration_s += seconds
             if self._lines and self._log is not None:
                 us = int(seconds * 1e6)
-                told = Line(time(), "", surface, status, seconds * 1e3, us)
+                told = Line(time(), request, surface, status, seconds * 1e3, us)
                 told.virtual_key, told.code = owner, code
                 self._log.line(told)
             return
@@ -234,11 +237,13 @@ class Telemetry:
         if self._recordings:
             self._keep(job, surface, status)
 
-    def error(self, job: Job | None, error: BaseException) -> None:
-        """Note a failure of our own, for the log: the caller hears only its request's id."""
+    def error(self, job: Job | None, error: BaseException, request: str = "") -> None:
+        """Note a failure of our own, for the log: the caller hears only its request's id, which is
+        ``request`` where there is no job.
+        """
         self._count(names.ERRORS)
         if self._log is not None:
-            self._log.error(job.id if job is not None else "", error)
+            self._log.error(job.id if job is not None else request, error)
 
     def record(self, job: Job, body: bytes, send: Send) -> Send:
         """Return a ``send`` that keeps what goes through it, for a virtual key whose contents are

@@ -13,6 +13,7 @@ proxies read differently (RFC 9112 §11.2); and two things that an application g
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,12 +26,15 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from packshot.core.ids import new_id
 from packshot.gateway.wire.cycle import Cycle
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGI3Application
 
 __all__ = ["Door", "DoorLimits", "Gone", "Protocol"]
+
+logger = logging.getLogger("packshot.gateway")
 
 IDLE, HEAD, BODY, BUSY, CLOSING = range(5)
 """Where a connection is: between requests, in a head, in a body, waiting for us, told to go."""
@@ -474,17 +478,21 @@ class Protocol(HttpToolsProtocol):
             self._phase = CLOSING
             self.door.lingering += 1
             return
+        name = new_id()
+        if status != 503:  # who is sent away for want of room is not logged: it would be more load
+            logger.info("%s: answered %d, %s", name, status, message)
         body = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":null}}'
         body %= message.encode()
         retry = b"retry-after: 1\r\n" if status == 503 else b""
         self.transport.write(
             b"HTTP/1.1 %d %b\r\ndate: %b\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\nconnection: close\r\n%b\r\n%b"
+            b"content-length: %d\r\nconnection: close\r\nx-packshot-request-id: %b\r\n%b\r\n%b"
             % (
                 status,
                 REASONS[status],
                 self.server_state.default_headers[0][1],
                 len(body),
+                name.encode(),
                 retry,
                 body,
             )
