@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from packshot.engine.networks.unet import UNet
     from packshot.engine.samplers import Plan
 
-__all__ = ["Predict", "Watch", "denoise", "guided", "noise_of", "predictor"]
+__all__ = ["Kept", "Predict", "Watch", "denoise", "guided", "noise_of", "predictor"]
 
 Predict = Callable[["Tensor", int], "Tensor"]
 """Scaled latents [n, c, h, w] and the index of the step, to the network's raw output, fp32."""
@@ -23,16 +24,40 @@ Watch = Callable[[int, "Tensor"], None]
 """Told after each step how many are done, and the estimate of the clean latents; may raise."""
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Kept:
+    """The clean latents [1, c, h, w] of a picture to start from, and which of them may change.
+
+    ``free`` [1, 1, h, w] of booleans, on the same device; None lets all of them change.
+    """
+
+    latents: Tensor
+    free: Tensor | None = None
+
+    def under(self, latents: Tensor, noise: Tensor | float) -> Tensor:
+        """Return ``latents`` where they are free, and elsewhere the picture's under ``noise``."""
+        return latents if self.free is None else latents.where(self.free, self.latents + noise)
+
+
 def denoise(
-    predict: Predict, plan: Plan, noise: Iterator[Tensor], watch: Watch | None = None
+    predict: Predict,
+    plan: Plan,
+    noise: Iterator[Tensor],
+    watch: Watch | None = None,
+    kept: Kept | None = None,
 ) -> Tensor:
     """Return the clean latents [n, c, h, w] that ``plan`` leads to.
 
     ``noise`` yields unit normals of that shape: the first is the start, and where the sampler adds
-    noise each step takes one more. Nothing here reads a tensor on the host, so the device never
-    waits; an exception from ``watch`` ends the render between two steps.
+    noise each step takes one more. What ``kept`` does not let change is set, after each step, to
+    its own latents at the noise level reached, under the same noise as at the start (blended latent
+    diffusion, arXiv:2206.02779); the last level is 0. Nothing here reads a tensor on the host, so
+    the device never waits; an exception from ``watch`` ends the render between two steps.
     """
-    latents = next(noise) * plan.start
+    first = next(noise)
+    latents = first * plan.start
+    if kept and plan.from_original:
+        latents = latents + kept.latents
     clean_before = torch.zeros_like(latents)
     for index, step in enumerate(plan.steps):
         output = predict(latents * step.scale, index)
@@ -40,9 +65,11 @@ def denoise(
         latents = step.keep * latents + step.now * clean + step.before * clean_before
         if plan.draws_noise:
             latents = latents + step.noise * next(noise)
+        if kept:
+            latents = kept.under(latents, step.level * first)
         clean_before = clean
         if watch:
-            watch(index + 1, clean)
+            watch(index + 1, kept.under(clean, 0.0) if kept else clean)
     return latents
 
 

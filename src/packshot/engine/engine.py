@@ -13,6 +13,7 @@ from packshot.engine.conditioning import behind_zeros, condition, encode_texts
 from packshot.engine.decode import decode_checked, decode_preview
 from packshot.engine.denoise import denoise, guided, noise_of, predictor
 from packshot.engine.devices import Meter, device_kind, pick_device
+from packshot.engine.encode import encode_original
 from packshot.engine.folder import ModelFolder
 from packshot.engine.model import Model
 from packshot.engine.results import OnStep, Picture, Progress, RenderResult
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from packshot.core.types import Precision, RenderRequest
     from packshot.engine.conditioning import EncodedTexts
-    from packshot.engine.denoise import Watch
+    from packshot.engine.denoise import Kept, Watch
 
 __all__ = ["Engine"]
 
@@ -83,10 +84,11 @@ class Engine:
         count, pixels = len(request.seeds), len(request.seeds) * request.width * request.height
         meter = Meter(self.model.device)
         with torch.inference_mode():
-            with meter.stage("encode"):
-                texts = self._encode(request)
-            with meter.stage("denoise", steps=count * request.steps, pixels=pixels):
-                latents = [row for rows in self._denoise(request, texts, on_step) for row in rows]
+            with meter.stage("encode", pixels=_pixels_read(request)):
+                texts, kept = self._encode(request), self._encode_original(request)
+            with meter.stage("denoise", steps=count * request.steps_taken, pixels=pixels):
+                batches = self._denoise(request, texts, kept, on_step)
+                latents = [row for rows in batches for row in rows]
             with meter.stage("decode", pixels=pixels):
                 images, faults = self._decode(latents)
         return self._result(request, images, _truncations(texts) + faults, meter)
@@ -109,8 +111,17 @@ class Engine:
             return behind_zeros(encode_texts(*self.model.readers, [request.prompt]))
         return encode_texts(*self.model.readers, [request.negative_prompt, request.prompt])
 
+    def _encode_original(self, request: RenderRequest) -> Kept | None:
+        if request.original is None:
+            return None
+        return encode_original(request.original, self.model.vae, lambda: self.model.vae_fp32)
+
     def _denoise(
-        self, request: RenderRequest, texts: EncodedTexts, on_step: OnStep | None
+        self,
+        request: RenderRequest,
+        texts: EncodedTexts,
+        kept: Kept | None,
+        on_step: OnStep | None,
     ) -> Iterator[Tensor]:
         """Yield the clean latents of the pictures, batch after batch."""
         model, unet = self.model, self.model.unet
@@ -121,6 +132,7 @@ class Engine:
             spacing=request.spacing or model.noise.spacing,
             steps=request.steps,
             device=model.device,
+            enter=_entry(request),
         )
         told = condition(unet, texts, steps.timesteps, width=request.width, height=request.height)
         shape = (unet.config.in_channels, *_latent_size(request))
@@ -128,7 +140,7 @@ class Engine:
             predict = predictor(unet, told.repeated(len(seeds)))
             predict = predict if request.guidance == 1 else guided(predict, request.guidance)
             noise = noise_of(seeds, shape, model.device)
-            yield denoise(predict, steps, noise, self._watch(request, first, on_step))
+            yield denoise(predict, steps, noise, self._watch(request, first, on_step), kept)
 
     def _watch(self, request: RenderRequest, first: int, on_step: OnStep | None) -> Watch | None:
         """Turn a step of a batch into one ``Progress`` for each of its pictures."""
@@ -138,7 +150,7 @@ class Engine:
         def watch(done: int, clean: Tensor) -> None:
             for picture, latents in enumerate(clean, first + 1):
                 preview = partial(self._preview, latents[None])
-                on_step(Progress(picture, len(request.seeds), done, request.steps, preview))
+                on_step(Progress(picture, len(request.seeds), done, request.steps_taken, preview))
 
         return watch
 
@@ -188,6 +200,22 @@ def _batches(request: RenderRequest, device: torch.device) -> Iterator[tuple[int
 
 def _latent_size(request: RenderRequest) -> tuple[int, int]:
     return request.height // limits.SIDE_MULTIPLE, request.width // limits.SIDE_MULTIPLE
+
+
+def _entry(request: RenderRequest) -> int | None:
+    """Return the index of the step at which the original is entered, None for noise alone.
+
+    What a mask frees at full strength is not to see what was there before.
+    """
+    if request.original is None:
+        return None
+    skipped = request.steps - request.steps_taken
+    return skipped if skipped or request.original.mask is None else None
+
+
+def _pixels_read(request: RenderRequest) -> int:
+    """Return how many pixels the VAE encodes: those of one picture, for all that start from it."""
+    return 0 if request.original is None else request.width * request.height
 
 
 def _truncations(texts: EncodedTexts) -> tuple[str, ...]:

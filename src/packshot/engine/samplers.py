@@ -5,8 +5,9 @@ network's estimate of the clean latents at that step, every rule here is
 
     x  <-  keep * x  +  now * D  +  before * D_of_the_step_before  +  noise * n
 
-``plan`` adds the numbers that turn the network's raw output into ``D`` (its preconditioning). The
-whole table goes to the device once; nothing in the loop is read back from it.
+``plan`` adds the numbers that turn the network's raw output into ``D`` (its preconditioning), and
+the noise level that each step ends at, which a picture to be kept in part is brought to. The whole
+table goes to the device once; nothing in the loop is read back from it.
 """
 
 from __future__ import annotations
@@ -94,12 +95,14 @@ SAMPLERS: dict[Sampler, Rule] = {
 class Step:
     """One row of the table: 0-dimensional tensors on the device.
 
-    ``D = skip * x + out * network(scale * x)``; the other four as in the module's formula.
+    ``D = skip * x + out * network(scale * x)``; ``level`` is the sigma that the step ends at, 0 at
+    the last one; the other four as in the module's formula.
     """
 
     scale: Tensor
     skip: Tensor
     out: Tensor
+    level: Tensor
     keep: Tensor
     now: Tensor
     before: Tensor
@@ -111,16 +114,18 @@ class Plan:
     """The steps of one render, on its device.
 
     ``timesteps`` [steps] condition the network. ``start`` is the standard deviation of the noise
-    to begin with. ``draws_noise``: whether the ``noise`` column holds anything but zeros.
+    to begin with; ``from_original``: whether it lies on the latents of a picture, or is all there
+    is. ``draws_noise``: whether the ``noise`` column holds anything but zeros.
     """
 
     steps: tuple[Step, ...]
     timesteps: Tensor
     start: float
+    from_original: bool
     draws_noise: bool
 
 
-def plan(
+def plan(  # noqa: PLR0913 - options of one layout, all by keyword
     noise: NoiseConfig,
     *,
     sampler: Sampler,
@@ -129,21 +134,31 @@ def plan(
     steps: int,
     device: torch.device,
     dtype: torch.dtype = torch.float32,
+    enter: int | None = None,
 ) -> Plan:
     """Lay out ``steps`` steps of ``sampler`` over ``schedule``; fp64, rounded to ``dtype`` once.
 
     ``steps`` is 1 … ``noise.train_steps``; ``spacing`` matters to the default schedule only.
+    ``enter`` is the index of the first step taken, with the latents of a picture under the noise of
+    its level (SDEdit, arXiv:2108.01073); None takes all steps, from noise alone.
     """
+    first, from_original = enter or 0, enter is not None
     multistep = sampler == "dpmpp-2m"
     levels = SCHEDULES[schedule](noise, Grid(steps, spacing, intervals=multistep))
+    levels = Levels(levels.sigmas[first:], levels.timesteps[first:])
     rule = SAMPLERS[sampler](levels.sigmas)
     columns = _preconditioning(noise.prediction, levels) | asdict(rule)
+    columns["level"] = levels.sigmas[1:]
     table = torch.tensor(np.stack(list(columns.values()), axis=1)).to(device, dtype)
     rows = [dict(zip(columns, row.unbind(), strict=True)) for row in table.unbind()]
     return Plan(
         steps=tuple(Step(**row) for row in rows),
         timesteps=torch.tensor(levels.timesteps).to(device, dtype),
-        start=_start(levels.sigmas[0], at_the_prior=multistep or spacing == "leading"),
+        start=_start(
+            levels.sigmas[0],
+            at_the_prior=not from_original and (multistep or spacing == "leading"),
+        ),
+        from_original=from_original,
         draws_noise=bool(rule.noise.any()),
     )
 
@@ -165,6 +180,7 @@ def _start(sigma: float, *, at_the_prior: bool) -> float:
     """Return the standard deviation to begin with, ``sigma`` being the first level.
 
     The diffusion process has ``sqrt(sigma**2 + 1)`` there: data of unit variance, and noise. Euler
-    from the very top of the schedule begins with the noise alone; at the prior it does not.
+    from the very top of the schedule begins with the noise alone; at the prior it does not, and on
+    a picture it need not.
     """
     return float(np.hypot(sigma, 1.0)) if at_the_prior else float(sigma)
