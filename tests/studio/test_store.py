@@ -65,17 +65,18 @@ def test_a_given_name_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError("disk full")])
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path, failure) -> None:
-    class Torn(Image.Image):
-        def save(self, fp, **_):
-            Path(fp).write_bytes(b"\x89PNG half")
-            raise failure
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch, failure) -> None:
+    def torn(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data[: len(data) // 2])
+        raise failure
 
     kept = tmp_path / "x.png"
     kept.write_bytes(b"before")
     expected = OutputError if isinstance(failure, OSError) else failure
+    monkeypatch.setattr(Path, "write_bytes", torn)
     with pytest.raises(expected):
-        write_picture(Torn(), Target(kept, overwrite=True))
+        write_picture(Image.new("RGB", (8, 8)), Target(kept, overwrite=True))
     assert kept.read_bytes() == b"before"
     assert list(tmp_path.iterdir()) == [kept]
 

@@ -13,7 +13,6 @@ from collections.abc import Generator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import Literal
 
 import msgspec
 
@@ -95,7 +94,7 @@ class Bookkeeper:
         self,
         ledger: Ledger,
         book: Prices,
-        recipe: Literal["render", "sheet"],
+        recipe: str,
         device: str,
         clock: Clock = wall_us,
         session: DeviceSession | None = None,
@@ -257,6 +256,8 @@ def shares(part: Usage, pictures: int) -> list[Usage]:
             seconds=share(micros, number) / 1_000_000,
             steps=share(part.steps, number),
             pixels=share(part.pixels, number),
+            stored_bytes=share(part.stored_bytes, number),
+            requests=share(part.requests, number),
         )
         for number in range(pictures)
     ]

@@ -6,7 +6,7 @@ import re
 import secrets
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from packshot.core.errors import InvalidRequest, ModelError, ModelNotFound, unknown_name
 from packshot.core.ids import new_id
@@ -30,7 +30,16 @@ from packshot.studio.models import PACKAGED, open_model
 from packshot.studio.record import Record, code_mark, library_versions
 from packshot.studio.store import Target, probe, targets
 
-__all__ = ["Options", "Plan", "draw_seed", "plan", "plan_like"]
+__all__ = [
+    "Options",
+    "Plan",
+    "Sampling",
+    "captioned",
+    "draw_seed",
+    "plan",
+    "plan_like",
+    "request_of",
+]
 
 RANDOM_SEEDS = 2**32
 """Seeds that we draw are below it: short enough to read out, and what most tools accept."""
@@ -106,12 +115,11 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
     precision: Precision = one_of("precision", options.precision, PRECISIONS)
     vae_precision: Precision = one_of("VAE precision", options.vae_precision, PRECISIONS)
     check_device(options.device)
-    check_length("negative prompt", options.negative)
-    asked = _request(options, brief, seeds)
+    asked = request_of(options, brief, seeds)
     folder = folder or open_model(options.model)
     native = default_size(folder)
     size = parse_size(options.size, native) if options.size else native
-    caption, usage = _captioned(brief, folder, raw=options.raw, strict=options.strict)
+    caption, usage = captioned(brief, folder, raw=options.raw, strict=options.strict)
     request = replace(asked, prompt=caption.text, width=native[0], height=native[1])
     validate(request)
     for target in files:
@@ -203,19 +211,43 @@ def one_of(what: str, got: str, valid: tuple[N, ...]) -> N:
     raise unknown_name(what, got, valid)
 
 
-def _request(options: Options, brief: str, seeds: tuple[int, ...]) -> RenderRequest:
-    """Return the request but for the caption and the model's size, which are not known yet."""
+class Sampling(Protocol):
+    """How a picture is denoised, by the names that a caller types; `Options` is one."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def guidance(self) -> float: ...
+    @property
+    def negative(self) -> str: ...
+    @property
+    def sampler(self) -> str: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def spacing(self) -> str | None: ...
+
+
+def request_of(
+    chosen: Sampling, prompt: str, seeds: tuple[int, ...], size: tuple[int, int] = (512, 512)
+) -> RenderRequest:
+    """Return the request for pictures of ``size``, the model's own, checked.
+
+    Raises:
+        InvalidRequest: a number is out of range, or a name unknown.
+    """
+    check_length("negative prompt", chosen.negative)
     request = RenderRequest(
-        prompt=brief,
+        prompt=prompt,
         seeds=seeds,
-        width=512,
-        height=512,
-        steps=options.steps,
-        guidance=options.guidance,
-        negative_prompt=options.negative,
-        sampler=one_of("sampler", options.sampler, SAMPLERS),
-        schedule=one_of("schedule", options.schedule, SCHEDULES),
-        spacing=_spacing(options.spacing),
+        width=size[0],
+        height=size[1],
+        steps=chosen.steps,
+        guidance=chosen.guidance,
+        negative_prompt=chosen.negative,
+        sampler=one_of("sampler", chosen.sampler, SAMPLERS),
+        schedule=one_of("schedule", chosen.schedule, SCHEDULES),
+        spacing=_spacing(chosen.spacing),
     )
     validate(request)
     return request
@@ -252,9 +284,8 @@ def _ids(seeds: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(new_id() for _ in seeds)
 
 
-def _captioned(
-    brief: str, folder: ModelFolder, *, raw: bool, strict: bool
-) -> tuple[Caption, Usage]:
+def captioned(brief: str, folder: ModelFolder, *, raw: bool, strict: bool) -> tuple[Caption, Usage]:
+    """Return the caption that the rules write of a brief, and what that took."""
     start = perf_counter()
     caption = caption_brief(brief, load_lexicon(folder.lexicon_path), raw=raw, strict=strict)
     return caption, Usage("caption", perf_counter() - start, "cpu")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Protocol
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 
 from packshot.core.types import STAGES, Precision, RenderRequest, Stage, Usage
-from packshot.studio.finish import finish
+from packshot.studio.caption import Caption
+from packshot.studio.finish import Sharpen, finish
 from packshot.studio.plan import Plan
 from packshot.studio.record import Maker, Record, code_mark, library_versions, metadata
 from packshot.studio.store import format_of, write_picture
@@ -20,9 +21,22 @@ from packshot.studio.store import format_of, write_picture
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from packshot.engine.results import OnStep, Picture, RenderResult
+    from packshot.engine.folder import ModelFolder
+    from packshot.engine.results import OnStep, RenderResult
 
-__all__ = ["Booking", "Delivery", "Renderer", "Stored", "load_engine", "render", "total"]
+__all__ = [
+    "Booking",
+    "Delivery",
+    "Origin",
+    "Renderer",
+    "Stored",
+    "finished",
+    "load_engine",
+    "metered",
+    "record_of",
+    "render",
+    "total",
+]
 
 
 class Renderer(Protocol):
@@ -36,6 +50,24 @@ class Renderer(Protocol):
     def render(self, request: RenderRequest, *, on_step: OnStep | None = None) -> RenderResult:
         """Return one picture per seed, telling ``on_step`` of each step."""
         ...
+
+
+class Origin(Protocol):
+    """What a picture was made from: a `Plan` is one."""
+
+    @property
+    def brief(self) -> str: ...
+    @property
+    def raw(self) -> bool:
+        """Whether the brief itself was the caption."""
+        ...
+
+    @property
+    def caption(self) -> Caption: ...
+    @property
+    def folder(self) -> ModelFolder: ...
+    @property
+    def vae_precision(self) -> Precision: ...
 
 
 class Booking(Protocol):
@@ -104,6 +136,8 @@ def render(
         OutputError: a file could not be written; those before it are there, whole.
         LedgerError: ``booking`` refused the render before it began.
     """
+    from PIL.Image import fromarray
+
     meter = [plan.usage]
     stored: list[Stored] = []
     models = [plan.folder.name] * len(plan.targets)
@@ -112,31 +146,24 @@ def render(
         meter += result.usage
         made = zip(result.images, plan.request.seeds, plan.targets, strict=True)
         for pixels, seed, target in made:
-            picture = finished(plan, pixels, meter)
+            picture = finished(fromarray(pixels), plan.size, plan.sharpen, meter)
+            record = replace(record_of(plan, result, seed), size=plan.size, sharpen=plan.sharpen)
             with metered(meter, "store"):
-                extra = metadata(format_of(target.path), record_of(plan, result, seed), plan.brief)
+                extra = metadata(format_of(target.path), record, plan.brief)
                 stored.append(Stored(write_picture(picture, target, extra), seed))
     warnings = (*plan.warnings, *result.warnings)
     return Delivery(tuple(stored), total(meter), warnings, result.device, result.precision)
 
 
-def finished(plan: Plan, pixels: Picture, meter: list[Usage]) -> Image:
-    """Return the engine's pixels at the size and sharpness of the plan."""
-    from PIL.Image import fromarray
-
-    with metered(meter, "finish", plan.size[0] * plan.size[1]):
-        return finish(fromarray(pixels), plan.size, plan.sharpen)
-
-
-def record_of(plan: Plan, result: RenderResult, seed: int) -> Record:
-    """Return the recipe record of one picture, with what the engine filled in."""
+def record_of(origin: Origin, result: RenderResult, seed: int) -> Record:
+    """Return the record of the picture of ``seed``, as the engine made it: not yet finished."""
     from packshot.engine.threads import thread_count
 
     done = result.request
     return Record(
-        brief=plan.brief,
+        brief=origin.brief,
         caption=done.prompt,
-        raw=plan.raw,
+        raw=origin.raw,
         negative=done.negative_prompt,
         seed=seed,
         width=done.width,
@@ -147,16 +174,24 @@ def record_of(plan: Plan, result: RenderResult, seed: int) -> Record:
         schedule=done.schedule,
         spacing=done.spacing or "leading",
         precision=result.precision,
-        vae_precision=plan.vae_precision,
+        vae_precision=origin.vae_precision,
         device=result.device.partition(":")[0],
         threads=thread_count(),
-        size=plan.size,
-        sharpen=plan.sharpen,
-        model=Maker(plan.folder.name, plan.folder.version, plan.folder.fingerprint),
+        size=(done.width, done.height),
+        sharpen=None,
+        model=Maker(origin.folder.name, origin.folder.version, origin.folder.fingerprint),
         code=code_mark(),
         libraries=library_versions(),
-        writer=plan.caption.writer,
+        writer=origin.caption.writer,
     )
+
+
+def finished(
+    picture: Image, size: tuple[int, int], sharpen: Sharpen | None, meter: list[Usage]
+) -> Image:
+    """Return a picture at its final size and sharpness, with the time noted in ``meter``."""
+    with metered(meter, "finish", size[0] * size[1]):
+        return finish(picture, size, sharpen)
 
 
 @contextmanager
@@ -180,6 +215,8 @@ def total(meter: Iterable[Usage]) -> tuple[Usage, ...]:
                 seconds=before.seconds + part.seconds,
                 steps=before.steps + part.steps,
                 pixels=before.pixels + part.pixels,
+                stored_bytes=before.stored_bytes + part.stored_bytes,
+                requests=before.requests + part.requests,
             )
         )
     return tuple(sums[stage] for stage in STAGES if stage in sums)

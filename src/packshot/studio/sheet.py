@@ -109,6 +109,8 @@ def render_sheet(
         OutputError: the file could not be written.
         LedgerError: ``booking`` refused the sheet before it began.
     """
+    from PIL.Image import fromarray
+
     meter: list[Usage] = []
     results: list[RenderResult] = []
     warnings: dict[str, None] = {}
@@ -121,7 +123,9 @@ def render_sheet(
             result = engine.render(planned.request, on_step=on_step)
             results.append(result)
             meter += result.usage
-            tiles.append((finished(planned, result.images[0], meter), planned.brief))
+            picture = fromarray(result.images[0])
+            picture = finished(picture, planned.size, planned.sharpen, meter)
+            tiles.append((picture, planned.brief))
             said = (*planned.warnings, *result.warnings)
             warnings.update(dict.fromkeys(f"{planned.brief!r}: {text}" for text in said))
         target = plans[0].targets[0]

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,17 @@ from packshot.studio.defaults import OUT
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "Target", "format_of", "probe", "slug", "targets", "write_picture"]
+__all__ = [
+    "FORMATS",
+    "Target",
+    "encode",
+    "format_of",
+    "probe",
+    "slug",
+    "targets",
+    "write_file",
+    "write_picture",
+]
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 """File extensions that can be written, and Pillow's names for them."""
@@ -89,8 +100,23 @@ def probe(path: Path) -> None:
         raise OutputError(f"cannot write {path}: it is a folder")
 
 
+def encode(image: Image, image_format: str, extra: Mapping[str, Any] | None = None) -> bytes:
+    """Return the file of ``image``, as "PNG", "JPEG" or "WEBP".
+
+    ``extra`` are Pillow's arguments: metadata, and what is to be set otherwise than by `SETTINGS`.
+    """
+    file = BytesIO()
+    image.save(file, format=image_format, **{**SETTINGS[image_format], **(extra or {})})
+    return file.getvalue()
+
+
 def write_picture(image: Image, target: Target, extra: Mapping[str, Any] | None = None) -> Path:
-    """Write ``image`` and return its path; ``extra`` are Pillow's arguments that add metadata.
+    """Encode ``image`` as the target's name asks for, and write it: `encode`, `write_file`."""
+    return write_file(encode(image, format_of(target.path), extra), target)
+
+
+def write_file(data: bytes, target: Target) -> Path:
+    """Write ``data`` and return its path.
 
     The file appears under its name only when it is whole, so an interrupt leaves none.
 
@@ -98,9 +124,8 @@ def write_picture(image: Image, target: Target, extra: Mapping[str, Any] | None 
         OutputError: the disk is full, the folder went away, and so on.
     """
     temporary = _temporary(target.path)
-    image_format = format_of(target.path)
     try:
-        image.save(temporary, format=image_format, **SETTINGS[image_format], **(extra or {}))
+        temporary.write_bytes(data)
         path = target.path if target.overwrite else _free(target.path)
         temporary.replace(path)
     except OSError as error:

@@ -35,6 +35,8 @@ from packshot.core.errors import InvalidRequest
 from packshot.core.types import Usage
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
     from packshot.engine.folder import ModelFolder
@@ -85,7 +87,7 @@ class Shot:
 
     Given by the caller: ``id`` (the item's, unique in a batch), ``render`` (the picture's id in the
     ledger), ``brief``, ``seed``, ``photo`` and ``mask`` (the product's own photograph, and where in
-    it the product is), ``size`` ("WxH", "" of a shot takes what its recipe says).
+    it the product is: `packshot.studio.photo`), ``size`` ("WxH"; "" takes what the recipe says).
 
     Made by the steps: ``caption``, ``picture`` (PIL, sRGB), ``file`` (the encoded picture, whole,
     with its metadata) of ``format`` ("PNG", "JPEG", "WEBP"), ``kept`` (where it was stored),
@@ -99,7 +101,7 @@ class Shot:
     brief: str
     seed: int
     photo: Photo | None = None
-    mask: Photo | None = None
+    mask: NDArray[np.uint8] | None = None
     size: str = ""
     caption: Caption | None = None
     picture: Image | None = None
