@@ -10,7 +10,7 @@ import msgspec
 import openai
 import pytest
 
-from packshot.providers.base import Exchange
+from packshot.providers.base import SURFACES, Exchange
 from packshot.providers.exchanges import EXCHANGES, exchange_of
 from packshot.providers.failures import answer_of, error_event
 from packshot.providers.rows import ROWS
@@ -156,7 +156,7 @@ def test_anthropics_client_raises_where_a_passed_stream_fails():
 
 def test_every_row_serves_what_it_says_and_nothing_else():
     for row in ROWS.values():
-        for surface in ("chat", "embeddings", "messages", "count_tokens"):
+        for surface in SURFACES:
             found = exchange_of(surface, row)
             assert (found is not None) == (surface in row.surfaces)
             if found is not None:

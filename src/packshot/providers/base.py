@@ -28,11 +28,11 @@ __all__ = [
     "Surface",
 ]
 
-Api: TypeAlias = Literal["openai", "anthropic"]
+Api: TypeAlias = Literal["openai", "anthropic", "stability"]
 """The wire format that a provider speaks."""
 
-Surface: TypeAlias = Literal["chat", "embeddings", "messages", "count_tokens"]
-"""What a caller asks for; ``chat`` and ``embeddings`` are OpenAI's, the others Anthropic's."""
+Surface: TypeAlias = Literal["chat", "embeddings", "images", "messages", "count_tokens"]
+"""What a caller asks for; the last two are Anthropic's, the others OpenAI's."""
 
 SURFACES: tuple[Surface, ...] = get_args(Surface)
 

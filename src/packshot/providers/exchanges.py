@@ -9,6 +9,7 @@ from packshot.providers.anthropic import AnthropicCountTokens, AnthropicMessages
 from packshot.providers.base import Api, Exchange, Surface
 from packshot.providers.openai import OpenAIChat, OpenAIEmbeddings
 from packshot.providers.rows import ROWS, Row
+from packshot.providers.stability import StabilityImages
 from packshot.providers.translate import ChatToAnthropic
 
 __all__ = ["EXCHANGES", "exchange_of"]
@@ -19,6 +20,7 @@ MAKERS: dict[tuple[Surface, Api], Callable[[Row], Exchange]] = {
     ("chat", "anthropic"): ChatToAnthropic,
     ("messages", "anthropic"): AnthropicMessages,
     ("count_tokens", "anthropic"): AnthropicCountTokens,
+    ("images", "stability"): StabilityImages,
 }
 
 EXCHANGES: dict[tuple[Surface, Api], Exchange] = {

@@ -54,6 +54,7 @@ CODES: dict[str, FailureKind] = {
     "responsibleaipolicyviolation": "refusal",
     "moderation_blocked": "refusal",
     "content_moderation": "refusal",
+    "payload_too_large": "bad_request",
     "model_not_found": "not_found",
     "deploymentnotfound": "not_found",
     "invalid_model": "not_found",
@@ -138,6 +139,8 @@ OWN_WORDS: dict[FailureKind, str] = {
 """What is said of errors that are not the caller's: in the provider's words, they name accounts,
 hosts and keys."""
 
+FILTERED = "the provider's content filter withheld the picture"
+
 URL = re.compile(r"(?i)\b(?:[a-z][a-z0-9+.-]{1,20}://|www\.)[^\s\"'<>)\]]+")
 KEY = re.compile(
     r"(?i)\b(?:bearer\s+\S+"
@@ -165,12 +168,29 @@ def failure_of(status: int, headers: Mapping[bytes, bytes], body: bytes) -> Fail
     """Return why a provider refused, of its status, headers (lower-case names) and body.
 
     An answer with status 200 may hold an error too, as OpenRouter's do; without one it is garbage.
+    One of Stability's may hold a picture that its filter has blurred: a refusal, and maybe billed.
     """
     if status < 300 and (failure := failure_of_event(body)) is not None:
         return failure
+    if status < 300 and _is_filtered(body):
+        return Failure("refusal", status, FILTERED)
     said = _read(body)
     kind = _kind(status, said)
     return _failure(kind, status, said, asked_delay(headers, body))
+
+
+class _Finished(msgspec.Struct):
+    finish_reason: str | None = None
+
+
+FINISHED = msgspec.json.Decoder(_Finished)
+
+
+def _is_filtered(body: bytes) -> bool:
+    try:
+        return FINISHED.decode(body).finish_reason == "CONTENT_FILTERED"
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return False
 
 
 def failure_of_event(data: bytes, *, named: bool = False) -> Failure | None:
@@ -246,7 +266,8 @@ def _read(body: bytes) -> _Said:
     """Read an error of any of these shapes; text that has none of them is not trusted at all.
 
     ``{"error": {…}}`` of OpenAI, Azure, Anthropic; the same in a list of Gemini; ``{"error": "…"}``
-    of Ollama, xAI; ``{"message", "type", "code"}`` of vLLM, Mistral; ``{"detail": …}`` of FastAPI.
+    of Ollama, xAI; ``{"message", "type", "code"}`` of vLLM, Mistral; ``{"detail": …}`` of FastAPI;
+    ``{"name", "errors": […]}`` of Stability.
     """
     try:
         found: Any = msgspec.json.decode(body[:LONGEST_BODY])
@@ -261,7 +282,7 @@ def _read(body: bytes) -> _Said:
     if isinstance(inside, str):
         return _Said(inside, _codes(top))
     fields = cast("dict[str, Any]", inside) if isinstance(inside, dict) else top
-    message = fields.get("message") or fields.get("detail")
+    message = fields.get("message") or fields.get("detail") or fields.get("errors")
     if isinstance(message, list):
         message = _details(cast("list[Any]", message))
     param = fields.get("param")
@@ -276,15 +297,18 @@ def _codes(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what names an error, Azure's inner code first: it is the most exact."""
     inner = fields.get("innererror") or fields.get("inner_error")
     inner_code = cast("dict[str, Any]", inner).get("code") if isinstance(inner, dict) else None
-    named = (inner_code, fields.get("code"), fields.get("type"), fields.get("status"))
+    said = (fields.get(name) for name in ("code", "type", "status", "name"))
+    named = (inner_code, *said)
     plain = (str(name) for name in named if isinstance(name, (str, int)))
     reasons = (str(detail.get("reason") or "") for detail in _objects(fields.get("details")))
     return tuple(name for name in (*plain, *reasons) if name not in {"", "error"})
 
 
 def _details(details: list[Any]) -> str:
-    """FastAPI's list of what is wrong with which field."""
-    return "; ".join(f"{_path(part.get('loc'))}{part.get('msg', '')}" for part in _objects(details))
+    """FastAPI's list of what is wrong with which field, or Stability's of sentences."""
+    said = [each for each in details[:4] if isinstance(each, str)]
+    said += [f"{_path(part.get('loc'))}{part.get('msg', '')}" for part in _objects(details)]
+    return "; ".join(said)
 
 
 def _path(loc: object) -> str:

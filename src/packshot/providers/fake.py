@@ -1,8 +1,8 @@
-"""A provider of our own that speaks OpenAI and Anthropic, goes wrong on order, and tells the truth.
+"""A provider of our own: it speaks as OpenAI, Anthropic and Stability do, and goes wrong on order.
 
-Tests and ``packshot gateway bench`` put it behind the gateway. Its answers and what they use are
-invented from the request; what happened to each request, and what it costs the account, is in
-`Fake.truth`, which the gateway's ledger must agree with.
+It tells the truth. Tests and ``packshot gateway bench`` put it behind the gateway. Its answers and
+what they use are invented from the request; what happened to each request, and what it costs the
+account, is in `Fake.truth`, which the gateway's ledger must agree with.
 
 In a test::
 
@@ -38,6 +38,7 @@ from typing import Any, Self, TypeAlias
 import msgspec
 
 from packshot.core.types import Usage, UsageDetail
+from packshot.providers import fake_pictures as pictures
 from packshot.providers import fake_shapes as shapes
 from packshot.providers.fake_answers import (
     Refused,
@@ -53,6 +54,7 @@ from packshot.providers.fake_script import (
     Rule,
     Settings,
     Truth,
+    billed_of,
     limited,
 )
 from packshot.providers.fake_tls import server_context
@@ -97,6 +99,7 @@ class Fake:
         self.port = 0
         self._tls = tls
         self._queue: deque[Fault] = deque()
+        self._waiting: dict[str, pictures.Waiting] = {}
         self._server: asyncio.Server | None = None
 
     @property
@@ -178,6 +181,8 @@ class Fake:
         if path.startswith("/fake/"):
             return self._control(path, bytes(request.body))
         truth = self._record(request, path)
+        if pictures.is_picture(path):
+            return self._picture(request, path, truth)
         # The list of models is at the same path of both.
         listed = path.endswith("/models") and "anthropic-version" in request.headers
         anthropic = "/messages" in path or listed
@@ -253,6 +258,42 @@ class Fake:
         else:
             events, tokens = shapes.openai_events(asked, answer, fault)
         return _stream_play(events, tokens, fault, truth, anthropic=anthropic)
+
+    def _picture(self, request: Request, path: str, truth: Truth) -> Play:
+        """Answer as Stability does: with a picture, or the id of one that is made meanwhile."""
+        if self.settings.keys and truth.key not in self.settings.keys:
+            return _no_picture(Fault(status=401), truth)
+        try:
+            if request.method == "GET":
+                return self._result(path.rpartition("/")[2], truth)
+            kind = request.headers.get("content-type", "")
+            asked = pictures.read_form(path, kind, bytes(request.body))
+        except Refused as error:
+            return _no_picture(Fault(status=error.status), truth, error.message)
+        truth.model, truth.text = asked.model, asked.prompt
+        fault = truth.fault = self._fault(truth)
+        truth.said = Usage("denoise", images=1)
+        if fault.status >= 400:
+            return _no_picture(fault, truth)
+        body = pictures.body_of(asked, fault)
+        if not asked.later:
+            return _body_play(body, fault, truth, anthropic=False)
+        name = f"{truth.number:064x}"
+        self._waiting[name] = pictures.Waiting(body, fault, self.settings.pending, truth.key)
+        # It is made and billed from here on, whatever becomes of who asked.
+        truth.billed = billed_of(fault.billed or "all", truth.said, 0)
+        truth.status, truth.end, truth.until = 200, "done", self.clock()
+        return _whole(msgspec.json.encode({"id": name}), None)
+
+    def _result(self, name: str, truth: Truth) -> Play:
+        waiting = self._waiting.get(name)
+        if waiting is None or waiting.key != truth.key:
+            raise Refused(404, f"id: there is no {name}")
+        if waiting.looks > 0:
+            waiting.looks -= 1
+            return _whole(msgspec.json.encode({"id": name, "status": "in-progress"}), truth, 202)
+        fault, waiting.fault = waiting.fault, FINE  # who looks again finds it whole
+        return _body_play(waiting.body, fault, truth, anthropic=False)
 
     def _fault(self, truth: Truth) -> Fault:
         """Return what happens to a request: by its key, the script, the queue, or a rule."""
@@ -359,6 +400,15 @@ def _refusal(
     return Play(head, [body], fault=fault, tokens=[made], truth=truth)
 
 
+def _no_picture(fault: Fault, truth: Truth, message: str = "") -> Play:
+    """Return an error in Stability's shape."""
+    truth.fault = fault
+    body = pictures.error_of(fault, message)
+    head = _head(fault.status, len(body), shapes.error_headers(fault))
+    truth.events_of = 1
+    return Play(head, [body], fault=fault, tokens=[0], truth=truth)
+
+
 def _body_play(body: bytes, fault: Fault, truth: Truth, *, anthropic: bool) -> Play:
     """Return an answer in one piece, with what its fault does to it."""
     head, tail, acted, incomplete = _head(200, len(body)), b"", fault, False
@@ -404,7 +454,7 @@ def _stream_play(
 
 
 def summed(usages: Iterable[Usage]) -> Usage:
-    """Return the sum of usages of tokens."""
+    """Return the sum of usages of tokens and pictures."""
     total, long = Usage("caption"), 0
     for each in usages:
         total = msgspec.structs.replace(
@@ -413,6 +463,7 @@ def summed(usages: Iterable[Usage]) -> Usage:
             cached_tokens=total.cached_tokens + each.cached_tokens,
             written_tokens=total.written_tokens + each.written_tokens,
             output_tokens=total.output_tokens + each.output_tokens,
+            images=total.images + each.images,
         )
         long += each.detail.written_long_tokens if each.detail else 0
     return (

@@ -137,7 +137,8 @@ class Settings:
     breaks off. ``cache`` false invents no tokens that came from a prompt cache. ``dimensions`` are
     those of an embedding, where the request names none. ``bodies`` keeps what was received.
     ``static`` answers every request with one of a few answers built before, reads nothing and
-    checks nothing: for benchmarks. Its streams have ``static_events`` events.
+    checks nothing: for benchmarks. Its streams have ``static_events`` events. ``pending`` looks at
+    a picture that is made meanwhile come too early.
     """
 
     keys: dict[str, Fault | None] = field(default_factory=dict[str, Fault | None])
@@ -151,6 +152,7 @@ class Settings:
     bodies: bool = True
     static: bool = False
     static_events: int = 64
+    pending: int = 1
 
 
 class Truth(msgspec.Struct, omit_defaults=True):

@@ -13,12 +13,14 @@ from typing import Literal, TypeAlias
 from urllib.parse import quote, urlsplit
 
 from packshot.core.errors import InvalidRequest, unknown_name
+from packshot.providers import forms
 from packshot.providers.base import Api, Surface
 
 __all__ = [
     "COMPATIBLE",
     "NEEDS",
     "ROWS",
+    "STABILITY_PATHS",
     "Address",
     "Hangup",
     "Need",
@@ -46,6 +48,18 @@ AZURE_API_VERSION = "2024-10-21"
 REASONING = re.compile(r"(openai/)?(o\d|gpt-[5-9]|gpt-\d\d)")
 """The models of OpenAI that refuse ``max_tokens`` and want ``max_completion_tokens``."""
 
+STABILITY_PATHS = {
+    "sd3.5-large": "/stable-image/generate/sd3",
+    "sd3.5-large-turbo": "/stable-image/generate/sd3",
+    "sd3.5-medium": "/stable-image/generate/sd3",
+    "stable-image-core": "/stable-image/generate/core",
+    "stable-image-ultra": "/stable-image/generate/ultra",
+    "replace-background-and-relight": "/stable-image/edit/replace-background-and-relight",
+}
+"""Where Stability makes which picture; the models are called as in the price book."""
+
+JSON = "application/json"
+
 PRIVATE_NAMES = (".local", ".internal", ".localhost", ".lan", ".svc", ".home.arpa")
 
 
@@ -71,7 +85,9 @@ class Row:
     ``on_hangup`` is what the gateway does unless the configuration says otherwise.
     ``supports`` is what the API can express; a model may still refuse. It is held against a
     request on its way to a *fallback*, never against the target that the caller named.
-    ``deployments`` and ``query`` are Azure's: the model is part of the path.
+    ``deployments`` and ``query`` are Azure's: the model is part of the path. ``paths`` are those of
+    single models, instead of the exchange's; ``content_type`` is that of every request's body.
+    At the paths in ``later`` an answer is an id at first, and is fetched behind ``results``.
     """
 
     name: str
@@ -89,6 +105,10 @@ class Row:
     supports: frozenset[Need] = frozenset({"tools", "vision", "json"})
     deployments: bool = False
     query: str = ""
+    paths: tuple[tuple[str, str], ...] = ()
+    content_type: str = JSON
+    later: frozenset[str] = frozenset()
+    results: str = ""
 
     @property
     def address(self) -> Address:
@@ -100,6 +120,7 @@ class Row:
     def target(self, path: str, model: str) -> bytes:
         """Return path and query of a call of ``model`` at an exchange's ``path``."""
         at = self.address.path
+        path = dict(self.paths).get(model, path)
         if self.deployments:
             at = f"{at}/openai/deployments/{quote(model, safe='')}"
         query = f"?{self.query}" if self.query else ""
@@ -195,6 +216,19 @@ ROWS: dict[str, Row] = {
             usage="anthropic",
             surfaces=frozenset({"messages", "count_tokens", "chat"}),
             supports=frozenset({"tools", "vision", "json", "prefill", "files"}),
+        ),
+        Row(
+            "stability",
+            "stability",
+            "https://api.stability.ai/v2beta",
+            headers=(("accept", JSON),),
+            usage="openai-images",
+            surfaces=frozenset({"images"}),
+            supports=frozenset({"vision"}),
+            paths=tuple(STABILITY_PATHS.items()),
+            content_type=forms.CONTENT_TYPE,
+            later=frozenset({STABILITY_PATHS["replace-background-and-relight"]}),
+            results="/results/",
         ),
     )
 }
