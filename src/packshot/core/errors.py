@@ -32,6 +32,7 @@
     │   ├── UpstreamTimeout  silence: before the connection, the first byte, the next, or the end
     │   └── UpstreamBroken   the connection broke, or what came was no HTTP
     ├── CheckFailed          a finished picture broke a promise: it is not delivered
+    ├── WorkerLost           the process that holds the model crashed or hung; the next one may not
     ├── RenderFailed         the network produced NaN or a constant picture, twice
     └── Cancelled            the caller asked to stop between two steps
 
@@ -78,6 +79,7 @@ __all__ = [
     "UpstreamError",
     "UpstreamTimeout",
     "UpstreamUnreachable",
+    "WorkerLost",
     "unknown_name",
 ]
 
@@ -230,6 +232,10 @@ class UpstreamBroken(UpstreamError):
 
 class CheckFailed(PackshotError):
     """A finished picture broke a promise of `packshot.studio.checks`, with every seed tried."""
+
+
+class WorkerLost(PackshotError):
+    """A batch's worker process crashed, hung, or was ended; what it was making is not there."""
 
 
 class RenderFailed(PackshotError):

@@ -1,0 +1,1 @@
+"""Many pictures at once: what is asked for is read, planned, rendered, delivered once, reported."""

@@ -1,0 +1,465 @@
+"""What a run knows of itself: a SQLite file in its folder, from which any crash goes on.
+
+A **work** is what is to be made: the digest of all that decides a picture, from the brief to the
+last parameter of the recipe. Items that ask for the same work share it. Its life::
+
+    todo ──► made ──► delivered          made: the picture is in the run's folder, and paid for
+      └────────┴────► quarantined        quarantined: it failed too often, and the reason is kept
+
+Every step is one transaction, on the disk when it returns. A work's row outlives the plan that it
+came from: parameters that change and change back find their pictures again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from packshot.core.clock import wall_us
+from packshot.core.errors import InvalidRequest, OutputError
+from packshot.core.ids import new_id
+from packshot.core.money import Nanos
+from packshot.studio.batch.items import Item
+
+__all__ = ["Attempt", "Counts", "Delivered", "Made", "Row", "RunState", "Todo", "Trouble"]
+
+Trouble: TypeAlias = Literal["failed", "lost", "abandoned"]
+"""How an attempt ended without a picture: the work failed; its worker was lost (crash, hang); or
+the run was stopped, or died, meanwhile, which says nothing against the work."""
+
+FORMAT = 1
+PAGE = 512
+"""Rows that are in memory at once."""
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS items (
+    id TEXT PRIMARY KEY, row INTEGER NOT NULL, work BLOB NOT NULL, copies INTEGER NOT NULL,
+    named INTEGER NOT NULL, content BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS items_by_row ON items (row);
+CREATE TABLE IF NOT EXISTS works (
+    work BLOB PRIMARY KEY, plan INTEGER NOT NULL, row INTEGER NOT NULL, item TEXT NOT NULL,
+    state TEXT NOT NULL, turn INTEGER NOT NULL DEFAULT 0, made BLOB, delivered BLOB,
+    reason TEXT NOT NULL DEFAULT '') STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS works_to_do ON works (plan, state, turn, row);
+CREATE TABLE IF NOT EXISTS attempts (
+    render TEXT PRIMARY KEY, work BLOB NOT NULL, at INTEGER NOT NULL, ended TEXT NOT NULL DEFAULT '',
+    reason TEXT NOT NULL DEFAULT '', cost INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS attempts_of_work ON attempts (work);
+CREATE INDEX IF NOT EXISTS attempts_open ON attempts (ended) WHERE ended = '';
+CREATE TABLE IF NOT EXISTS stages (
+    mark BLOB PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+"""
+
+
+class Made(msgspec.Struct, frozen=True, gc=False):
+    """A finished picture in the run's folder: its ``file`` there, and what is known of it.
+
+    ``usage`` is not among it: it was booked when the picture was made, on ``render``.
+    """
+
+    render: str
+    file: str
+    name: str
+    sha256: str
+    size: int
+    seed: int
+    caption: str
+    facts: dict[str, Any]
+    warnings: tuple[str, ...] = ()
+
+
+class Delivered(msgspec.Struct, frozen=True, gc=False):
+    """Where a picture went: its key in the store. ``new`` is false where the store had it."""
+
+    key: str
+    new: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """A work whose turn has come: ``turn`` counts the times that it was put back."""
+
+    work: bytes
+    item: Item
+    turn: int
+    made: Made | None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a work, under the id ``render`` of the ledger; ``number`` counts from 1."""
+
+    work: bytes
+    render: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Of the plan: items, how many of them repeat another's work, and works by state."""
+
+    items: int
+    works: int
+    todo: int
+    made: int
+    delivered: int
+    quarantined: int
+
+    @property
+    def repeated(self) -> int:
+        """Items whose picture another item's is."""
+        return self.items - self.works
+
+    @property
+    def left(self) -> int:
+        """Works that are not done with."""
+        return self.todo + self.made
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of the manifest: an item, and what became of its work."""
+
+    item: Item
+    work: bytes
+    state: str
+    made: Made | None
+    delivered: Delivered | None
+    reason: str
+    cost: Nanos
+
+
+class RunState:
+    """The state of the run in ``folder``. Safe to use from any thread of the one process that runs.
+
+    Raises:
+        InvalidRequest: another process runs it, or it was written by a newer packshot.
+        OutputError: the folder cannot be written, or what is there is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._lock = threading.RLock()
+        self._guard = _locked(folder)
+        try:
+            self._base = _opened(folder / "run.db")
+        except BaseException:
+            os.close(self._guard)
+            raise
+
+    def close(self) -> None:
+        """Let go of the run."""
+        with self._lock:
+            self._base.close()
+            os.close(self._guard)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._base.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._base
+            except BaseException:
+                self._base.execute("ROLLBACK")
+                raise
+            try:
+                self._base.execute("COMMIT")
+            except sqlite3.Error as error:
+                self._base.execute("ROLLBACK")
+                raise OutputError(f"cannot write {self.folder / 'run.db'}: {error}") from error
+
+    def _rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+        with self._lock:
+            return self._base.execute(sql, values).fetchall()
+
+    # -------------------------------------------------------------------------- the plan
+
+    @property
+    def plan(self) -> int:
+        """The number of the plan in force; 0 before the first."""
+        return int(self.noted("plan") or 0)
+
+    def noted(self, name: str) -> str:
+        """Return what was noted under a name, "" where nothing was."""
+        rows = self._rows("SELECT value FROM meta WHERE name = ?", (name,))
+        return str(rows[0][0]) if rows else ""
+
+    def note(self, name: str, value: str) -> None:
+        """Keep a short text under a name."""
+        with self._transaction() as base:
+            base.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def replan(self, rows: Iterable[tuple[int, bytes, Item]], source: str) -> None:
+        """Take these (row, work, item) as the plan; all of them, or none where ``rows`` raises.
+
+        ``source`` says what they were read from, so that the same need not be read again.
+
+        Raises:
+            InvalidRequest: two rows were given the same id.
+        """
+        plan = self.plan + 1
+        encode = msgspec.msgpack.Encoder().encode
+        with self._transaction() as base:
+            base.execute("DELETE FROM items")
+            base.executemany(
+                "INSERT INTO items VALUES (?, ?, ?, 1, ?, ?)"
+                " ON CONFLICT (id) DO UPDATE SET copies = copies + 1,"
+                " named = max(named, excluded.named)",
+                ((item.id, row, work, item.named, encode(item)) for row, work, item in rows),
+            )
+            twice = base.execute(
+                "SELECT id, copies FROM items WHERE copies > 1 AND named ORDER BY row"
+            ).fetchmany(6)
+            if twice:
+                named = ", ".join(f"{name!r} ({copies} times)" for name, copies in twice[:5])
+                more = " and more" if len(twice) > 5 else ""
+                raise InvalidRequest(
+                    f"these ids come more than once: {named}{more}. Give each row an id of its own,"
+                    " or leave the column out: what is asked for twice is rendered once"
+                )
+            base.execute(
+                "INSERT INTO works (work, plan, row, item, state)"
+                " SELECT work, ?, min(row), id, 'todo' FROM items WHERE true GROUP BY work ORDER BY work"
+                " ON CONFLICT (work) DO UPDATE SET plan = excluded.plan, row = excluded.row,"
+                " item = excluded.item, turn = 0",
+                (plan,),
+            )
+            for name, value in (("plan", str(plan)), ("source", source)):
+                base.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+    def counts(self) -> Counts:
+        """Return how far the plan has come."""
+        states = dict(
+            self._rows(
+                "SELECT state, count(*) FROM works WHERE plan = ? GROUP BY state", (self.plan,)
+            )
+        )
+        ((items,),) = self._rows("SELECT coalesce(sum(copies), 0) FROM items")
+        by = {name: int(states.get(name, 0)) for name in ("todo", "made", "delivered")}
+        gone = int(states.get("quarantined", 0))
+        return Counts(int(items), sum(by.values()) + gone, **by, quarantined=gone)
+
+    def release(self) -> int:
+        """Give what is quarantined another chance; return how many works that are."""
+        with self._transaction() as base:
+            base.execute(
+                "UPDATE attempts SET ended = 'abandoned' WHERE work IN"
+                " (SELECT work FROM works WHERE plan = ? AND state = 'quarantined')",
+                (self.plan,),
+            )
+            done = base.execute(
+                "UPDATE works SET state = CASE WHEN made IS NULL THEN 'todo' ELSE 'made' END,"
+                " reason = '', turn = 0 WHERE plan = ? AND state = 'quarantined'",
+                (self.plan,),
+            )
+            return done.rowcount
+
+    # -------------------------------------------------------------------------- works
+
+    def waiting(self, state: Literal["todo", "made"]) -> Iterator[Todo]:
+        """Yield the works in a state, in the order of their turns and rows, put back ones last.
+
+        What is put back meanwhile comes again; a work must have left the state, or been put back,
+        before the next one is asked for beyond the page in memory.
+        """
+        plan, last = self.plan, (-1, -1, b"")
+        while True:
+            rows = self._rows(
+                "SELECT w.work, i.content, w.turn, w.row, w.made FROM works w"
+                " JOIN items i ON i.id = w.item WHERE w.plan = ? AND w.state = ?"
+                " AND (w.turn, w.row, w.work) > (?, ?, ?) ORDER BY w.turn, w.row, w.work LIMIT ?",
+                (plan, state, *last, PAGE),
+            )
+            if not rows:
+                return
+            for work, content, turn, row, made in rows:
+                last = (turn, row, work)
+                yield Todo(
+                    work,
+                    msgspec.msgpack.decode(content, type=Item),
+                    turn,
+                    None if made is None else msgspec.msgpack.decode(made, type=Made),
+                )
+
+    def begin(self, work: bytes) -> Attempt:
+        """Note that a work is tried, before it costs anything."""
+        render = new_id()
+        with self._transaction() as base:
+            base.execute(
+                "INSERT INTO attempts (render, work, at) VALUES (?, ?, ?)",
+                (render, work, wall_us()),
+            )
+            ((number,),) = base.execute(
+                "SELECT count(*) FROM attempts WHERE work = ? AND ended <> 'abandoned'", (work,)
+            )
+        return Attempt(work, render, int(number))
+
+    def made(self, work: bytes, made: Made) -> None:
+        """Note that a work's picture is in the run's folder."""
+        with self._transaction() as base:
+            base.execute(
+                "UPDATE works SET state = 'made', made = ? WHERE work = ? AND state = 'todo'",
+                (msgspec.msgpack.encode(made), work),
+            )
+
+    def unmade(self, work: bytes) -> None:
+        """Note that a work's picture is not in the run's folder after all."""
+        with self._transaction() as base:
+            base.execute(
+                "UPDATE works SET state = 'todo', made = NULL WHERE work = ? AND state = 'made'",
+                (work,),
+            )
+
+    def ended(self, attempt: Attempt, outcome: Trouble | Literal["made"], reason: str) -> None:
+        """Note how an attempt ended; a work without its picture is put back to the end."""
+        with self._transaction() as base:
+            base.execute(
+                "UPDATE attempts SET ended = ?, reason = ? WHERE render = ?",
+                (outcome, reason, attempt.render),
+            )
+            if outcome in {"failed", "lost"}:
+                base.execute("UPDATE works SET turn = turn + 1 WHERE work = ?", (attempt.work,))
+
+    def charge(self, render: str, cost: Nanos) -> None:
+        """Add to what an attempt cost, in nano-EUR."""
+        if cost:
+            with self._transaction() as base:
+                base.execute("UPDATE attempts SET cost = cost + ? WHERE render = ?", (cost, render))
+
+    def abandon(self) -> int:
+        """End the attempts that a dead process left open; return how many that were."""
+        with self._transaction() as base:
+            open_ = base.execute(
+                "SELECT a.render, w.made IS NULL FROM attempts a JOIN works w ON w.work = a.work"
+                " WHERE a.ended = ''"
+            ).fetchall()
+            base.executemany(
+                "UPDATE attempts SET ended = ?, reason = ? WHERE render = ?",
+                (
+                    ("abandoned", "the run died", render) if lost else ("made", "", render)
+                    for render, lost in open_
+                ),
+            )
+            return sum(lost for _, lost in open_)
+
+    def deliver(self, work: bytes, delivered: Delivered) -> None:
+        """Note that a picture is in the store, whole."""
+        with self._transaction() as base:
+            base.execute(
+                "UPDATE works SET state = 'delivered', delivered = ?, reason = ''"
+                " WHERE work = ? AND state = 'made'",
+                (msgspec.msgpack.encode(delivered), work),
+            )
+
+    def quarantine(self, work: bytes, reason: str) -> None:
+        """Take a work out of the run, and keep why."""
+        with self._transaction() as base:
+            base.execute(
+                "UPDATE works SET state = 'quarantined', reason = ?"
+                " WHERE work = ? AND state IN ('todo', 'made')",
+                (reason, work),
+            )
+
+    # -------------------------------------------------------------------------- stages
+
+    def stage(self, mark: bytes) -> bytes | None:
+        """Return what a stage gave, by the digest of all that it depends on; None if unknown."""
+        rows = self._rows("SELECT value FROM stages WHERE mark = ?", (mark,))
+        return bytes(rows[0][0]) if rows else None
+
+    def keep_stage(self, mark: bytes, value: bytes) -> None:
+        """Keep what a stage gave."""
+        with self._transaction() as base:
+            base.execute("INSERT OR REPLACE INTO stages VALUES (?, ?)", (mark, value))
+
+    # -------------------------------------------------------------------------- the end
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every item of the plan, in the order of the file, with what became of it."""
+        last = (-1, "")
+        while True:
+            found = self._rows(
+                "SELECT i.row, i.id, i.content, i.work, w.state, w.made, w.delivered, w.reason,"
+                " (SELECT coalesce(sum(cost), 0) FROM attempts a WHERE a.work = i.work)"
+                " FROM items i JOIN works w ON w.work = i.work"
+                " WHERE (i.row, i.id) > (?, ?) ORDER BY i.row, i.id LIMIT ?",
+                (*last, PAGE),
+            )
+            if not found:
+                return
+            for row, name, content, work, state, made, delivered, reason, cost in found:
+                last = (row, name)
+                yield Row(
+                    msgspec.msgpack.decode(content, type=Item),
+                    work,
+                    state,
+                    None if made is None else msgspec.msgpack.decode(made, type=Made),
+                    None
+                    if delivered is None
+                    else msgspec.msgpack.decode(delivered, type=Delivered),
+                    reason,
+                    int(cost),
+                )
+
+    def renders(self) -> Iterator[tuple[str, bytes]]:
+        """Yield (render, work) of every attempt at a work of the plan."""
+        last = ""
+        while True:
+            found = self._rows(
+                "SELECT a.render, a.work FROM attempts a JOIN works w ON w.work = a.work"
+                " WHERE w.plan = ? AND a.render > ? ORDER BY a.render LIMIT ?",
+                (self.plan, last, PAGE),
+            )
+            if not found:
+                return
+            for render, work in found:
+                last = render
+                yield str(render), bytes(work)
+
+
+def _locked(folder: Path) -> int:
+    """Return an open file that only one process at a time has; it ends with the process."""
+    path = folder / "run.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise OutputError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        who = os.pread(file, 32, 0).decode(errors="replace").strip() or "another"
+        os.close(file)
+        raise InvalidRequest(
+            f"process {who} is at work on this batch ({folder}): wait for it, or give another --out"
+        ) from error
+    os.truncate(file, 0)
+    os.pwrite(file, f"{os.getpid()}\n".encode(), 0)
+    return file
+
+
+def _opened(path: Path) -> sqlite3.Connection:
+    try:
+        base = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        base.execute("PRAGMA journal_mode = WAL")
+        base.execute("PRAGMA synchronous = FULL")
+        ((found,),) = base.execute("PRAGMA user_version").fetchall()
+        if found > FORMAT:
+            raise InvalidRequest(
+                f"{path} is of format {found}, this packshot knows {FORMAT}: use the newer one"
+            )
+        base.executescript(SCHEMA)
+        base.execute(f"PRAGMA user_version = {FORMAT}")
+    except sqlite3.Error as error:
+        raise OutputError(f"cannot open {path}: {error}") from error
+    return base

@@ -1,0 +1,315 @@
+"""The worker's process, seen from the run: started, watched, ended, and started anew.
+
+A worker is **lost** where its process ended, gives no sign of life, or gives signs but gets no step
+further. Then it is killed, and the next one is started after a while that doubles each time.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+from packshot.core import errors
+from packshot.core.errors import InvalidRequest, ModelError, PackshotError, WorkerLost
+from packshot.core.types import Usage
+from packshot.studio.batch.frames import (
+    Beat,
+    Bye,
+    Channel,
+    Closed,
+    Device,
+    Do,
+    Done,
+    Failed,
+    FromWorker,
+    Go,
+    Ready,
+    Start,
+)
+
+__all__ = ["Order", "Patience", "Watch", "Worker", "error_of"]
+
+LOG = "worker.log"
+MAX_LOG = 1 << 20
+"""Bytes; a longer log is begun anew with the next worker."""
+
+SAID = 300
+"""Characters of a dead worker's last words that are told."""
+
+DIES_S = 10.0
+"""A process that a SIGKILL does not end in this time is stuck in its device's driver (R22)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """When a worker is taken to hang, in seconds, and how long the next one is waited with.
+
+    ``silent_s``: no sign of life. ``stall_s``: no step done, before `enough` steps were seen; from
+    then on ``times`` the 99th percentile of a step, and ``least_s`` at the least (RELIABILITY R22).
+    ``item_s``: a whole item. ``load_s``: until the model is there.
+    ``backoff_s``: before the second start in a row, doubled each time, up to ``backoff_most_s``.
+    """
+
+    silent_s: float = 30.0
+    stall_s: float = 300.0
+    least_s: float = 10.0
+    times: float = 5.0
+    enough: int = 50
+    item_s: float = 3600.0
+    load_s: float = 600.0
+    backoff_s: float = 0.5
+    backoff_most_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is started: a factory, its settings, and the run's folder."""
+
+    factory: str
+    settings: dict[str, Any]
+    folder: Path
+
+
+class Patience:
+    """How long a step may take, from those that were seen."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self._seen: deque[float] = deque(maxlen=1000)
+
+    def saw(self, seconds: float) -> None:
+        """Count a step that took this long."""
+        self._seen.append(seconds)
+
+    @property
+    def limit_s(self) -> float:
+        """Seconds without a step after which a worker is lost."""
+        watch = self._watch
+        if len(self._seen) < watch.enough:
+            return watch.stall_s
+        usual = sorted(self._seen)[len(self._seen) * 99 // 100]
+        return max(watch.least_s, watch.times * usual)
+
+
+class Worker:
+    """One worker process at a time. `load` and `ask` are one thread's, `kill` is anybody's."""
+
+    def __init__(self, order: Order, watch: Watch) -> None:
+        self._order = order
+        self._watch = watch
+        self._patience = Patience(watch)
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._killed = False
+        self.starts = 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process that can be asked."""
+        return self._process is not None and self._channel is not None
+
+    def load(self, on_device: Callable[[str], None]) -> None:
+        """Start a process and wait until its model is loaded.
+
+        ``on_device`` is told the kind of device before it is used; what it raises comes out, and
+        nothing is loaded.
+
+        Raises:
+            WorkerLost: the process ended, or does not come to an end.
+            ModelError, InvalidRequest: the model cannot be loaded, nor will it the next time.
+        """
+        channel = self._start()
+        try:
+            channel.send(
+                Start(
+                    self._order.factory,
+                    self._order.settings,
+                    str(self._order.folder),
+                    self._watch.load_s,
+                )
+            )
+            end = monotonic() + self._watch.load_s
+            while not isinstance(frame := self._next(channel, end, "loading"), Ready):
+                if isinstance(frame, Device):
+                    on_device(frame.kind)
+                    channel.send(Go())
+                elif isinstance(frame, Failed):
+                    raise error_of(frame)
+        except Closed as error:
+            raise self._lost(str(error)) from error
+        except BaseException:
+            self.kill()
+            self._reap()
+            raise
+
+    def ask(self, do: Do, meter: list[Usage]) -> Done:
+        """Have an item made; ``meter`` gets what it used, also where it comes to nothing.
+
+        Raises:
+            WorkerLost: the process crashed, hangs, or was killed; the next one has to be loaded.
+            PackshotError: the item failed, and the worker said why. It may be gone all the same.
+        """
+        channel = self._channel
+        if channel is None:
+            raise WorkerLost("no worker is loaded")
+        try:
+            channel.send(do)
+            answer = self._answer(channel, do.token)
+        except Closed as error:
+            raise self._lost(str(error)) from error
+        except WorkerLost:
+            self._reap()
+            raise
+        meter += answer.usage
+        if isinstance(answer, Done):
+            return answer
+        if answer.broken:
+            self._reap()
+        raise error_of(answer)
+
+    def close(self) -> None:
+        """Let the process end by itself, and end it if it does not."""
+        if self._channel is not None:
+            try:
+                self._channel.send(Bye())
+            except Closed:
+                self.kill()
+        self._reap()
+
+    def kill(self) -> None:
+        """End the process at once."""
+        with self._lock:
+            self._killed = True
+            if self._process is not None:
+                self._process.kill()
+
+    # -------------------------------------------------------------------------- inside
+
+    def _start(self) -> Channel:
+        self._reap()
+        ours, theirs = socket.socketpair()
+        self._order.folder.mkdir(parents=True, exist_ok=True)
+        log = self._order.folder / LOG
+        mode = "ab" if log.exists() and log.stat().st_size < MAX_LOG else "wb"
+        with theirs, log.open(mode) as out, self._lock:
+            self._killed = False
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "packshot.studio.batch.worker", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                pass_fds=(theirs.fileno(),),
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                start_new_session=True,  # the terminal's Ctrl-C does not reach it
+            )
+        self.starts += 1
+        self._channel = Channel(ours)
+        return self._channel
+
+    def _answer(self, channel: Channel, token: str) -> Done | Failed:
+        """Return the answer to a token; what answers another one is not taken."""
+        end = monotonic() + self._watch.item_s
+        while True:
+            frame = self._next(channel, end, "one item")
+            if isinstance(frame, (Done, Failed)) and frame.token == token:
+                return frame
+
+    def _next(self, channel: Channel, end: float, what: str) -> FromWorker:
+        """Return the next frame that is no beat; `WorkerLost` where the process hangs."""
+        heard = moved = monotonic()
+        count = 0
+        loading = what == "loading"
+        while True:
+            frame = channel.receive(min(1.0, self._watch.silent_s / 4))
+            now = monotonic()
+            if isinstance(frame, Beat):
+                heard = now
+                if frame.count != count:
+                    if count and not loading:
+                        self._patience.saw(now - moved)
+                    moved, count = now, frame.count
+            elif frame is not None:
+                return frame  # type: ignore[return-value] - a worker sends no other
+            if now > end:
+                raise self._hung(f"{what} took longer than {self._limit(what):g} s")
+            if now - heard > self._watch.silent_s and not loading:
+                raise self._hung(f"no sign of life for {now - heard:.0f} s")
+            if now - moved > self._patience.limit_s and not loading:
+                raise self._hung(f"no step was done in {now - moved:.0f} s")
+
+    def _limit(self, what: str) -> float:
+        return self._watch.load_s if what == "loading" else self._watch.item_s
+
+    def _hung(self, why: str) -> WorkerLost:
+        """Kill a process that hangs, and return the error that says so."""
+        killed = self._killed
+        self.kill()
+        return WorkerLost("the worker was stopped" if killed else f"the worker hung: {why}")
+
+    def _lost(self, why: str) -> WorkerLost:
+        """Return the error of a process that is gone: how it ended, and its last words."""
+        killed, process = self._killed, self._process
+        self._reap()
+        if killed:
+            return WorkerLost("the worker was stopped")
+        code = process.returncode if process else None
+        how = why if code is None else f"it ended with code {code}"
+        if code is not None and code < 0:
+            how = f"it was ended by {signal.Signals(-code).name}"
+        said = _last_words(self._order.folder / LOG)
+        return WorkerLost(f"the worker crashed: {how}{f' ({said})' if said else ''}")
+
+    def _reap(self) -> None:
+        """End what is left of the process, and wait for it."""
+        with self._lock:
+            process, channel = self._process, self._channel
+            self._process = self._channel = None
+        if channel is not None:
+            channel.close()  # it ends by itself, where nothing holds it
+        if process is None:
+            return
+        try:
+            process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            try:
+                process.wait(DIES_S)
+            except subprocess.TimeoutExpired as error:
+                raise PackshotError(
+                    f"the worker's process {process.pid} does not die of SIGKILL: its device hangs,"
+                    " and so will the next one there. Restart the machine, then run again"
+                ) from error
+
+
+def error_of(failed: Failed) -> PackshotError:
+    """Return the error that a worker told of, as the same class where it is one of ours."""
+    found = getattr(errors, failed.kind, None)
+    simple = isinstance(found, type) and issubclass(found, PackshotError)
+    if simple and not issubclass(found, (errors.UpstreamError, errors.Inexpressible)):
+        return found(failed.message)
+    said = f"{failed.kind}: {failed.message}" if failed.message else failed.kind
+    if failed.final:
+        return InvalidRequest(said)
+    return WorkerLost(f"the worker failed: {said}") if failed.broken else ModelError(said)
+
+
+def _last_words(log: Path) -> str:
+    """Return the last line that a process wrote."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, log.stat().st_size - 4096))
+            lines = file.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip()[:SAID] for line in reversed(lines) if line.strip()), "")
