@@ -15,9 +15,10 @@ recipe needs no brief):
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -209,7 +210,7 @@ def _reader(path: Path) -> Callable[[Path], Iterable[Row]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
+def _opened(path: Path) -> Generator[io.TextIOWrapper]:
     """Open a text file, whose mistakes of encoding are the caller's."""
     try:
         with path.open("r", encoding="utf-8-sig", newline="") as file:
@@ -217,9 +218,9 @@ def _opened(path: Path) -> Iterator[io.TextIOWrapper]:
     except OSError as error:
         raise OutputError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
+        byte = error.object[error.start]
         raise InvalidRequest(
-            f"{path} is not UTF-8 text (byte {error.start} of a block is {error.object[error.start]:#04x}): "
-            "save it as UTF-8"
+            f"{path} is not UTF-8 text (it has the byte {byte:#04x}): save it as UTF-8"
         ) from error
 
 
@@ -230,7 +231,7 @@ def _csv(path: Path) -> Iterator[Row]:
         file.seek(0)
         rows = csv.reader(file, delimiter=_delimiter(head), strict=True)
         try:
-            names = _columns(path, [name.strip() for name in next(rows, [])])
+            names = _columns(path, [name.strip() for name in next(rows, list[str]())])
             for cells in rows:
                 if not any(cells):
                     continue
@@ -309,8 +310,8 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 def _parquet(path: Path) -> Iterator[Row]:
     """Read a Parquet file; it needs pyarrow, which few have."""
     try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        pa: Any = importlib.import_module("pyarrow")  # it has no types of its own
+        pq: Any = importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:
         raise InvalidRequest(
             f'{path}: Parquet needs pyarrow: pip install "packshot[parquet]"; or give a .csv'

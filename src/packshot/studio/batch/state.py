@@ -16,11 +16,11 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -35,6 +35,8 @@ __all__ = ["Attempt", "Counts", "Delivered", "Made", "Row", "RunState", "Todo", 
 Trouble: TypeAlias = Literal["failed", "lost", "abandoned"]
 """How an attempt ended without a picture: the work failed; its worker was lost (crash, hang); or
 the run was stopped, or died, meanwhile, which says nothing against the work."""
+
+T = TypeVar("T")
 
 FORMAT = 1
 PAGE = 512
@@ -52,8 +54,9 @@ CREATE TABLE IF NOT EXISTS works (
     reason TEXT NOT NULL DEFAULT '') STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS works_to_do ON works (plan, state, turn, row);
 CREATE TABLE IF NOT EXISTS attempts (
-    render TEXT PRIMARY KEY, work BLOB NOT NULL, at INTEGER NOT NULL, ended TEXT NOT NULL DEFAULT '',
-    reason TEXT NOT NULL DEFAULT '', cost INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
+    render TEXT PRIMARY KEY, work BLOB NOT NULL, at INTEGER NOT NULL,
+    ended TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
+    cost INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS attempts_of_work ON attempts (work);
 CREATE INDEX IF NOT EXISTS attempts_open ON attempts (ended) WHERE ended = '';
 CREATE TABLE IF NOT EXISTS stages (
@@ -164,7 +167,7 @@ class RunState:
             os.close(self._guard)
 
     @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
+    def _transaction(self) -> Generator[sqlite3.Connection]:
         with self._lock:
             self._base.execute("BEGIN IMMEDIATE")
             try:
@@ -229,7 +232,7 @@ class RunState:
                 )
             base.execute(
                 "INSERT INTO works (work, plan, row, item, state)"
-                " SELECT work, ?, min(row), id, 'todo' FROM items WHERE true GROUP BY work ORDER BY work"
+                " SELECT work, ?, min(row), id, 'todo' FROM items WHERE true GROUP BY work"
                 " ON CONFLICT (work) DO UPDATE SET plan = excluded.plan, row = excluded.row,"
                 " item = excluded.item, turn = 0",
                 (plan,),
@@ -288,7 +291,7 @@ class RunState:
                     work,
                     msgspec.msgpack.decode(content, type=Item),
                     turn,
-                    None if made is None else msgspec.msgpack.decode(made, type=Made),
+                    _read(made, Made),
                 )
 
     def begin(self, work: bytes) -> Attempt:
@@ -403,7 +406,7 @@ class RunState:
                     msgspec.msgpack.decode(content, type=Item),
                     work,
                     state,
-                    None if made is None else msgspec.msgpack.decode(made, type=Made),
+                    _read(made, Made),
                     None
                     if delivered is None
                     else msgspec.msgpack.decode(delivered, type=Delivered),
@@ -425,6 +428,10 @@ class RunState:
             for render, work in found:
                 last = render
                 yield str(render), bytes(work)
+
+
+def _read(content: bytes | None, kind: type[T]) -> T | None:
+    return None if content is None else msgspec.msgpack.decode(content, type=kind)
 
 
 def _locked(folder: Path) -> int:

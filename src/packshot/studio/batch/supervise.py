@@ -50,6 +50,16 @@ DIES_S = 10.0
 """A process that a SIGKILL does not end in this time is stuck in its device's driver (R22)."""
 
 
+OURS: dict[str, type[PackshotError]] = {
+    name: found
+    for name, found in vars(errors).items()
+    if isinstance(found, type)
+    and issubclass(found, PackshotError)
+    and not issubclass(found, (errors.UpstreamError, errors.Inexpressible, WorkerLost))
+}
+"""The errors of ours that are made of their message alone, by name."""
+
+
 @dataclass(frozen=True, slots=True)
 class Watch:
     """When a worker is taken to hang, in seconds, and how long the next one is waited with.
@@ -140,12 +150,7 @@ class Worker:
                 )
             )
             end = monotonic() + self._watch.load_s
-            while not isinstance(frame := self._next(channel, end, "loading"), Ready):
-                if isinstance(frame, Device):
-                    on_device(frame.kind)
-                    channel.send(Go())
-                elif isinstance(frame, Failed):
-                    raise error_of(frame)
+            self._until_ready(channel, end, on_device)
         except Closed as error:
             raise self._lost(str(error)) from error
         except BaseException:
@@ -216,6 +221,14 @@ class Worker:
         self.starts += 1
         self._channel = Channel(ours)
         return self._channel
+
+    def _until_ready(self, channel: Channel, end: float, on_device: Callable[[str], None]) -> None:
+        while not isinstance(frame := self._next(channel, end, "loading"), Ready):
+            if isinstance(frame, Device):
+                on_device(frame.kind)
+                channel.send(Go())
+            elif isinstance(frame, Failed):
+                raise error_of(frame)
 
     def _answer(self, channel: Channel, token: str) -> Done | Failed:
         """Return the answer to a token; what answers another one is not taken."""
@@ -294,9 +307,8 @@ class Worker:
 
 def error_of(failed: Failed) -> PackshotError:
     """Return the error that a worker told of, as the same class where it is one of ours."""
-    found = getattr(errors, failed.kind, None)
-    simple = isinstance(found, type) and issubclass(found, PackshotError)
-    if simple and not issubclass(found, (errors.UpstreamError, errors.Inexpressible)):
+    found = OURS.get(failed.kind)
+    if found is not None:
         return found(failed.message)
     said = f"{failed.kind}: {failed.message}" if failed.message else failed.kind
     if failed.final:

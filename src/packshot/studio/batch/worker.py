@@ -113,7 +113,7 @@ def serve(channel: Channel) -> None:
     """Do what the run asks for, until it says good-bye or is gone."""
     start = channel.receive()
     if not isinstance(start, Start):
-        raise ValueError(f"expected Start, got {start}")
+        raise Closed(f"expected Start, got {start}")
     pulse = _Pulse(channel)
     try:
         performer = _loaded(start, channel)
@@ -167,8 +167,11 @@ def _done(performer: Performer, do: Do, pulse: _Pulse) -> Done | Failed:
 
 
 def _failed(token: str, error: Exception, usage: tuple[Usage, ...]) -> Failed:
-    """Return what the run is told. An error that nobody foresaw may have left anything behind: an
-    out-of-memory or an assertion on the device breaks every render after it."""
+    """Return what the run is told.
+
+    An error that nobody foresaw may have left anything behind: an out-of-memory or an assertion on
+    the device breaks every render after it.
+    """
     return Failed(
         token,
         type(error).__name__,
