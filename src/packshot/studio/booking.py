@@ -87,10 +87,12 @@ class Bookkeeper:
 
     ``device`` is the kind that the networks run on ("cpu", "h100"). `bill` holds what has been
     booked, of a render that failed too. With a ``session`` the time of its device is divided among
-    all that use it, and ``device`` is the session's.
+    all that use it, and ``device`` is the session's. ``recipe`` and ``batch`` are what the renders
+    are booked on. ``stages`` are those that are booked here, where others are elsewhere: a batch
+    stores one picture while it makes the next.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the last two by keyword, for a batch alone
         self,
         ledger: Ledger,
         book: Prices,
@@ -98,7 +100,12 @@ class Bookkeeper:
         device: str,
         clock: Clock = wall_us,
         session: DeviceSession | None = None,
+        *,
+        batch: str = "",
+        stages: Sequence[Stage] = STAGES,
     ) -> None:
+        self.batch = batch
+        self.stages = tuple(stages)
         self.session = session
         self.ledger = ledger
         self.book = book
@@ -173,15 +180,16 @@ class Bookkeeper:
 
     def _hold(self, models: Sequence[str]) -> list[dict[Stage, Hold]]:
         """Hold money for every stage of every picture, or for none of them."""
-        bounds = {stage: self._bound(stage) for stage in STAGES}
+        bounds = {stage: self._bound(stage) for stage in self.stages}
         work: list[dict[Stage, Hold]] = []
         try:
             for render, model in zip(self.bill.renders, models, strict=True):
                 work.append({})
-                for stage in STAGES:
+                for stage in self.stages:
                     dimensions = Dimensions(
                         render=render,
                         recipe=self.recipe,
+                        batch=self.batch,
                         stage=stage,
                         model=model,
                         device=self._device_of(stage),
@@ -220,6 +228,8 @@ class Bookkeeper:
         The engine does not say how far it came: what it used before counts as denoising, too.
         """
         stage: Stage = "store" if isinstance(error, OutputError) else "denoise"
+        if stage not in self.stages:
+            stage = self.stages[0]
         return Usage(stage, max(0.0, seconds), self._device_of(stage))
 
     def _settle(
