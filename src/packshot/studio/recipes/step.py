@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtim
 import msgspec
 
 from packshot.core.errors import InvalidRequest
-from packshot.core.types import Usage
+from packshot.core.types import Precision, Usage
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +109,7 @@ class Shot:
     format: str = ""
     kept: Kept | None = None
     record: Record | None = None
-    facts: Mapping[str, Any] = NOTHING
+    facts: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     usage: tuple[Usage, ...] = ()
     warnings: tuple[str, ...] = ()
 
@@ -128,6 +128,24 @@ class Shot:
             warnings=(*self.warnings, *warnings),
             **changed,
         )
+
+    def written(self) -> Caption:
+        """Return the caption, for a step that `needs` one."""
+        if self.caption is None:
+            raise InvalidRequest(f"{self.id}: no step before this one has written a caption")
+        return self.caption
+
+    def shown(self) -> Image:
+        """Return the picture, for a step that `needs` one."""
+        if self.picture is None:
+            raise InvalidRequest(f"{self.id}: no step before this one has made a picture")
+        return self.picture
+
+    def photographed(self) -> Photo:
+        """Return the customer's photo, for a step that `needs` one."""
+        if self.photo is None:
+            raise InvalidRequest(f"{self.id}: this recipe needs a photo of the product")
+        return self.photo
 
 
 @runtime_checkable
@@ -153,8 +171,11 @@ class Step(Protocol):
 class CaptionWriter(Protocol):
     """Who writes captions: the rules, or a language model (which books its calls itself)."""
 
-    def __call__(self, brief: str, render: str, /) -> tuple[Caption, Usage]:
-        """Return the caption of a brief, for the picture ``render`` of the ledger."""
+    def __call__(self, brief: str, render: str, /, *, raw: bool = False) -> tuple[Caption, Usage]:
+        """Return the caption of a brief, for the picture ``render`` of the ledger.
+
+        With ``raw`` it is the brief itself, and nobody is asked.
+        """
         ...
 
 
@@ -174,16 +195,18 @@ class Store(Protocol):
 class Tools:
     """What the steps of a recipe may use. One for all the shots of a run.
 
-    ``engine`` is None where no step needs it; ``folder`` is its model. ``on_step`` hears of every
-    denoising step, and may raise to cancel.
+    ``engine`` is None where no step needs it; ``folder`` is its model. ``recipe`` is what the
+    picture's metadata says of how it was made (`Recipe.facts`; `run` puts it there). ``on_step``
+    hears of every denoising step, and may raise to cancel.
     """
 
     caption: CaptionWriter
+    recipe: Mapping[str, Any] = field(default_factory=lambda: NOTHING)
     store: Store | None = None
     folder: ModelFolder | None = None
     engine: Renderer | None = None
     on_step: OnStep | None = None
-    vae_precision: Any = "auto"
+    vae_precision: Precision = "auto"
 
     def renderer(self) -> tuple[Renderer, ModelFolder]:
         """Return the engine and its model's folder, for a step that `needs` them."""

@@ -1,0 +1,68 @@
+"""Running a recipe: each step in its turn, every stage booked."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import replace
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from packshot.core.types import Usage
+from packshot.studio.caption import caption_brief
+from packshot.studio.lexicon import load_lexicon
+from packshot.studio.recipes.recipe import Recipe
+from packshot.studio.recipes.step import CaptionWriter, OnStage, Shot, Tools
+
+if TYPE_CHECKING:
+    from packshot.engine.folder import ModelFolder
+    from packshot.studio.caption import Caption
+    from packshot.studio.render import Booking
+
+__all__ = ["by_rules", "run"]
+
+
+def run(
+    recipe: Recipe,
+    shot: Shot,
+    tools: Tools,
+    booking: Booking | None = None,
+    on_stage: OnStage | None = None,
+) -> Shot:
+    """Return ``shot`` with every step of ``recipe`` done, each booked under its stage.
+
+    ``booking`` None books nothing. A step that raises ends the run; what was used before it, and by
+    it, is booked as waste.
+
+    Raises:
+        PackshotError: whatever a step raises (`Step.__call__`).
+        LedgerError: ``booking`` refused the picture before it began.
+    """
+    tools = replace(tools, recipe=recipe.facts())
+    meter: list[Usage] = []
+    delivered: list[Shot] = []
+    model = tools.folder.name if tools.folder else ""
+    with booking.booked([model], meter, delivered, [shot.render]) if booking else nullcontext():
+        for step in recipe.steps:
+            if on_stage is not None:
+                on_stage(step.name)
+            done = step(shot, tools)
+            meter += done.usage[len(shot.usage) :]
+            shot = done
+        delivered.append(shot)
+    return shot
+
+
+def by_rules(folder: ModelFolder | None, *, strict: bool = False) -> CaptionWriter:
+    """Return who writes captions by the rules, with the lexicon of the model in ``folder``.
+
+    With ``strict`` a product that the model was not shown is `UnknownConcept`.
+    """
+    lexicon = load_lexicon(folder.lexicon_path) if folder else None
+
+    def write(brief: str, render: str, /, *, raw: bool = False) -> tuple[Caption, Usage]:
+        del render  # the rules book nothing
+        start = perf_counter()
+        caption = caption_brief(brief, lexicon, raw=raw, strict=strict)
+        return caption, Usage("caption", perf_counter() - start, "cpu")
+
+    return write
