@@ -430,13 +430,13 @@ class _Job:
         await self._stop.wait()
         self._end_by = time.monotonic() + options.unready_s + options.grace_s
         app.drain()
-        logger.info("%s: %d requests to finish", self._worker.name, len(doors[0].state.tasks))
+        logger.info("%s: %d requests to finish", self._worker.name, len(doors[0].tasks))
         await self._unless_now(asyncio.sleep(options.unready_s))
         for listener in listeners:
             listener.close()
         finished = await self._unless_now(doors[0].drain(options.grace_s))
         if not finished:
-            logger.warning("%s: cut off %d requests", self._worker.name, len(doors[0].state.tasks))
+            logger.warning("%s: cut off %d requests", self._worker.name, len(doors[0].tasks))
         for door in doors:
             await door.close()
         return bool(finished)

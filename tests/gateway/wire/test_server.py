@@ -440,7 +440,7 @@ def test_a_client_that_hangs_up_is_noticed_at_once(when):
         await until(lambda: world.app.gone)
         assert [path for path, _ in world.app.gone] == ["/v1/x"]
         world.app.hold.set()
-        await until(lambda: not world.door.state.tasks)
+        await until(lambda: not world.door.tasks)
         assert len(world.app.seen) == 1, "what stood in line is not begun for nobody"
 
     play(scene)
@@ -474,7 +474,7 @@ def test_a_reader_that_stands_still_holds_the_application_and_is_cut_off():
         async with world.client() as client:
             await client.say(HELLO.replace(b"/v1/x", b"/endless"))
             await until(lambda: world.app.gone)
-            # What the kernel takes on loopback, uvicorn's 64 KiB, and one piece.
+            # What the kernel takes on loopback, the loop's 64 KiB, and one piece.
             assert world.app.gone[0][1] < 16 << 20
 
     play(scene, write_s=0.3)

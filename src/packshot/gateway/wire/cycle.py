@@ -1,159 +1,295 @@
-"""One request and its response: uvicorn's cycle, with a response head that is written in one go.
+"""One request and its response, as an ASGI application sees them, or more directly.
 
-uvicorn looks at each header with two regular expressions and writes head and body apart. Here a
-response's head is joined, searched once for what would break out of a line, and leaves together
-with the first bytes of its body. Measured over a whole call, that is a tenth of the gateway's CPU.
+An application gets `Cycle.receive` and `Cycle.send`, which are ASGI's, and in its scope the cycle
+itself, under ``packshot.gone``: `take_body` and `reply` are the short way for a body that has come
+whole and an answer that is there whole, as nearly all are, in one write and without a coroutine.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
-
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+import http
+import logging
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from packshot.gateway.wire.server import Connection
 
-    from uvicorn._types import ASGI3Application
-    from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+__all__ = ["Application", "Cycle", "Gone", "lines_of"]
 
-__all__ = ["Cycle"]
+logger = logging.getLogger(__name__)
+
+Send: TypeAlias = Callable[[Any], Any]
+
+UNREAD = 1 << 16
+"""Bytes of a body that wait for the application before no more is read."""
 
 BODILESS = frozenset({204, 304})
 
+PHRASES: dict[int, str] = {status.value: status.phrase for status in http.HTTPStatus}
+STATUS = {
+    status: f"HTTP/1.1 {status} {PHRASES.get(status, '')}\r\n".encode()
+    for status in range(100, 600)
+}
 
-def nothing() -> None:
-    """Do nothing: what a response that is over does when it ends."""
+
+class Application(Protocol):
+    """An ASGI 3 application."""
+
+    def __call__(self, scope: Any, receive: Any, send: Any, /) -> Any:  # noqa: ANN401 - ASGI's
+        """Serve one request."""
+        ...
 
 
-class Cycle(RequestResponseCycle):
+def lines_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return headers as whole lines, each ended by CRLF.
+
+    Raises:
+        RuntimeError: one holds what would break out of its line.
+    """
+    given = list(headers)
+    lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in given])
+    count = len(given)
+    if lines.count(b"\n") != count or lines.count(b"\r") != count or b"\0" in lines:
+        raise RuntimeError("a header of the response holds a line's end or a NUL")
+    return lines
+
+
+class Gone:
+    """Tells an application that its client has hung up: set ``callback``, and it is called once.
+
+    Set after the fact, it is called at once. It runs in the event loop: it must not block. Where
+    ``cancels`` is set, what serves the client is cancelled.
+    """
+
+    __slots__ = ("_callback", "cancels", "fired", "task")
+
+    def __init__(self) -> None:
+        self.fired = False
+        self.cancels = False
+        self.task: asyncio.Task[None] | None = None
+        """What serves the client: to cancel it, without a search for the current task."""
+        self._callback: Callable[[], None] | None = None
+
+    @property
+    def callback(self) -> Callable[[], None] | None:
+        """What is called when the client is gone."""
+        return self._callback
+
+    @callback.setter
+    def callback(self, value: Callable[[], None] | None) -> None:
+        self._callback = value
+        if self.fired and value is not None:
+            value()
+
+    def fire(self) -> None:
+        """Tell it, the first time only."""
+        if not self.fired:
+            self.fired = True
+            if self._callback is not None:
+                self._callback()
+            if self.cancels and self.task is not None:
+                self.task.cancel()
+
+
+class Cycle(Gone):
     """A request under way; an application that breaks ASGI's rules gets a RuntimeError."""
 
-    access_log = False
-    disconnected = False
-    more_body = True
-    response_started = False
-    response_complete = False
-    chunked_encoding: bool | None = None
-    expected_content_length = 0
-    head = b""
-    """The response's head, until the first of its body is there."""
-    given = False
-    """The whole body was handed on: what is received next is that the client is gone."""
+    __slots__ = (
+        "_chunked", "_given", "_head", "_left", "_parts", "_size", "_waiter", "bodiless",
+        "complete", "disconnected", "headers", "keep_alive", "link", "more_body", "started",
+        "wants",
+    )  # fmt: skip
 
-    def __init__(self, protocol: HttpToolsProtocol, scope: Any, *, keep_alive: bool) -> None:  # noqa: ANN401
-        # Not uvicorn's own, which sets one by one what stands above.
-        self.scope = scope
-        self.transport = protocol.transport
-        self.flow = protocol.flow
-        self.logger = protocol.logger
-        self.access_logger = protocol.access_logger
-        self.default_headers = protocol.server_state.default_headers
-        self.message_event = asyncio.Event()
-        self.on_response = protocol.on_response_complete
-        self.keep_alive = keep_alive
-        self.waiting_for_100_continue = protocol.expect_100_continue
-        self.body = bytearray()
-        self.tasks = protocol.tasks
-        self.task: asyncio.Task[None] | None = None
-        """What runs this; it is among ``tasks`` until it ends."""
+    def __init__(self, link: Connection, headers: dict[bytes, bytes], *, bodiless: bool) -> None:
+        # `Gone.__init__` is written out: this is made for every request.
+        self.fired = self.cancels = False
+        self.task = self._callback = None
+        self.link = link
+        self.headers = headers
+        """Of the request, by lower-case name; the last one wins."""
+        self.bodiless = bodiless
+        """It is a HEAD request: its answer has no body, whatever its headers say."""
+        self.keep_alive = True
+        self.wants = False
+        """The client waits to be told to send its body."""
+        self.more_body = True
+        self.started = False
+        """The response has begun …"""
+        self.complete = False
+        """… and has ended."""
+        self.disconnected = False
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._given = False
+        """The whole body was handed on: what is received next is that the client is gone."""
+        self._head = b""
+        """The response's head, until the first of its body is there."""
+        self._chunked = False
+        self._left = 0
+        """Bytes of the response's body that its content-length still promises."""
+        self._waiter: asyncio.Future[None] | None = None
 
-    async def run_asgi(self, app: ASGI3Application) -> None:
+    async def run(self, application: Application, scope: dict[str, Any]) -> None:
         """Have the application answer; see that it does.
 
-        A task that is cancelled before its first step does not get here, and stays in ``tasks``.
-        Only `Door.close` does that, when nobody looks at them any more.
+        A task that is cancelled before its first step does not get here, and stays among the
+        door's. Only `Door.close` does that, when nobody looks at them any more.
         """
         wrong = ""
         try:
-            await app(self.scope, self.receive, self.send)
-            if not self.response_complete and not self.disconnected:
+            await application(scope, self.receive, self.send)
+            if not self.complete and not self.disconnected:
                 wrong = "the application ended before its answer did"
-                self.logger.error(wrong)
+                logger.error(wrong)
         except BaseException:
             wrong = "the application failed"
-            self.logger.exception(wrong)
+            logger.exception(wrong)
         finally:
-            if wrong and not self.response_started:
-                await self.send_500_response()
-            elif wrong:
-                self.transport.close()
-            self.on_response = nothing
+            if wrong:
+                self._apologize()
             if self.task is not None:
-                self.tasks.discard(self.task)
+                self.link.door.tasks.discard(self.task)
 
-    async def receive(self) -> Any:  # noqa: ANN401 - any of ASGI's messages
+    def _apologize(self) -> None:
+        if self.started or self.disconnected:
+            self.link.transport.close()
+            return
+        self.keep_alive = False
+        self.reply(500, b"content-type: text/plain; charset=utf-8\r\n", b"Internal Server Error")
+
+    # ---------------------------------------------------------------- the request
+
+    def feed(self, body: bytes) -> None:
+        """Keep a piece of the body."""
+        self._parts.append(body)
+        self._size += len(body)
+        if self._size > UNREAD:
+            self.link.pause()
+        if self._waiter is not None:
+            self.wake()
+
+    def wake(self) -> None:
+        """Let whoever waits in `receive` look at what there is now."""
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def take_body(self) -> bytes | None:
+        """Return the body where it has come whole; None where it has not, or was taken."""
+        if self.more_body or self._given or self.disconnected:
+            return None
+        self._given = True
+        parts, self._parts = self._parts, []
+        if self.link.read_paused:
+            self.link.resume()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def receive(self) -> dict[str, Any]:
         """Return what has come of the body; at once where all is there, as it mostly is."""
-        if self.more_body or self.given or self.disconnected or self.response_complete:
-            return await super().receive()
-        self.given = True
-        self.flow.resume_reading()
-        self.message_event.clear()
-        body, self.body = bytes(self.body), bytearray()
-        return {"type": "http.request", "body": body, "more_body": False}
+        body = self.take_body()
+        if body is not None:
+            return {"type": "http.request", "body": body, "more_body": False}
+        if self.wants and not self.link.transport.is_closing():
+            self.link.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.wants = False
+        while not (self.disconnected or self.complete):
+            if not self._given and (self._size or not self.more_body):
+                self._given = not self.more_body
+                body, self._parts, self._size = b"".join(self._parts), [], 0
+                return {"type": "http.request", "body": body, "more_body": self.more_body}
+            self.link.resume()
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        return {"type": "http.disconnect"}
 
-    async def send(self, message: Any) -> None:  # noqa: ANN401 - any of ASGI's messages
+    # ---------------------------------------------------------------- the response
+
+    def reply(self, status: int, lines: bytes, body: bytes) -> None:
+        """Send a whole answer in one write; ``lines`` are headers, each ended by CRLF.
+
+        It does not wait for a slow reader: until it has read, its next request is not begun.
+
+        The status is one that has a body.
+
+        Raises:
+            RuntimeError: an answer was begun.
+        """
+        if self.started:
+            raise RuntimeError("the response was begun already")
+        if self.disconnected:
+            return
+        self.started = True
+        link = self.link
+        if not self.keep_alive:
+            lines += b"connection: close\r\n"
+        size = len(body)
+        link.transport.write(
+            b"%b%b%bcontent-length: %d\r\n\r\n%b"
+            % (STATUS[status], link.door.date, lines, size, b"" if self.bodiless else body)
+        )
+        self._end()
+
+    async def send(self, message: dict[str, Any]) -> None:
         """Take the next part of the response; wait while the client reads too slowly."""
-        if self.flow.write_paused and not self.disconnected:
-            await self.flow.drain()
+        if self.link.write_paused and not self.disconnected:
+            await self.link.drained()
         if self.disconnected:
             return
         kind: str = message["type"]
-        if self.response_started and kind == "http.response.body":
+        if self.started and kind == "http.response.body":
             self._body(message.get("body", b""), more=message.get("more_body", False))
-        elif not self.response_started and kind == "http.response.start":
-            self.response_started = True
-            self.waiting_for_100_continue = False
+        elif not self.started and kind == "http.response.start":
             self._start(message["status"], message.get("headers", ()))
         else:
             raise RuntimeError(f"the ASGI message {kind!r} has no place here")
 
-    def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        named = [*self.default_headers, *headers]
-        given = dict(named)
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        given = dict(headers)
+        lines = lines_of(headers)
         length = given.get(b"content-length")
-        if length is not None:
-            self.expected_content_length = int(length)
-            self.chunked_encoding = False
-        if b"connection" in given and b"close" in given[b"connection"].lower():
+        if b"close" in given.get(b"connection", b"").lower():
             self.keep_alive = False
-        if not self.keep_alive:
-            named.append((b"connection", b"close"))
-        if self.chunked_encoding is None and not self._has_no_body(status):
-            self.chunked_encoding = True
-            named.append((b"transfer-encoding", b"chunked"))
-        lines = [b": ".join(line) for line in named]
-        self.head = head = b"%b%b\r\n\r\n" % (STATUS_LINE[status], b"\r\n".join(lines))
-        count = len(lines) + 2
-        if head.count(b"\n") != count or head.count(b"\r") != count or b"\0" in head:
-            self.head = b""
-            self.response_started = False
-            raise RuntimeError("a header of the response holds a line's end or a NUL")
-
-    def _has_no_body(self, status: int) -> bool:
-        return self.scope["method"] == "HEAD" or status in BODILESS
+        elif not self.keep_alive:
+            lines += b"connection: close\r\n"
+        if length is not None:
+            self._left = int(length)
+        elif not self.bodiless and status not in BODILESS:
+            self._chunked = True
+            lines += b"transfer-encoding: chunked\r\n"
+        self.started = True
+        self.wants = False
+        self._head = b"%b%b%b\r\n" % (STATUS[status], self.link.door.date, lines)
 
     def _body(self, body: bytes, *, more: bool) -> None:
-        if self.response_complete:
+        if self.complete:
             raise RuntimeError("the response is complete already")
-        size = len(body)
-        if self.scope["method"] == "HEAD":
-            self.expected_content_length, body = 0, b""
-        elif self.chunked_encoding:
-            body = b"%x\r\n%b\r\n" % (size, body) if body else b""
+        if self.bodiless:
+            self._left, body = 0, b""
+        elif self._chunked:
+            body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             if not more:
                 body += b"0\r\n\r\n"
         else:
-            self.expected_content_length -= size
-        if self.expected_content_length < 0 or (not more and self.expected_content_length):
-            raise RuntimeError("the response is not as long as its content-length")
-        head, self.head = self.head, b""
+            self._left -= len(body)
+            if self._left < 0 or (not more and self._left):
+                raise RuntimeError("the response is not as long as its content-length")
+        head, self._head = self._head, b""
         if head or body:
-            self.transport.write(head + body if head else body)
+            self.link.transport.write(head + body if head else body)
         if not more:
-            self.response_complete = True
-            self.message_event.set()
-            if not self.keep_alive:
-                self.transport.close()
-            self.on_response()
+            self._end()
+
+    def _end(self) -> None:
+        self.complete = True
+        self.wake()
+        if not self.keep_alive:
+            self.link.transport.close()
+        self.link.answered()
+
+    def hang_up(self) -> None:
+        """Hear that the client is gone, or is sent away."""
+        if not self.complete:
+            self.disconnected = True
+            self.wake()

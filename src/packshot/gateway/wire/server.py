@@ -1,40 +1,31 @@
-"""The gateway's front door: uvicorn's HTTP protocol, with the deadlines and refusals it lacks.
+"""The gateway's front door: HTTP/1.1 read by llhttp (httptools), answered by an ASGI application.
 
-uvicorn reads HTTP with llhttp and runs the ASGI application. What is added here: deadlines for a
-slow head, a slow body and a reader that stands still; limits of size and number; refusal of what
-proxies read differently (RFC 9112 §11.2); and two things that an application gets in its scope:
+llhttp parses; what is done here is what a server owes its clients: deadlines for a slow head, a
+slow body and a reader that stands still; limits of size and number; refusal of what proxies read
+differently (RFC 9112 §11.2); requests that stand in line behind another; back-pressure both ways.
+A request is a `Cycle`; two things of it an application gets in its scope:
 
 ``packshot.began``
     `time.perf_counter` at the first byte of the request.
 ``packshot.gone``
-    A `Gone`: tells at once when the client hangs up, without a task that waits for it.
+    The cycle: it tells at once when the client hangs up, without a task that waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import Callable
+from collections import deque
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
-from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
-from uvicorn.server import ServerState
 
-from packshot.core.ids import new_id
-from packshot.gateway.wire.cycle import Cycle
+from packshot.gateway.wire.cycle import STATUS, Application, Cycle, Gone
 
-if TYPE_CHECKING:
-    from uvicorn._types import ASGI3Application
-
-__all__ = ["Door", "DoorLimits", "Gone", "Protocol"]
-
-logger = logging.getLogger("packshot.gateway")
+__all__ = ["Connection", "Door", "DoorLimits", "Gone"]
 
 IDLE, HEAD, BODY, BUSY, CLOSING = range(5)
 """Where a connection is: between requests, in a head, in a body, waiting for us, told to go."""
@@ -52,12 +43,8 @@ NO_UPGRADE = "this server speaks HTTP/1.1 only, and upgrades to nothing"
 SPARE = 1 << 20
 """Bytes of a body that are read after its answer, so that the connection can be kept."""
 
-REASONS = {
-    400: b"Bad Request",
-    408: b"Request Timeout",
-    431: b"Request Header Fields Too Large",
-    503: b"Service Unavailable",
-}
+MAX_SEEN = 1024
+"""Values of Host, and targets, that were looked at once and are remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,39 +70,6 @@ class DoorLimits:
     hosts: frozenset[str] = field(default_factory=frozenset[str])
 
 
-class Gone:
-    """Tells an application that its client has hung up: set ``callback``, and it is called once.
-
-    Set after the fact, it is called at once. It runs in the event loop: it must not block.
-    """
-
-    __slots__ = ("_callback", "fired", "task")
-
-    def __init__(self) -> None:
-        self.fired = False
-        self.task: asyncio.Task[None] | None = None
-        """What serves the client: to cancel it, without a search for the current task."""
-        self._callback: Callable[[], None] | None = None
-
-    @property
-    def callback(self) -> Callable[[], None] | None:
-        """What is called when the client is gone."""
-        return self._callback
-
-    @callback.setter
-    def callback(self, value: Callable[[], None] | None) -> None:
-        self._callback = value
-        if self.fired and value is not None:
-            value()
-
-    def fire(self) -> None:
-        """Tell it, the first time only."""
-        if not self.fired:
-            self.fired = True
-            if self._callback is not None:
-                self._callback()
-
-
 class Refused(Exception):
     """A request that is answered here, by ``status``, and never reaches the application."""
 
@@ -130,31 +84,29 @@ class Door:
     Make servers with ``loop.create_server(door.protocol, …)``.
     """
 
-    def __init__(self, app: ASGI3Application, limits: DoorLimits | None = None) -> None:
+    def __init__(self, app: Application, limits: DoorLimits | None = None) -> None:
+        self.app = app
         self.limits = limits or DoorLimits()
-        self.config = Config(
-            app, interface="asgi3", lifespan="off", ws="none", log_config=None, proxy_headers=False
-        )
-        self.config.load()
-        self.state = ServerState()
+        self.connections: set[Connection] = set()
+        self.tasks: set[asyncio.Task[None]] = set()
+        """Requests under way."""
         self.draining = False
         self.lingering = 0
         self.hosts: set[bytes] = set()
         """Values of Host that were looked at and are fine."""
+        self.targets: dict[bytes, tuple[str, bytes, bytes]] = {}
+        """Path, raw path and query of targets that came before."""
+        self.date = b""
+        """The header line of an answer with the date."""
         self._timer: asyncio.TimerHandle | None = None
         self._empty: asyncio.Future[None] | None = None
         self._set_date()
 
-    @property
-    def connections(self) -> set[Protocol]:
-        """Those that are open."""
-        return cast("set[Protocol]", self.state.connections)
-
-    def protocol(self) -> Protocol:
+    def protocol(self) -> Connection:
         """Return what handles one connection."""
         if self._timer is None:
             self._sweep()
-        return Protocol(self)
+        return Connection(self)
 
     async def drain(self, grace_s: float) -> bool:
         """Let requests in flight end, close the rest; tell whether all ended within the grace."""
@@ -163,7 +115,7 @@ class Door:
             connection.shutdown()
         try:
             async with asyncio.timeout(grace_s):
-                while tasks := [*self.state.tasks, *self._leaving()]:
+                while tasks := [*self.tasks, *self._leaving()]:
                     await asyncio.wait(tasks, return_when="FIRST_COMPLETED")
         except TimeoutError:
             return False
@@ -185,7 +137,7 @@ class Door:
         for connection in list(self.connections):
             connection.transport.abort()
         await asyncio.sleep(0)
-        tasks = list(self.state.tasks)
+        tasks = list(self.tasks)
         for task in tasks:
             task.cancel()
         if tasks:
@@ -209,8 +161,18 @@ class Door:
             raise Refused(400, "the Host header is not a host name")
         if self.limits.hosts and name.decode().lower() not in self.limits.hosts:
             raise Refused(400, "the Host header names a host that is not served here")
-        if len(self.hosts) < 1024:
+        if len(self.hosts) < MAX_SEEN:
             self.hosts.add(host)
+
+    def split(self, target: bytes) -> tuple[str, bytes, bytes]:
+        """Return path, raw path and query of a request's target."""
+        url = httptools.parse_url(target)
+        raw: bytes = url.path
+        path = raw.decode("ascii")
+        found = unquote(path) if "%" in path else path, raw, url.query or b""
+        if len(self.targets) < MAX_SEEN and len(target) < MAX_SEEN:
+            self.targets[target] = found
+        return found
 
     def _sweep(self) -> None:
         now = time.perf_counter()
@@ -220,23 +182,43 @@ class Door:
         self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
 
     def _set_date(self) -> None:
-        self.state.default_headers = [(b"date", formatdate(usegmt=True).encode())]
+        self.date = b"date: %b\r\n" % formatdate(usegmt=True).encode()
 
 
-class Protocol(HttpToolsProtocol):
-    """One connection."""
+class Connection(asyncio.Protocol):
+    """One client's connection."""
 
-    parser: httptools.HttpRequestParser
-    app: Any
-    scope: Any
+    __slots__ = (
+        "_base", "_began", "_begun", "_body", "_drained", "_feed", "_fresh", "_head", "_large",
+        "_lines", "_phase", "_room", "_running", "_since", "_spare", "_stuck", "_target",
+        "_waiting", "cycle", "door", "loop", "parser", "read_paused", "transport", "write_paused",
+    )  # fmt: skip
+
     transport: asyncio.Transport
 
     def __init__(self, door: Door) -> None:
-        super().__init__(door.config, door.state, {})
-        self.access_log = False
         self.door = door
+        self.loop = asyncio.get_running_loop()
+        self.parser = httptools.HttpRequestParser(self)
+        # What follows "connection: close" is not read; it must not spoil the answer either.
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.cycle: Cycle | None = None
+        """The request that came last."""
+        self.read_paused = self.write_paused = False
+        self._feed = self.parser.feed_data
+        self._base: dict[str, Any] = {}
+        """What the scopes of all requests of the connection have in common."""
+        self._running: Cycle | None = None
+        """The request that is being answered; at most one."""
+        self._waiting: deque[tuple[Cycle, dict[str, Any]]] = deque()
+        """Requests behind it, in order."""
+        self._drained: asyncio.Future[None] | None = None
+        self._began = 0.0
+        self._target = b""
+        self._lines: list[tuple[bytes, bytes]] = []
         self._phase = IDLE
         self._since = time.perf_counter()
+        """When the phase began."""
         self._fresh = True
         """No byte has come yet: the first head has its deadline from the connection on."""
         self._head = 0
@@ -249,16 +231,24 @@ class Protocol(HttpToolsProtocol):
         self._room = 0
         """Bytes that may still come before the next of the body."""
         self._spare = SPARE
-        self._running: RequestResponseCycle | None = None
-        self._gone: Gone | None = None
         self._stuck: tuple[int, float] = (0, 0.0)
 
     # ---------------------------------------------------------------- the connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection, or say that there are too many."""
-        super().connection_made(cast("asyncio.Transport", transport))
+        self.transport = cast("asyncio.Transport", transport)
         door = self.door
+        door.connections.add(self)
+        self._base = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "server": _address(transport.get_extra_info("sockname")),
+            "client": _address(transport.get_extra_info("peername")),
+            "scheme": "https" if transport.get_extra_info("sslcontext") else "http",
+            "root_path": "",
+        }
         if door.draining:
             transport.close()
         elif len(door.connections) - door.lingering > door.limits.connections:
@@ -266,30 +256,65 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the application, and whoever waits in line."""
+        del exc
         if self._phase == CLOSING:
             self.door.lingering -= 1
+        self.door.connections.discard(self)
         self._abandon()
-        super().connection_lost(exc)
+        self.resume_writing()
         self.door.left()
+        del self.parser, self._feed  # which refer to this connection
 
     def _abandon(self) -> None:
         """End what runs for a client that is gone or is being sent away."""
-        self.pipeline.clear()
+        self._waiting.clear()
         running, self._running = self._running, None
-        if running is not None and not running.response_complete:
-            running.disconnected = True
-            running.message_event.set()
-        gone, self._gone = self._gone, None
-        if gone is not None:
-            gone.fire()
+        if running is not None and not running.complete:
+            running.hang_up()
+            running.fire()
+        if self.cycle is not None and self.cycle is not running:
+            self.cycle.hang_up()
 
     def shutdown(self) -> None:
         """Close now, or once the answer that is under way has ended."""
-        running = self._running
-        if running is None or running.response_complete:
+        if self._running is None:
             self.transport.close()
         else:
-            running.keep_alive = False
+            self._running.keep_alive = False
+
+    # ---------------------------------------------------------------- back-pressure
+
+    def pause(self) -> None:
+        """Read no more for now."""
+        if not self.read_paused:
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on: what stands in line has its limit, and a client that hangs up is heard."""
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than we write."""
+        self.write_paused = True
+
+    def resume_writing(self) -> None:
+        """The client has read: go on, with the next request too."""
+        self.write_paused = False
+        drained, self._drained = self._drained, None
+        if drained is not None and not drained.done():
+            drained.set_result(None)
+        if self._running is None:
+            self._next()
+
+    async def drained(self) -> None:
+        """Return when the client has read most of what was written."""
+        while self.write_paused:
+            if self._drained is None:
+                self._drained = self.loop.create_future()
+            await asyncio.shield(self._drained)
 
     # ---------------------------------------------------------------- what comes in
 
@@ -302,7 +327,7 @@ class Protocol(HttpToolsProtocol):
         self._large = len(data) > limit or (self._large and phase == HEAD)
         self._begun = False
         try:
-            self.parser.feed_data(data)
+            self._feed(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             self._refuse_for(error)
             return
@@ -332,112 +357,123 @@ class Protocol(HttpToolsProtocol):
         """Start a request: note when."""
         if self._phase == CLOSING:
             raise Refused(400, "the connection is being closed")
-        super().on_message_begin()
-        began = time.perf_counter()
-        self.scope["packshot.began"] = began
+        self._began = began = time.perf_counter()
         self._begun = True
         self._head = 0
-        if self._phase == IDLE and self._fresh:
+        self._target = b""
+        self._lines = []
+        if self._fresh:
             self._fresh = False  # the deadline stays that of the connection
         else:
             self._since = began
         self._phase = HEAD
 
+    def on_url(self, url: bytes) -> None:
+        """Take (a piece of) the target."""
+        self._target += url
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; a trailer has no place to go."""
         if self._phase == HEAD:
-            self.headers.append((name.lower(), value))
+            self._lines.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Refuse what others may read differently, and start the application."""
-        self._check_head()
-        if len(self.pipeline) >= self.door.limits.pipelined:
+        """Refuse what others may read differently, and start the application, or queue behind."""
+        headers = self._check_head()
+        if len(self._waiting) >= self.door.limits.pipelined:
             raise Refused(400, "too many requests before the first was answered")
+        parser, target = self.parser, self._target
+        path, raw_path, query = self.door.targets.get(target) or self.door.split(target)
+        method = parser.get_method()
+        self.cycle = cycle = Cycle(self, headers, bodiless=method == b"HEAD")
+        scope: dict[str, Any] = self._base | {
+            "method": method.decode("ascii"),
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self._lines,
+            "state": {},
+            "packshot.began": self._began,
+            "packshot.gone": cycle,
+        }
         self._phase = BODY
         self._body, self._room = 0, self.door.limits.head
         self._since = time.perf_counter()
-        self.scope["packshot.gone"] = Gone()
-        self._begin()
-
-    def _begin(self) -> None:
-        """Start the application, or queue the request behind the one before.
-
-        It is what uvicorn does here, less what was refused above, and with our own `Cycle`.
-        """
-        parser, scope = self.parser, self.scope
-        version = parser.get_http_version()
-        scope["method"] = parser.get_method().decode("ascii")
-        if version != "1.1":
-            scope["http_version"] = version
-        target = httptools.parse_url(self.url)
-        path = target.path.decode("ascii")
-        scope["raw_path"] = target.path
-        scope["path"] = unquote(path) if "%" in path else path
-        scope["query_string"] = target.query or b""
-        before: RequestResponseCycle | None = cast("Any", self.cycle)
-        keep_alive = version != "1.0" and parser.should_keep_alive()
-        self.cycle = Cycle(self, scope, keep_alive=keep_alive)
-        if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+        if b"expect" in headers and headers[b"expect"].lower() == b"100-continue":
+            cycle.wants = True
+        if not parser.should_keep_alive():
+            cycle.keep_alive = False
+        if self._running is None and not self.write_paused:
+            self._start(cycle, scope)
         else:
-            self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
+            self._waiting.append((cycle, scope))
+            self.pause()
 
-    def _check_head(self) -> None:
-        limits = self.door.limits
-        version = self.parser.get_http_version()
-        if version not in {"1.1", "1.0"}:
-            raise Refused(400, f"HTTP/{version} is not spoken here, HTTP/1.1 is")
-        if self.parser.should_upgrade():
+    def _check_head(self) -> dict[bytes, bytes]:
+        """Refuse what others may read differently; return the headers, the last of a name wins."""
+        limits, parser, lines = self.door.limits, self.parser, self._lines
+        version = parser.get_http_version()
+        if version != "1.1":
+            self._check_version(version)
+        if parser.should_upgrade():
             raise Refused(400, NO_UPGRADE)
-        if self.url[:1] != b"/" or b"#" in self.url:
+        if self._target[:1] != b"/" or b"#" in self._target:
             raise Refused(400, "the target of a request is a path, without scheme or fragment")
-        if len(self.headers) > limits.headers:
+        if len(lines) > limits.headers:
             raise Refused(431, f"more than {limits.headers} headers")
         if self._large:
-            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            size = len(self._target) + sum(len(name) + len(value) + 4 for name, value in lines)
             if size > limits.head:
                 raise Refused(431, f"the head is longer than {limits.head} bytes")
-        self._check_names(version)
+        return self._checked(dict(lines), version)
 
-    def _check_names(self, version: str) -> None:
+    def _checked(self, given: dict[bytes, bytes], version: str) -> dict[bytes, bytes]:
         """Look at the headers that decide where a request goes and where it ends."""
-        given = self.scope["packshot.headers"] = dict(self.headers)
+        lines = self._lines
         if b"_" in b"".join(given):
             raise Refused(400, "names of headers are written with hyphens, not underscores")
-        host = given.get(b"host")
-        if host is not None:
-            self.door.check_host(host)
-        if len(given) != len(self.headers):
-            names = [name for name, _ in self.headers]
+        if len(given) != len(lines):
+            names = [name for name, _ in lines]
             if names.count(b"host") > 1 or names.count(b"transfer-encoding") > 1:
                 raise Refused(400, "a request has one Host header and one transfer-encoding")
-        if host is None and version == "1.1":
+        host = given.get(b"host")
+        if host is not None:
+            if host not in self.door.hosts:
+                self.door.check_host(host)
+        elif version == "1.1":
             raise Refused(400, "a request has one Host header")
         coding = given.get(b"transfer-encoding")
         if coding is not None and (coding.lower() != b"chunked" or version != "1.1"):
             raise Refused(400, "the only transfer-encoding is chunked, in HTTP/1.1")
-        self.expect_100_continue = given.get(b"expect", b"").lower() == b"100-continue"
+        return given
+
+    def _check_version(self, version: str) -> None:
+        if version != "1.0":
+            raise Refused(400, f"HTTP/{version} is not spoken here, HTTP/1.1 is")
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
+        cycle = cast("Cycle", self.cycle)
         self._body += len(body)
         self._room = self.door.limits.head
-        if self.cycle.response_complete:
-            self._spare -= len(body)
-            if self._spare < 0 and self._phase != CLOSING:
-                self._linger()
-        super().on_body(body)
+        if not cycle.complete:
+            cycle.feed(body)
+            return
+        self._spare -= len(body)
+        if self._spare < 0 and self._phase != CLOSING:
+            self._linger()
 
     def on_message_complete(self) -> None:
         """The request is whole."""
         if self._phase == CLOSING:
             return
-        if self.cycle.response_complete:
+        cycle = cast("Cycle", self.cycle)
+        if cycle.complete:
             self._rest()
         else:
             self._phase = BUSY
-        super().on_message_complete()
+            cycle.more_body = False
+            cycle.wake()
 
     def _rest(self) -> None:
         self._phase, self._spare = IDLE, SPARE
@@ -445,32 +481,36 @@ class Protocol(HttpToolsProtocol):
 
     # ---------------------------------------------------------------- what goes out
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        ours = self._running = cast("Cycle", cycle)
-        gone = self._gone = ours.scope["packshot.gone"]
+    def _start(self, cycle: Cycle, scope: dict[str, Any]) -> None:
+        self._running = cycle
         # The cycle takes it out again: a callback at its end would be one more turn of the loop.
-        gone.task = ours.task = task = self.loop.create_task(ours.run_asgi(app))
-        self.tasks.add(task)
+        cycle.task = task = self.loop.create_task(cycle.run(self.door.app, scope))
+        self.door.tasks.add(task)
 
-    def on_response_complete(self) -> None:
-        """Start the next request in line, or rest."""
-        self.server_state.total_requests += 1
-        self._running = self._gone = None
+    def _next(self) -> None:
+        """Start the next request in line, if there is one and its answer can be written."""
+        if self._waiting and not self.write_paused and not self.transport.is_closing():
+            self._start(*self._waiting.popleft())
+
+    def answered(self) -> None:
+        """Hear that the request under way has its answer: start the next in line, or rest."""
+        self._running = None
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
-        if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+        if self._waiting:
+            self._next()
         elif self.door.draining:
             self.transport.close()
         elif self._phase == BUSY:
             self._rest()
+        if self.read_paused:
+            self.resume()
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer and part; a client that waits for another answer too is only cut off."""
         running = self._running
         other = running is not None and (
-            running.response_started or running is not self.cycle or self._phase == HEAD
+            running.started or running is not self.cycle or self._phase == HEAD
         )
         self._abandon()
         if other or self.door.lingering >= self.door.limits.connections:
@@ -478,24 +518,12 @@ class Protocol(HttpToolsProtocol):
             self._phase = CLOSING
             self.door.lingering += 1
             return
-        name = new_id()
-        if status != 503:  # who is sent away for want of room is not logged: it would be more load
-            logger.info("%s: answered %d, %s", name, status, message)
         body = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":null}}'
         body %= message.encode()
         retry = b"retry-after: 1\r\n" if status == 503 else b""
         self.transport.write(
-            b"HTTP/1.1 %d %b\r\ndate: %b\r\ncontent-type: application/json\r\n"
-            b"content-length: %d\r\nconnection: close\r\nx-packshot-request-id: %b\r\n%b\r\n%b"
-            % (
-                status,
-                REASONS[status],
-                self.server_state.default_headers[0][1],
-                len(body),
-                name.encode(),
-                retry,
-                body,
-            )
+            b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
+            b"%b\r\n%b" % (STATUS[status], self.door.date, len(body), retry, body)
         )
         self._linger()
 
@@ -506,7 +534,7 @@ class Protocol(HttpToolsProtocol):
         self._since = time.perf_counter()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self.flow.resume_reading()
+            self.resume()
         else:
             self.transport.close()
 
@@ -518,7 +546,7 @@ class Protocol(HttpToolsProtocol):
         if self._phase == CLOSING:
             if passed > LINGER_S:
                 self.transport.abort()
-        elif self.flow.write_paused:
+        elif self.write_paused:
             self._check_reader(now)
         elif self._phase == IDLE:
             if passed > (limits.head_s if self._fresh else limits.idle_s):
@@ -530,7 +558,7 @@ class Protocol(HttpToolsProtocol):
 
     def _check_body(self, passed: float) -> None:
         limits = self.door.limits
-        if self.flow.read_paused or self.cycle.waiting_for_100_continue:
+        if self.read_paused or (self.cycle is not None and self.cycle.wants):
             self._since += SWEEP_S  # it is we who are slow
         elif passed > limits.body_s and self._body < passed * limits.body_rate:
             self._refuse(408, f"the body came at less than {limits.body_rate} bytes/s")
@@ -541,3 +569,11 @@ class Protocol(HttpToolsProtocol):
             self._stuck = (waiting, now)
         elif now - self._stuck[1] > self.door.limits.write_s:
             self.transport.abort()
+
+
+def _address(found: object) -> tuple[str, int] | None:
+    """Return host and port of an address of the socket module; None for a local socket's."""
+    if not isinstance(found, tuple):
+        return None
+    address = cast("tuple[str, int]", found)
+    return str(address[0]), int(address[1])
