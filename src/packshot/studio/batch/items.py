@@ -8,6 +8,7 @@ recipe needs no brief):
 - ``photo``, ``mask``: files, seen from the folder of the items' file, or ``s3://…`` addresses;
 - ``seed``: 0 to 2**63 - 1; without one it follows from the rest of the row, so that the same row
   gives the same picture again;
+- ``size``: "WxH" or one number, in pixels; without one the recipe's;
 - ``step.parameter``: a parameter of a step of the recipe, for this item alone. In JSON it may be an
   object by the name of the step, too.
 """
@@ -32,7 +33,7 @@ from packshot.engine.limits import MAX_SEED
 
 __all__ = ["FORMATS", "MAX_ITEMS", "Item", "Value", "digest_of", "read_items"]
 
-COLUMNS = ("id", "brief", "photo", "mask", "seed")
+COLUMNS = ("id", "brief", "photo", "mask", "seed", "size")
 PARAMETER = re.compile(r"[a-z][a-z0-9_-]*\.[a-z][a-z0-9_]*")
 
 MAX_ITEMS = 10_000_000
@@ -61,8 +62,9 @@ Row: TypeAlias = tuple[int, Mapping[str, Any]]
 class Item(msgspec.Struct, frozen=True, gc=False):
     """One thing to be made.
 
-    ``photo`` and ``mask`` are absolute paths or addresses of objects, "" for none. ``parameters``
-    are by "step.parameter", as they were written. ``named`` tells whether the caller gave the id.
+    ``photo`` and ``mask`` are absolute paths or addresses of objects, "" for none. ``size`` is
+    "WxH", "" for the recipe's. ``parameters`` are by "step.parameter", as they were written.
+    ``named`` tells whether the caller gave the id.
     """
 
     id: str
@@ -70,6 +72,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     seed: int
     photo: str = ""
     mask: str = ""
+    size: str = ""
     parameters: dict[str, Value] = {}
     named: bool = True
 
@@ -119,7 +122,14 @@ def read_items(
 
 def digest_of(item: Item) -> bytes:
     """Return 32 bytes that stand for all that an item asks for, whatever it is called."""
-    wanted = (item.brief, item.photo, item.mask, item.seed, sorted(item.parameters.items()))
+    wanted = (
+        item.brief,
+        item.photo,
+        item.mask,
+        item.seed,
+        item.size,
+        sorted(item.parameters.items()),
+    )
     return sha256(msgspec.msgpack.encode(wanted)).digest()
 
 
@@ -149,6 +159,7 @@ def _item(cells: Mapping[str, Any], folder: Path, *, brief: bool) -> Item:
         0,
         _place(_text(cells, "photo"), folder),
         _place(_text(cells, "mask"), folder),
+        _text(cells, "size"),
         parameters,
     )
     if item.mask and not item.photo:

@@ -56,9 +56,11 @@ CREATE INDEX IF NOT EXISTS works_to_do ON works (plan, state, turn, row);
 CREATE TABLE IF NOT EXISTS attempts (
     render TEXT PRIMARY KEY, work BLOB NOT NULL, at INTEGER NOT NULL,
     ended TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
-    cost INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
+    cost INTEGER NOT NULL DEFAULT 0, booked INTEGER NOT NULL DEFAULT 0) STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS attempts_of_work ON attempts (work);
 CREATE INDEX IF NOT EXISTS attempts_open ON attempts (ended) WHERE ended = '';
+CREATE INDEX IF NOT EXISTS attempts_unbooked ON attempts (booked)
+    WHERE ended = 'made' AND booked = 0;
 CREATE TABLE IF NOT EXISTS stages (
     mark BLOB PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
 """
@@ -307,13 +309,14 @@ class RunState:
             )
         return Attempt(work, render, int(number))
 
-    def made(self, work: bytes, made: Made) -> None:
-        """Note that a work's picture is in the run's folder."""
+    def made(self, attempt: Attempt, made: Made) -> None:
+        """Note that an attempt's picture is in the run's folder."""
         with self._transaction() as base:
             base.execute(
                 "UPDATE works SET state = 'made', made = ? WHERE work = ? AND state = 'todo'",
-                (msgspec.msgpack.encode(made), work),
+                (msgspec.msgpack.encode(made), attempt.work),
             )
+            base.execute("UPDATE attempts SET ended = 'made' WHERE render = ?", (attempt.render,))
 
     def unmade(self, work: bytes) -> None:
         """Note that a work's picture is not in the run's folder after all."""
@@ -323,37 +326,43 @@ class RunState:
                 (work,),
             )
 
-    def ended(self, attempt: Attempt, outcome: Trouble | Literal["made"], reason: str) -> None:
-        """Note how an attempt ended; a work without its picture is put back to the end."""
+    def ended(self, attempt: Attempt, trouble: Trouble, reason: str) -> None:
+        """Note how an attempt ended without a picture; its work is put back to the end."""
         with self._transaction() as base:
             base.execute(
                 "UPDATE attempts SET ended = ?, reason = ? WHERE render = ?",
-                (outcome, reason, attempt.render),
+                (trouble, reason, attempt.render),
             )
-            if outcome in {"failed", "lost"}:
+            if trouble != "abandoned":
                 base.execute("UPDATE works SET turn = turn + 1 WHERE work = ?", (attempt.work,))
 
-    def charge(self, render: str, cost: Nanos) -> None:
-        """Add to what an attempt cost, in nano-EUR."""
-        if cost:
-            with self._transaction() as base:
-                base.execute("UPDATE attempts SET cost = cost + ? WHERE render = ?", (cost, render))
+    def charge(self, render: str, cost: Nanos, *, delivered: bool = False) -> None:
+        """Add what was booked on a render, in nano-EUR; ``delivered``: its delivery is booked."""
+        with self._transaction() as base:
+            base.execute(
+                "UPDATE attempts SET cost = cost + ?, booked = max(booked, ?) WHERE render = ?",
+                (cost, delivered, render),
+            )
+
+    def unbooked(self) -> list[str]:
+        """Return the renders that are delivered, and whose delivery may not be in the ledger."""
+        rows = self._rows(
+            "SELECT a.render, w.made FROM attempts a JOIN works w ON w.work = a.work"
+            " WHERE a.ended = 'made' AND a.booked = 0 AND w.state = 'delivered'"
+        )
+        return [
+            str(render)
+            for render, made in rows
+            if msgspec.msgpack.decode(made, type=Made).render == render
+        ]
 
     def abandon(self) -> int:
         """End the attempts that a dead process left open; return how many that were."""
         with self._transaction() as base:
-            open_ = base.execute(
-                "SELECT a.render, w.made IS NULL FROM attempts a JOIN works w ON w.work = a.work"
-                " WHERE a.ended = ''"
-            ).fetchall()
-            base.executemany(
-                "UPDATE attempts SET ended = ?, reason = ? WHERE render = ?",
-                (
-                    ("abandoned", "the run died", render) if lost else ("made", "", render)
-                    for render, lost in open_
-                ),
+            done = base.execute(
+                "UPDATE attempts SET ended = 'abandoned', reason = 'the run died' WHERE ended = ''"
             )
-            return sum(lost for _, lost in open_)
+            return done.rowcount
 
     def deliver(self, work: bytes, delivered: Delivered) -> None:
         """Note that a picture is in the store, whole."""

@@ -1,0 +1,173 @@
+"""What a worker does with an item: it takes it through the recipe, up to a file in the run's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from packshot.core.errors import InvalidRequest
+from packshot.core.types import Usage
+from packshot.studio.batch.spool import Spool
+from packshot.studio.batch.state import Made
+from packshot.studio.batch.worker import Job, Performer
+from packshot.studio.caption import Caption
+from packshot.studio.models import open_model
+from packshot.studio.recipes.recipe import Recipe
+from packshot.studio.recipes.registry import known_steps
+from packshot.studio.recipes.run import by_rules, run
+from packshot.studio.recipes.step import CaptionWriter, Shot, Tools
+
+if TYPE_CHECKING:
+    from packshot.engine.results import Progress
+
+__all__ = ["FACTORY", "Settings", "load", "recipe_of"]
+
+FACTORY = "packshot.studio.batch.perform:load"
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What a worker is told: the recipe with all its parameters, and the engine's choices."""
+
+    recipe: dict[str, Any]
+    model: str = ""
+    device: str = "auto"
+    precision: str = "auto"
+    vae_precision: str = "auto"
+
+
+def load(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None]) -> Performer:
+    """Return what makes pictures; a `packshot.studio.batch.worker.Factory`.
+
+    Raises:
+        InvalidRequest: a step of the recipe is not installed any more.
+        ModelError: the model is missing or broken.
+    """
+    told = msgspec.convert(settings, Settings)
+    recipe = recipe_of(told.recipe)
+    tools = Tools(by_rules(None), Spool(folder))
+    if "engine" in recipe.needs:
+        tools = _with_engine(tools, told, on_device)
+    else:
+        on_device("cpu")
+    return _Studio(recipe, tools)
+
+
+def recipe_of(facts: Mapping[str, Any]) -> Recipe:
+    """Return the recipe whose `Recipe.facts` these are, its variants apart: they were made before.
+
+    Raises:
+        InvalidRequest: a step is not installed, or is of another version.
+    """
+    steps: list[Any] = []
+    for row in facts["steps"]:
+        kind = known_steps().get(row["step"])
+        if kind is None or kind.version != row["version"]:
+            raise InvalidRequest(
+                f"the batch was planned with version {row['version']} of the step {row['step']}, "
+                f"and there is {kind.version if kind else 'none'}: plan it again"
+            )
+        steps.append(msgspec.convert(row["with"], kind))
+    return Recipe(facts["name"], facts["version"], "", tuple(steps))
+
+
+def _with_engine(tools: Tools, told: Settings, on_device: Callable[[str], None]) -> Tools:
+    from packshot.engine.devices import device_kind, pick_device
+    from packshot.engine.engine import Engine
+    from packshot.engine.model import Model
+
+    folder = open_model(told.model)
+    device = pick_device(told.device)
+    on_device(device_kind(device))
+    engine: Any = Engine(Model(folder, device, told.precision, told.vae_precision))  # type: ignore[arg-type]
+    return replace(
+        tools,
+        caption=by_rules(folder),
+        folder=folder,
+        engine=engine,
+        vae_precision=told.vae_precision,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Studio:
+    recipe: Recipe
+    tools: Tools
+
+    def __call__(self, job: Job, /) -> Made:
+        item = job.item
+
+        def on_step(_: Progress) -> None:
+            job.step()
+
+        shot = Shot(item.id, job.render, item.brief, item.seed, size=item.size)
+        shot = _with_photo(shot, item.photo, item.mask)
+        tools = replace(self.tools, on_step=on_step)
+        if job.caption:
+            tools = replace(tools, caption=_as_written(job.caption))
+        recipe = self.recipe.changed(item.parameters)
+        done = run(recipe, shot, tools, _Meter(job.usage), lambda _: job.step())
+        if done.kept is None:
+            raise InvalidRequest(f"the recipe {recipe.name} has no step that stores a file")
+        return Made(
+            job.render,
+            done.kept.key,
+            _name_of(done, done.kept.key),
+            done.kept.sha256,
+            done.kept.size,
+            item.seed,
+            done.caption.text if done.caption else "",
+            dict(done.facts),
+            done.warnings,
+        )
+
+
+def _name_of(shot: Shot, key: str) -> str:
+    from packshot.studio.store import slug
+
+    return f"{slug(shot.brief or shot.id)}-{shot.seed}{Path(key).suffix}"
+
+
+def _with_photo(shot: Shot, photo: str, mask: str) -> Shot:
+    """Return the shot with the item's photograph and mask, read with suspicion."""
+    if not photo:
+        return shot
+    from packshot.studio.photo import load_mask, load_photo
+
+    shot = replace(shot, photo=load_photo(Path(photo)))
+    return replace(shot, mask=load_mask(Path(mask), shot.photo)) if mask else shot
+
+
+def _as_written(content: bytes) -> CaptionWriter:
+    """Return a writer that has written already, and booked it."""
+    caption = msgspec.msgpack.decode(content, type=Caption)
+
+    def write(brief: str, render: str, /, *, raw: bool = False) -> tuple[Caption, Usage]:
+        del brief, render, raw
+        return caption, Usage("caption", 0.0, "cpu")
+
+    return write
+
+
+class _Meter:
+    """A `packshot.studio.render.Booking` that tells what was used, for the run to book.
+
+    The file in the run's folder is no delivery: what storing takes is booked when it is stored.
+    """
+
+    def __init__(self, usage: list[Usage]) -> None:
+        self._usage = usage
+
+    @contextmanager
+    def booked(
+        self, models: Sequence[str], meter: list[Usage], delivered: Sized, renders: Sequence[str]
+    ) -> Generator[None]:
+        del models, delivered, renders
+        try:
+            yield
+        finally:
+            self._usage += [part for part in meter if part.stage != "store"]

@@ -1,0 +1,415 @@
+"""The run of a batch: one thread makes pictures in the worker, others bring them to the store.
+
+::
+
+    waiting works ─► make (one worker) ─► the run's folder ─► send (a few threads) ─► delivered
+                       │ fails: to the end of the line, or quarantined
+
+Each arrow is a transaction of the state, so whatever dies, the next run goes on from there. Money
+is held before a work is made and posted when it is, as `packshot render` does; so is what storing
+takes. A picture that is made is never made again: if it cannot be stored, it waits in the folder.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from time import monotonic, perf_counter
+from typing import Protocol
+
+from packshot.core.errors import (
+    BudgetExceeded,
+    InvalidRequest,
+    LedgerError,
+    ModelError,
+    OutputError,
+    PackshotError,
+    WorkerLost,
+)
+from packshot.core.ids import new_id
+from packshot.core.money import Nanos, show_eur
+from packshot.core.types import STAGES, Stage, Usage
+from packshot.studio.accounts import Ledger, Prices
+from packshot.studio.batch.frames import Do
+from packshot.studio.batch.spool import Spool
+from packshot.studio.batch.state import Delivered, Made, RunState, Todo
+from packshot.studio.batch.supervise import Order, Watch, Worker
+from packshot.studio.batch.tally import Tally
+from packshot.studio.booking import Bookkeeper
+from packshot.studio.recipes.step import Store
+from packshot.studio.session import DeviceSession
+
+__all__ = ["Books", "Rules", "Run", "Setup"]
+
+MAKING: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "store")
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The limits of a run.
+
+    ``attempts``: tries at a work, of making and of storing it, before it is quarantined.
+    ``in_a_row``: works that fail at their first try, one after the other, before the run stops:
+    then it is not the works. ``senders``: pictures that are stored at once. ``waiting``: made
+    pictures that may wait to be stored before making waits, too. ``resend_s``: before a picture is
+    sent again, doubled each time.
+    """
+
+    attempts: int = 3
+    in_a_row: int = 10
+    senders: int = 4
+    waiting: int = 64
+    resend_s: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """Where the run books: a ledger, its prices, and on what.
+
+    ``model`` is the name that costs are booked on, ``agreed`` the nano-EUR that the run may cost
+    before it stops; None: no limit but those of the ledger.
+    """
+
+    ledger: Ledger
+    book: Prices
+    recipe: str
+    batch: str
+    model: str = ""
+    agreed: Nanos | None = None
+
+
+class Captions(Protocol):
+    """Captions that are written ahead of the rendering."""
+
+    def take(self, todo: Todo, render: str, /) -> bytes:
+        """Return the caption of a work, b"" to leave it to the worker's rules."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a run needs: the worker, the store, the books, and its limits."""
+
+    order: Order
+    store: Store
+    books: Books
+    watch: Watch = Watch()
+    rules: Rules = Rules()
+
+
+@dataclass(slots=True)
+class Stop:
+    """Whether, and how soon, the run is to end: 0 not, 1 after what is begun, 2 at once."""
+
+    level: int = 0
+    why: str = ""
+    heard: threading.Event = field(default_factory=threading.Event)
+
+    def ask(self, level: int, why: str) -> None:
+        """Ask for an end; the first reason counts."""
+        self.level = max(self.level, level)
+        self.why = self.why or why
+        self.heard.set()
+
+
+class Run:
+    """One run of a batch, from where the last one ended. `go` may be called once."""
+
+    def __init__(self, state: RunState, setup: Setup) -> None:
+        self.state = state
+        self.tally = Tally(state.counts())
+        self.stop = Stop()
+        self.worker = Worker(setup.order, setup.watch)
+        self.spool = Spool(state.folder)
+        self._setup = setup
+        self._books = setup.books
+        self._rules = setup.rules
+        self._session: DeviceSession | None = None
+        self._error: BaseException | None = None
+        self._unlucky = 0
+        self._starts = 0
+        self._cost: Nanos = 0
+        self._unsent: SimpleQueue[tuple[bytes, Made, int, float]] = SimpleQueue()
+        self._room = threading.Semaphore(setup.rules.waiting)
+        self._refused = 0
+        self._making = True
+        self._lock = threading.Lock()
+
+    def go(self, tick: Callable[[Tally], None] | None = None, *, most: int | None = None) -> Tally:
+        """Make and store what is left, at ``most`` so many works, and return the tally.
+
+        ``tick`` is called several times a second, in this thread. `stop` may be asked from anywhere
+        meanwhile; what is made then waits for the next run.
+
+        Raises:
+            PackshotError: the run cannot go on: the ledger, the model, the store, or the worker.
+        """
+        self.state.abandon()
+        self.spool.sweep()
+        maker = threading.Thread(target=self._guarded, args=(self._make_all, most), daemon=True)
+        senders = [
+            threading.Thread(target=self._guarded, args=(self._send_all,), daemon=True)
+            for _ in range(self._rules.senders)
+        ]
+        for thread in (maker, *senders):
+            thread.start()
+        try:
+            self._watch(maker, senders, tick)
+        finally:
+            self.worker.kill() if self.stop.level > 1 else self.worker.close()
+            self._end_session()
+        if self._error is not None:
+            raise self._error
+        return self.tally
+
+    def _watch(
+        self,
+        maker: threading.Thread,
+        senders: Sequence[threading.Thread],
+        tick: Callable[[Tally], None] | None,
+    ) -> None:
+        """Wait for the threads; at an end at once, only a moment."""
+        patience = None
+        while any(thread.is_alive() for thread in (maker, *senders)):
+            maker.join(0.1)
+            if not maker.is_alive():
+                self._making = False
+                time.sleep(0.02)
+            if self.stop.level > 1:
+                self.worker.kill()
+                patience = patience or monotonic() + 2.0
+                if monotonic() > patience:
+                    return
+            if tick is not None:
+                tick(self.tally)
+            if self._session is not None:
+                self._session.tick()
+
+    def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
+        """Do a thread's work; its first error ends the run."""
+        try:
+            work(*arguments)
+        except BaseException as error:  # noqa: BLE001 - `go` raises it
+            with self._lock:
+                self._error = self._error or error
+            self.stop.ask(1, str(error))
+
+    # -------------------------------------------------------------------------- making
+
+    def _make_all(self, most: int | None) -> None:
+        for todo in self.state.waiting("made"):
+            if todo.made is not None:
+                self._hand_over(todo.work, todo.made)
+        done, again = 0, True
+        while again and not self.stop.level:
+            again = False
+            for todo in self.state.waiting("todo"):
+                if self.stop.level or (most is not None and done >= most):
+                    return
+                self._check_agreed()
+                self._make(todo)
+                again, done = True, done + 1
+
+    def _check_agreed(self) -> None:
+        agreed = self._books.agreed
+        if agreed is not None and self._cost > agreed:
+            raise BudgetExceeded(
+                f"this run has cost {show_eur(self._cost)} EUR, and {show_eur(agreed)} were agreed:"
+                " run it again with a higher --yes-up-to"
+            )
+
+    def _make(self, todo: Todo) -> None:
+        """Make one work, and see to what comes of it."""
+        if not self.worker.alive:
+            self._load()
+        attempt = self.state.begin(todo.work)
+        keeper = self._keeper(MAKING, self._session)
+        meter: list[Usage] = []
+        made: list[Made] = []
+        try:
+            with keeper.booked([self._books.model], meter, made, [attempt.render]):
+                do = Do(new_id(), todo.item, attempt.render, self._setup.watch.item_s)
+                made.append(self.worker.ask(do, meter).made)
+                self.state.made(attempt, made[0])
+        except LedgerError as error:
+            self.state.ended(attempt, "abandoned", str(error))
+            raise
+        except PackshotError as error:
+            if self.stop.level > 1:
+                self.state.ended(attempt, "abandoned", "the run was stopped")
+                return
+            lost = isinstance(error, WorkerLost)
+            self.state.ended(attempt, "lost" if lost else "failed", str(error))
+            self._failed(todo, attempt.number, error)
+        else:
+            self._unlucky = self._starts = 0
+            self.tally.made += 1
+            self._hand_over(todo.work, made[0])
+        finally:
+            self._charge(attempt.render, keeper)
+
+    def _failed(self, todo: Todo, number: int, error: PackshotError) -> None:
+        """Quarantine a work that failed too often, or cannot be done; or let it wait."""
+        self.tally.failed_attempts += 1
+        if not self.worker.alive:
+            self._end_session()
+        final = isinstance(error, InvalidRequest)
+        if final or number >= self._rules.attempts:
+            tries = "" if final else f" ({number} attempts)"
+            self._quarantine(todo.work, f"{error}{tries}")
+        if number > 1:
+            return
+        self._unlucky += 1
+        if self._unlucky >= self._rules.in_a_row:
+            raise type(error)(
+                f"{self._unlucky} works in a row failed at their first try, the last one so: "
+                f"{error}. The run stops, for it does not seem to be the works"
+            )
+
+    def _load(self) -> None:
+        """Start a worker, its device's time booked; later ones after a while that doubles."""
+        watch = self._setup.watch
+        last: PackshotError | None = None
+        for _ in range(self._rules.attempts):
+            if self._starts:
+                wait_s = min(watch.backoff_most_s, watch.backoff_s * 2 ** (self._starts - 1))
+                if self.stop.heard.wait(wait_s) and self.stop.level > 1:
+                    raise WorkerLost("the run was stopped")
+            self._starts += 1
+            self.tally.starts += 1
+            books = self._books
+            self._session = DeviceSession(books.ledger, books.book, books.recipe)
+            try:
+                with self._session.loading() as on_device:
+                    self.worker.load(on_device)
+            except WorkerLost as error:
+                self._end_session()
+                last = error
+            except (ModelError, InvalidRequest):
+                self._end_session()
+                raise
+            else:
+                return
+        raise WorkerLost(f"no worker could be started in {self._rules.attempts} tries: {last}")
+
+    # -------------------------------------------------------------------------- sending
+
+    def _hand_over(self, work: bytes, made: Made) -> None:
+        """Give a picture to the senders; wait while too many wait there."""
+        while not self._room.acquire(timeout=0.2):
+            if self.stop.level:
+                return  # it is in the folder, for the next run
+        self._unsent.put((work, made, 1, 0.0))
+
+    def _send_all(self) -> None:
+        while self.stop.level < 2 and self._error is None:
+            try:
+                work, made, number, at = self._unsent.get(timeout=0.05)
+            except Empty:
+                if not self._making:
+                    return
+                continue
+            if at > monotonic():
+                self._unsent.put((work, made, number, at))
+                if self.stop.level:
+                    return
+                time.sleep(0.02)
+                continue
+            self._send(work, made, number)
+
+    def _send(self, work: bytes, made: Made, number: int) -> None:
+        """Store one picture, and see to what comes of it."""
+        keeper = self._keeper(("store",), None)
+        sent: list[Delivered] = []
+        try:
+            with keeper.booked([self._books.model], meter := [], sent, [made.render]):
+                sent.append(self._stored(made, meter))
+                self.state.deliver(work, sent[0])
+        except _Gone:
+            self.state.unmade(work)
+            self._room.release()
+        except OutputError as error:
+            self._unsendable(work, made, number, error)
+        else:
+            with self._lock:
+                self._refused = 0
+                self.tally.delivered += 1
+            self.spool.drop(made)
+            self._room.release()
+        finally:
+            self._charge(made.render, keeper, delivered=bool(sent))
+
+    def _stored(self, made: Made, meter: list[Usage]) -> Delivered:
+        start = perf_counter()
+        data = self.spool.read(made)
+        if data is None:
+            raise _Gone(f"{made.file} is not in the run's folder any more: it is made again")
+        kept = self._setup.store.put(data, made.name)
+        if kept.sha256 != made.sha256:
+            raise OutputError(f"the store has {kept.sha256} at {kept.key}, sent was {made.sha256}")
+        seconds = perf_counter() - start
+        size = kept.size if kept.new else 0
+        meter.append(Usage("store", seconds, "cpu", stored_bytes=size, requests=kept.requests))
+        return Delivered(kept.key, kept.new)
+
+    def _unsendable(self, work: bytes, made: Made, number: int, error: OutputError) -> None:
+        """Send a picture again later, or quarantine it; stop where the store takes none at all."""
+        with self._lock:
+            self._refused += 1
+            refused = self._refused
+        if refused >= self._rules.in_a_row:
+            raise OutputError(
+                f"the store refused {refused} times in a row, at last so: {error}. What is made "
+                f"waits in {self.state.folder}; run again when the store is well"
+            ) from error
+        if number < self._rules.attempts:
+            later = monotonic() + self._rules.resend_s * 2 ** (number - 1)
+            self._unsent.put((work, made, number + 1, later))
+            return
+        self._quarantine(work, f"not stored ({number} attempts): {error}")
+        self._room.release()
+
+    # -------------------------------------------------------------------------- books
+
+    def _keeper(self, stages: tuple[Stage, ...], session: DeviceSession | None) -> Bookkeeper:
+        books = self._books
+        return Bookkeeper(
+            books.ledger,
+            books.book,
+            books.recipe,
+            "cpu",
+            session=session,
+            batch=books.batch,
+            stages=stages,
+        )
+
+    def _charge(self, render: str, keeper: Bookkeeper, *, delivered: bool = False) -> None:
+        amount = keeper.bill.amount
+        self.state.charge(render, amount, delivered=delivered and not keeper.bill.problem)
+        with self._lock:
+            self._cost += amount
+            self.tally.charge(keeper.bill)
+            if keeper.bill.problem:
+                self.tally.problem = keeper.bill.problem
+
+    def _quarantine(self, work: bytes, reason: str) -> None:
+        self.state.quarantine(work, reason)
+        with self._lock:
+            self.tally.quarantined += 1
+
+    def _end_session(self) -> None:
+        """Book the device's idle time until now."""
+        session, self._session = self._session, None
+        if session is None:
+            return
+        try:
+            session.close()
+        except LedgerError as error:
+            self.tally.problem = f"the device's time beside the renders: {error}"
+
+
+class _Gone(PackshotError):
+    """A made picture is not in the run's folder."""
