@@ -1,4 +1,4 @@
-"""What a worker does with an item: it takes it through the recipe, up to a file in the run's folder."""
+"""What a worker does with an item: takes it through the recipe, up to a file in the run's folder."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None
     """
     told = msgspec.convert(settings, Settings)
     recipe = recipe_of(told.recipe)
-    tools = Tools(by_rules(None), Spool(folder))
+    tools = Tools(by_rules(None), store=Spool(folder))
     if "engine" in recipe.needs:
         tools = _with_engine(tools, told, on_device)
     else:
@@ -138,8 +138,9 @@ def _with_photo(shot: Shot, photo: str, mask: str) -> Shot:
         return shot
     from packshot.studio.photo import load_mask, load_photo
 
-    shot = replace(shot, photo=load_photo(Path(photo)))
-    return replace(shot, mask=load_mask(Path(mask), shot.photo)) if mask else shot
+    loaded = load_photo(Path(photo))
+    shot = replace(shot, photo=loaded)
+    return replace(shot, mask=load_mask(Path(mask), loaded)) if mask else shot
 
 
 def _as_written(content: bytes) -> CaptionWriter:

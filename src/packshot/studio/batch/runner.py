@@ -24,7 +24,6 @@ from packshot.core.errors import (
     BudgetExceeded,
     InvalidRequest,
     LedgerError,
-    ModelError,
     OutputError,
     PackshotError,
     WorkerLost,
@@ -96,8 +95,8 @@ class Setup:
     order: Order
     store: Store
     books: Books
-    watch: Watch = Watch()
-    rules: Rules = Rules()
+    watch: Watch = field(default_factory=Watch)
+    rules: Rules = field(default_factory=Rules)
 
 
 @dataclass(slots=True)
@@ -135,6 +134,7 @@ class Run:
         self._unsent: SimpleQueue[tuple[bytes, Made, int, float]] = SimpleQueue()
         self._room = threading.Semaphore(setup.rules.waiting)
         self._refused = 0
+        self._closed = False
         self._making = True
         self._lock = threading.Lock()
 
@@ -159,7 +159,10 @@ class Run:
         try:
             self._watch(maker, senders, tick)
         finally:
-            self.worker.kill() if self.stop.level > 1 else self.worker.close()
+            if self.stop.level > 1:
+                self.worker.kill()
+            if not maker.is_alive():
+                self.worker.close()
             self._end_session()
         if self._error is not None:
             raise self._error
@@ -185,8 +188,7 @@ class Run:
                     return
             if tick is not None:
                 tick(self.tally)
-            if self._session is not None:
-                self._session.tick()
+            self._tick_session()
 
     def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
         """Do a thread's work; its first error ends the run."""
@@ -223,8 +225,8 @@ class Run:
 
     def _make(self, todo: Todo) -> None:
         """Make one work, and see to what comes of it."""
-        if not self.worker.alive:
-            self._load()
+        if not self.worker.alive and not self._load():
+            return
         attempt = self.state.begin(todo.work)
         keeper = self._keeper(MAKING, self._session)
         meter: list[Usage] = []
@@ -269,18 +271,21 @@ class Run:
                 f"{error}. The run stops, for it does not seem to be the works"
             )
 
-    def _load(self) -> None:
-        """Start a worker, its device's time booked; later ones after a while that doubles."""
-        watch = self._setup.watch
+    def _load(self) -> bool:
+        """Start a worker, its device's time booked; false where the run is to end instead.
+
+        The first is started at once, later ones after a while that doubles.
+        """
+        watch, books = self._setup.watch, self._books
         last: PackshotError | None = None
         for _ in range(self._rules.attempts):
             if self._starts:
-                wait_s = min(watch.backoff_most_s, watch.backoff_s * 2 ** (self._starts - 1))
-                if self.stop.heard.wait(wait_s) and self.stop.level > 1:
-                    raise WorkerLost("the run was stopped")
+                wait_s = watch.backoff_s * 2 ** (self._starts - 1)
+                self.stop.heard.wait(min(watch.backoff_most_s, wait_s))
+            if self.stop.level:
+                return False
             self._starts += 1
             self.tally.starts += 1
-            books = self._books
             self._session = DeviceSession(books.ledger, books.book, books.recipe)
             try:
                 with self._session.loading() as on_device:
@@ -288,11 +293,8 @@ class Run:
             except WorkerLost as error:
                 self._end_session()
                 last = error
-            except (ModelError, InvalidRequest):
-                self._end_session()
-                raise
             else:
-                return
+                return True
         raise WorkerLost(f"no worker could be started in {self._rules.attempts} tries: {last}")
 
     # -------------------------------------------------------------------------- sending
@@ -305,7 +307,7 @@ class Run:
         self._unsent.put((work, made, 1, 0.0))
 
     def _send_all(self) -> None:
-        while self.stop.level < 2 and self._error is None:
+        while self.stop.level < 2 and not self._closed:
             try:
                 work, made, number, at = self._unsent.get(timeout=0.05)
             except Empty:
@@ -361,6 +363,7 @@ class Run:
             self._refused += 1
             refused = self._refused
         if refused >= self._rules.in_a_row:
+            self._closed = True
             raise OutputError(
                 f"the store refused {refused} times in a row, at last so: {error}. What is made "
                 f"waits in {self.state.folder}; run again when the store is well"
@@ -399,6 +402,14 @@ class Run:
         self.state.quarantine(work, reason)
         with self._lock:
             self.tally.quarantined += 1
+
+    def _tick_session(self) -> None:
+        session = self._session
+        try:
+            if session is not None:
+                session.tick()
+        except LedgerError as error:  # it is booked another time
+            self.tally.problem = str(error)
 
     def _end_session(self) -> None:
         """Book the device's idle time until now."""
