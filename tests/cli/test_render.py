@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,75 @@ def test_like_of_what_is_not_ours(packshot: Packshot, model: str) -> None:
     Image.new("RGB", (8, 8)).save("x.png")
     assert "x.png carries no packshot record" in packshot("render", "--like", "x.png").err
     assert packshot("render", "--like", "none.png").code == 4
+
+
+def start_files() -> None:
+    Image.new("RGB", (64, 64), "teal").save("start.png")
+    marks = Image.new("L", (64, 64))
+    marks.paste(255, (0, 0, 32, 64))
+    marks.save("mask.png")
+
+
+def test_a_picture_to_start_from_reaches_the_engine_and_the_record(packshot, model, engine) -> None:
+    start_files()
+    words = ["--model", model, "--image", "start.png", "--mask", "mask.png", "--strength", "0.7"]
+    facts = packshot("render", BRIEF, *words, "--out", "x.png", "--json").json
+    (request,) = engine.requests
+    assert request.original.picture.shape == (64, 64, 3)
+    assert (request.original.strength, request.steps_taken) == (0.7, 14)
+    assert request.original.mask[0].tolist() == [1.0] * 32 + [0.0] * 32
+    source = read_record(Path("x.png")).source
+    assert facts["original"] == msgspec.to_builtins(source)
+    assert (source.image, source.mask, source.strength) == ("start.png", "mask.png", 0.7)
+    denoise = next(part for part in facts["usage"] if part["stage"] == "denoise")
+    assert (facts["steps"], denoise["steps"]) == (20, 14)
+
+
+def test_like_wants_the_picture_that_it_started_from(packshot, model, engine) -> None:
+    start_files()
+    words = ["--model", model, "--image", "start.png"]
+    packshot("render", BRIEF, *words, "--out", "x.png")
+    done = packshot("render", "--like", "x.png", *words, "--out", "again.png")
+    assert (done.code, done.err) == (0, "")
+    assert Path("again.png").read_bytes() == Path("x.png").read_bytes()
+    done = packshot("render", "--like", "x.png", "--model", model)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "made from start.png; give --image that file" in done.err
+    packshot("render", BRIEF, "--model", model, "--out", "y.png")
+    done = packshot("render", "--like", "y.png", *words)
+    assert "made without start.png; leave out --image" in done.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["--mask", "mask.png"], 2, "a mask was given, and no picture to start from"),
+        (["--strength", "0.5"], 2, "a strength was given, and no picture to start from"),
+        (["--image", "start.png", "--strength", "0"], 2, "strength is 0, expected more than 0"),
+        (["--image", "start.png", "--strength", "0.01"], 2, "less than one step"),
+        (["--image", "none.png"], 4, "cannot read none.png"),
+    ],
+)
+def test_a_start_that_cannot_be_is_refused_before_any_work(
+    packshot, model, engine, words, code, said
+) -> None:
+    start_files()
+    done = packshot("render", BRIEF, "--model", model, *words)
+    assert (done.code, done.out) == (code, "")
+    assert said in done.err
+    assert done.err.count("\n") == 1
+    assert engine.requests == []
+
+
+def test_the_real_engine_starts_from_a_picture_again(packshot: Packshot, tiny_sdxl: Path) -> None:
+    start_files()
+    files = ["--image", "start.png", "--mask", "mask.png", "--model", str(tiny_sdxl)]
+    for name in ("x.png", "y.png"):
+        words = ["a red shoe", "--steps", "2", "--seed", "1"] if name == "x.png" else []
+        words = words or ["--like", "x.png"]
+        done = packshot("render", *words, *files, "--out", name)
+        assert done.code == 0, done.err
+    assert Path("x.png").read_bytes() == Path("y.png").read_bytes()
 
 
 @pytest.mark.parametrize(

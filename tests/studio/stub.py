@@ -33,7 +33,7 @@ class StubEngine:
     def render(self, request: RenderRequest, *, on_step: OnStep | None = None) -> RenderResult:
         self.requests.append(request)
         for picture, seed in enumerate(request.seeds, 1):
-            for step in range(1, request.steps + 1):
+            for step in range(1, request.steps_taken + 1):
                 if step == self.fail_at:
                     raise KeyboardInterrupt
                 if on_step is not None:
@@ -42,13 +42,13 @@ class StubEngine:
                             picture,
                             len(request.seeds),
                             step,
-                            request.steps,
+                            request.steps_taken,
                             lambda seed=seed: picture_of(request, seed),
                         )
                     )
         return RenderResult(
             images=tuple(picture_of(request, seed) for seed in request.seeds),
-            usage=self.usage(len(request.seeds), request.steps),
+            usage=self.usage(len(request.seeds), request.steps_taken),
             warnings=("the prompt is long",) if len(request.prompt) > 300 else (),
             request=replace(request, spacing=request.spacing or "trailing"),
             model="stub",

@@ -15,6 +15,7 @@ from packshot.core.errors import InvalidRequest, OutputError
 from packshot.core.types import PRECISIONS, SAMPLERS, SCHEDULES, SPACINGS
 from packshot.studio.caption import TEXT_LIMIT
 from packshot.studio.finish import Sharpen
+from packshot.studio.original import Source
 from packshot.studio.record import (
     Maker,
     Record,
@@ -51,6 +52,7 @@ RECORDS = st.builds(
     code=MAKER,
     libraries=st.dictionaries(TEXT, TEXT, max_size=3),
     format=st.just(1),
+    source=st.none() | st.builds(Source, TEXT, TEXT, st.floats(0.001, 1), TEXT, TEXT),
 )
 EXAMPLE = Record(
     brief="a shoe",

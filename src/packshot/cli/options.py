@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from packshot.core.types import PRECISIONS, SAMPLERS, SCHEDULES, SPACINGS
-from packshot.studio.defaults import OUT, PREVIEW_NAME
+from packshot.studio.defaults import MASKED_STRENGTH, OUT, PREVIEW_NAME, STRENGTH
 
 __all__ = [
     "AsJson",
@@ -19,7 +19,9 @@ __all__ = [
     "Count",
     "Device",
     "Guidance",
+    "Image",
     "Like",
+    "Mask",
     "Model",
     "Negative",
     "Out",
@@ -35,12 +37,14 @@ __all__ = [
     "Size",
     "Spacing",
     "Steps",
+    "Strength",
     "Strict",
     "VaePrecision",
 ]
 
 PICTURE = "Picture"
 SAMPLING = "Sampling"
+START = "A picture to start from"
 MACHINE = "Model and machine"
 
 
@@ -92,6 +96,26 @@ Sharpen = Annotated[
     bool,
     typer.Option(
         "--sharpen/--no-sharpen", help="Sharpen the finished picture.", rich_help_panel=PICTURE
+    ),
+]
+Image = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="A picture to start from, instead of noise.", rich_help_panel=START
+    ),
+]
+Strength = Annotated[
+    float | None,
+    typer.Option(
+        help="How much of it is made anew, above 0 to 1.",
+        show_default=f"{STRENGTH:g}, {MASKED_STRENGTH:g} with --mask",
+        rich_help_panel=START,
+    ),
+]
+Mask = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="White where it may change, and of its size.", rich_help_panel=START
     ),
 ]
 Steps = Annotated[int, typer.Option(help="Denoising steps, 1 to 1000.", rich_help_panel=SAMPLING)]

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["render"]
 
-BESIDE_LIKE = frozenset(("like", "model", "out", "preview", "show_caption", "as_json"))
+BESIDE_LIKE = frozenset(
+    ("like", "model", "image", "mask", "out", "preview", "show_caption", "as_json")
+)
 """What may be chosen along with ``--like``: nothing that changes the bits."""
 
 
@@ -43,6 +45,9 @@ def render(
     caption: o.CaptionBy = None,
     strict: o.Strict = False,
     sharpen: o.Sharpen = True,
+    image: o.Image = None,
+    strength: o.Strength = None,
+    mask: o.Mask = None,
     steps: o.Steps = defaults.STEPS,
     guidance: o.Guidance = defaults.GUIDANCE,
     sampler: o.Sampler = defaults.SAMPLER,
@@ -80,6 +85,9 @@ def render(
             raw=choice == "none",
             strict=strict,
             sharpen=DEFAULT_SHARPEN if sharpen else None,
+            image=image,
+            mask=mask,
+            strength=strength,
         )
         planned = plan(options)
     _deliver(planned, choice, preview=preview, show_caption=show_caption, as_json=as_json)
@@ -97,8 +105,13 @@ def _plan_again(ctx: typer.Context, like: Path, out: str | None) -> Plan:
         raise InvalidRequest(
             f"--like takes every choice from the picture; leave out {named}, or leave out --like"
         )
-    model = str(ctx.params["model"]) if "model" in given else None
-    return plan_like(read_record(like), model=model, out=out)
+    return plan_like(
+        read_record(like),
+        model=str(ctx.params["model"]) if "model" in given else None,
+        out=out,
+        image=ctx.params["image"],
+        mask=ctx.params["mask"],
+    )
 
 
 def _was_given(ctx: typer.Context, name: str) -> bool:
@@ -147,7 +160,7 @@ def _render(plan: Plan, books: Books, *, preview: bool) -> tuple[Delivery, float
     with spinner(f"loading {plan.folder.name}"), books.session.loading() as on_device:
         engine = load_engine(plan, on_device)
     load_seconds = perf_counter() - start
-    with bar(len(plan.request.seeds), plan.request.steps) as tell:
+    with bar(len(plan.request.seeds), plan.request.steps_taken) as tell:
         watchers.append(tell)
 
         def on_step(progress: Progress) -> None:

@@ -158,6 +158,7 @@ def render_facts(plan: Plan, delivery: Delivery, load_seconds: float, bill: Bill
         "writer": caption_facts(plan),
         "unknown": plan.caption.unknown,
         "ignored": list(plan.caption.ignored),
+        "original": None if plan.source is None else asdict(plan.source),
         "warnings": list(delivery.warnings),
         **_machine_facts(plan, delivery, load_seconds, bill),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from time import perf_counter
 from typing import Protocol, TypeVar
 
@@ -27,6 +28,7 @@ from packshot.studio.caption import Caption, caption_brief, check_brief, check_l
 from packshot.studio.finish import DEFAULT_SHARPEN, Sharpen, parse_size
 from packshot.studio.lexicon import load_lexicon
 from packshot.studio.models import PACKAGED, open_model
+from packshot.studio.original import Source, Start, open_start, start_again
 from packshot.studio.record import Record, code_mark, library_versions
 from packshot.studio.store import Target, probe, targets
 
@@ -50,7 +52,9 @@ class Options:
     """What a caller may choose; names and sizes as typed, checked by `plan`.
 
     ``seed`` None draws one. ``size`` None keeps the model's own. ``out`` is a file, a folder, or
-    None for ``out/``. ``sharpen`` None leaves the unsharp mask away.
+    None for ``out/``. ``sharpen`` None leaves the unsharp mask away. ``image`` is a file to start
+    from, ``mask`` one that marks in white what may change of it, ``strength`` how much (0 to 1,
+    None for that of `defaults`).
     """
 
     brief: str
@@ -71,6 +75,9 @@ class Options:
     raw: bool = False
     strict: bool = False
     sharpen: Sharpen | None = DEFAULT_SHARPEN
+    image: Path | None = None
+    mask: Path | None = None
+    strength: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +103,8 @@ class Plan:
     threads: int | None = None
     renders: tuple[str, ...] = ()
     """The pictures' ids in the ledger, one for each seed."""
+    source: Source | None = None
+    """The files that the request's original came from."""
 
 
 def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
@@ -106,8 +115,9 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
     Raises:
         InvalidRequest: a choice is out of range or names something that does not exist.
         UnknownConcept: ``strict``, and the model was not shown the brief's product.
+        BadPhoto: the picture to start from, or its mask, is none that can be used.
         ModelError: the model is missing, broken, or holds a pickle.
-        OutputError: the picture could not be written where it should go.
+        OutputError: the picture could not be written where it should go, or a file not read.
     """
     brief = check_brief(options.brief)
     seeds = _seeds(options.seed, options.count)
@@ -120,7 +130,9 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
     native = default_size(folder)
     size = parse_size(options.size, native) if options.size else native
     caption, usage = captioned(brief, folder, raw=options.raw, strict=options.strict)
+    start = open_start(options.image, options.mask, options.strength, native)
     request = replace(asked, prompt=caption.text, width=native[0], height=native[1])
+    request = _started(request, start)
     validate(request)
     for target in files:
         probe(target.path)
@@ -137,21 +149,31 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
         vae_precision=vae_precision,
         device=options.device,
         usage=usage,
-        warnings=(*caption.warnings, *_shape_warning(native, size)),
+        warnings=(*caption.warnings, *_told(start), *_shape_warning(native, size)),
         renders=_ids(seeds),
+        source=start.source if start else None,
     )
 
 
-def plan_like(record: Record, *, model: str | None, out: str | None) -> Plan:
+def plan_like(
+    record: Record,
+    *,
+    model: str | None,
+    out: str | None,
+    image: Path | None = None,
+    mask: Path | None = None,
+) -> Plan:
     """Return the plan that makes the picture of ``record`` again, with the same bits.
 
-    ``model`` None takes the packaged model of the record's name. What else decides the bits and has
-    changed since (our source, a library) is a warning.
+    ``image`` and ``mask`` are the files that it started from, where it did: the record has their
+    names and hashes only. ``model`` None takes the packaged model of the record's name. What else
+    decides the bits and has changed since (our source, a library) is a warning.
 
     Raises:
         ModelError: the model is missing, or is not the one that made the picture.
-        InvalidRequest: the record asks for what cannot be done; it was tampered with.
-        OutputError: as for `plan`.
+        InvalidRequest: the record asks for what cannot be done; it was tampered with. Or the files
+            are not those that it started from.
+        BadPhoto, OutputError: as for `plan`.
     """
     if model is None and record.model.name not in PACKAGED:
         raise ModelNotFound(
@@ -177,6 +199,8 @@ def plan_like(record: Record, *, model: str | None, out: str | None) -> Plan:
         schedule=record.schedule,
         spacing=record.spacing,
     )
+    start = start_again(record.source, image, mask, (record.width, record.height))
+    request = _started(request, start)
     validate(request)
     check_device(record.device)
     files = targets(out, record.brief, request.seeds)
@@ -194,9 +218,10 @@ def plan_like(record: Record, *, model: str | None, out: str | None) -> Plan:
         vae_precision=record.vae_precision,
         device=record.device,
         usage=Usage("caption", 0.0, "cpu"),
-        warnings=tuple(_drift(record)),
+        warnings=(*_told(start), *_drift(record)),
         threads=record.threads,
         renders=_ids(request.seeds),
+        source=start.source if start else None,
     )
 
 
@@ -251,6 +276,14 @@ def request_of(
     )
     validate(request)
     return request
+
+
+def _started(request: RenderRequest, start: Start | None) -> RenderRequest:
+    return request if start is None else replace(request, original=start.original)
+
+
+def _told(start: Start | None) -> tuple[str, ...]:
+    return start.warnings if start else ()
 
 
 def check_device(name: str) -> None:

@@ -22,6 +22,7 @@ from packshot.core.errors import InvalidRequest, OutputError
 from packshot.core.types import Precision, Sampler, Schedule, Spacing
 from packshot.studio.caption import RULES, Writer
 from packshot.studio.finish import Sharpen
+from packshot.studio.original import Source
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -47,7 +48,8 @@ class Maker:
 class Record:
     """Every resolved parameter of one picture. ``width`` and ``height`` are the engine's pixels,
     ``size`` the finished picture's; ``device`` is its kind, ``threads`` those of its CPU,
-    ``libraries`` those whose arithmetic the bits depend on. ``writer`` is who wrote the caption.
+    ``libraries`` those whose arithmetic the bits depend on. ``writer`` is who wrote the caption,
+    ``source`` the files of the picture that it started from.
     """
 
     brief: str
@@ -73,6 +75,7 @@ class Record:
     libraries: dict[str, str]
     format: int = 1
     writer: Writer = RULES
+    source: Source | None = None
 
 
 @lru_cache(maxsize=1)

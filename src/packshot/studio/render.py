@@ -147,7 +147,12 @@ def render(
         made = zip(result.images, plan.request.seeds, plan.targets, strict=True)
         for pixels, seed, target in made:
             picture = finished(fromarray(pixels), plan.size, plan.sharpen, meter)
-            record = replace(record_of(plan, result, seed), size=plan.size, sharpen=plan.sharpen)
+            record = replace(
+                record_of(plan, result, seed),
+                size=plan.size,
+                sharpen=plan.sharpen,
+                source=plan.source,
+            )
             with metered(meter, "store"):
                 extra = metadata(format_of(target.path), record, plan.brief)
                 stored.append(Stored(write_picture(picture, target, extra), seed))
