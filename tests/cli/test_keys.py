@@ -68,7 +68,7 @@ def test_the_life_of_a_key(packshot: Packshot) -> None:
 
 
 def test_a_key_that_may_spend_without_a_bound_is_told(packshot: Packshot) -> None:
-    done = packshot("keys", "create", "fild")
+    done = packshot("keys", "create", "fild", "--unbounded")
     assert done.code == 0
     said = " ".join(done.err.split())
     assert "every model, and has no budget" in said
@@ -76,6 +76,31 @@ def test_a_key_that_may_spend_without_a_bound_is_told(packshot: Packshot) -> Non
     assert done.out.count("\n") == 1
     for words in (("filed",), ("shop", "--eur", "5")):
         assert "budget" not in packshot("keys", "create", *words).err
+
+
+def test_a_key_without_a_budget_has_that_of_the_defaults_and_is_told_so(
+    packshot: Packshot,
+) -> None:
+    done = packshot("keys", "create", "one")
+    said = " ".join(done.err.split())
+    assert "a budget of 10 EUR per month (--eur, --per)" in said
+    assert "300 requests a minute" in said
+    listed = {key["id"]: key for key in packshot("keys", "list", "--json").json["keys"]}
+    assert listed["one"]["budget"] == {"eur": "10", "per": "month"}
+    assert listed["one"]["limits"] == {"requests_per_minute": 300, "tokens_per_minute": 500_000}
+    assert "budget" not in listed["filed"], "what it may do stands in the file"
+
+    given = "access:\n  defaults: {budget: {eur: 2, per: day}, limits: {}}"
+    Path("packshot.yaml").write_text(YAML.replace("access:", given))
+    done = packshot("keys", "create", "two", "--json")
+    assert done.json["key"]["budget"] == {"eur": "2", "per": "day"}
+    assert "limits" not in done.json["key"]
+    assert "2 EUR per day" in " ".join(done.err.split())
+    chosen = packshot("keys", "create", "three", "--eur", "7", "--rpm", "5", "--json")
+    assert chosen.json["key"]["budget"]["eur"] == "7"
+    assert "by default" not in chosen.err
+    open_ended = packshot("keys", "create", "four", "--unbounded", "--json").json["key"]
+    assert open_ended == {"id": "four"}
 
 
 def test_an_id_that_is_taken_is_told_apart_from_one_that_was_revoked(packshot: Packshot) -> None:
@@ -122,7 +147,9 @@ def test_all_options_arrive(packshot: Packshot) -> None:
         "cache_group": "lab",
         "content_log": True,
     }
-    assert packshot("keys", "create", "other", "--eur", "0", "--json").json["key"] == {
+    assert packshot("keys", "create", "other", "--eur", "0", "--unbounded", "--json").json[
+        "key"
+    ] == {
         "id": "other",
         "budget": {"eur": "0", "per": "month"},
     }

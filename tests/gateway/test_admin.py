@@ -214,6 +214,18 @@ def test_a_keys_life(client: TestClient, store: KeyStore) -> None:
         assert secret[3:15] not in everything
 
 
+def test_a_key_without_a_budget_gets_one_and_is_told_so(client: TestClient) -> None:
+    made = create(client)
+    assert made["defaulted"] == ["budget", "limits"]
+    assert Decimal(made["key"]["budget"]["eur"]) > 0
+    assert made["key"]["limits"]["requests_per_minute"] > 0
+    chosen = create(client, id="open", budget=None, limits={})
+    assert chosen["defaulted"] == []
+    assert "budget" not in chosen["key"]
+    assert create(client, id="filed")["key"]["id"] == "filed"
+    assert create(client, id="half", budget={"eur": 1})["defaulted"] == ["limits"]
+
+
 def test_keys_that_are_none(client: TestClient) -> None:
     for method, path in TABLE:
         if "{id}" in path:

@@ -67,12 +67,13 @@ def bookkeeping(recipe: Literal["render", "sheet"]) -> Generator[Books]:
 
 def _drain(settings: Settings) -> None:
     """Move what the journals hold into the store, where no other process does so already."""
+    from packshot.ledger.private import make_private_folder
     from packshot.ledger.stores import open_store
     from packshot.ledger.wiring import bring_in
 
     try:
         if "://" not in settings.store:
-            Path(settings.store).parent.mkdir(parents=True, exist_ok=True)
+            make_private_folder(Path(settings.store).parent)
         store = open_store(settings.store)
         try:
             bring_in(settings, store)

@@ -20,7 +20,7 @@ from packshot.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from packshot.gateway.keystore import KeyStore
-    from packshot.gateway.virtual_key import VirtualKeyEntry
+    from packshot.gateway.virtual_key import DefaultsEntry, VirtualKeyEntry
 
 __all__ = ["app"]
 
@@ -67,6 +67,9 @@ def create(
     tpm: Annotated[int | None, typer.Option(min=0, help="Tokens in any minute.")] = None,
     eur: Annotated[str, typer.Option(metavar="AMOUNT", help="May be spent per period.")] = "",
     per: Annotated[str, typer.Option(help="hour, day, month or ever.")] = "month",
+    unbounded: Annotated[
+        bool, typer.Option("--unbounded", help="Neither budget nor limits but those given here.")
+    ] = False,
     max_cost: Annotated[str, typer.Option(metavar="EUR", help="Of one call, at most.")] = "",
     allow_ip: Addresses = None,
     expires: Annotated[str, typer.Option(metavar="DATE", help="Ends at its beginning, UTC.")] = "",
@@ -79,8 +82,10 @@ def create(
     *,
     as_json: o.AsJson = False,
 ) -> None:
-    """Issue a key and print its secret, once. A key of packshot.yaml needs no more than its id."""
-    from packshot.gateway.keystore import entry_of, settings_of
+    """Issue a key and print its secret, once. A key of packshot.yaml needs no more than its id;
+    another has the budget and limits of access.defaults, unless these are chosen here.
+    """
+    from packshot.gateway.keystore import entry_of, settings_of, with_defaults
 
     chosen: dict[str, Any] = {
         "team": team,
@@ -96,11 +101,15 @@ def create(
         "content_log": content_log,
         "max_cost_eur": max_cost,
     }
-    entry = entry_of({"id": key_id, **_some(**chosen)})
+    settings = {"id": key_id, **_some(**chosen)}
+    entry, given = entry_of(settings), ()
     with _desk(config) as desk:
         _check_configured(desk.configured, entry)
+        if not unbounded and all(key_id != each.id for each in desk.configured):
+            entry, given = with_defaults(settings, desk.defaults)
         secret = desk.store.create(entry, desk.actor)
     _give(secret, as_json, settings_of(entry))
+    _tell_defaults(entry, given)
     _warn_of_what_is_open(desk.configured, entry)
 
 
@@ -202,6 +211,7 @@ class Desk:
 
     store: KeyStore
     configured: Sequence[VirtualKeyEntry]
+    defaults: DefaultsEntry
     actor: str
 
 
@@ -228,7 +238,7 @@ def _desk(config: Path | None) -> Generator[Desk]:
     hasher = Hasher(load_pepper(settings.access, pepper_path(settings)))
     store = open_key_store(money.store, hasher)
     try:
-        yield Desk(store, settings.access.virtual_keys, _who())
+        yield Desk(store, settings.access.virtual_keys, settings.access.defaults, _who())
     finally:
         store.close()
 
@@ -256,17 +266,31 @@ def _check_configured(configured: Sequence[VirtualKeyEntry], entry: VirtualKeyEn
         )
 
 
+def _tell_defaults(entry: VirtualKeyEntry, given: Sequence[str]) -> None:
+    """Say what the key got that nobody asked for, and how to have it otherwise."""
+    parts: list[str] = []
+    if "budget" in given and entry.budget is not None:
+        parts.append(f"a budget of {entry.budget.eur} EUR per {entry.budget.per} (--eur, --per)")
+    if "limits" in given:
+        rpm, tpm = entry.limits.requests_per_minute, entry.limits.tokens_per_minute
+        parts += [f"{rpm} requests a minute (--rpm)"] if rpm is not None else []
+        parts += [f"{tpm} tokens a minute (--tpm)"] if tpm is not None else []
+    if parts:
+        terminal.note(f"by default it has {', '.join(parts)}; see access.defaults, --unbounded")
+
+
 def _warn_of_what_is_open(configured: Sequence[VirtualKeyEntry], entry: VirtualKeyEntry) -> None:
-    """Tell of a key that may spend without a bound; its id may be a mistyped one of the file."""
+    """Tell of a key that may spend without a bound, or whose id looks like a mistyped one."""
     ids = [each.id for each in configured]
-    if entry.id in ids or entry.budget is not None:
+    near = get_close_matches(entry.id, ids, n=1)
+    if entry.id in ids or (entry.budget is not None and not near):
         return
     what = "may use what it names" if entry.models or entry.routes else "may use every model"
-    near = get_close_matches(entry.id, ids, n=1)
+    spends = ", and has no budget" if entry.budget is None else ""
     meant = f" Did you mean {near[0]!r}?" if near else ""
     terminal.warn(
-        f"{entry.id!r} does not stand in packshot.yaml, {what}, and has no budget.{meant} To end "
-        f"it: packshot keys revoke {entry.id}"
+        f"{entry.id!r} does not stand in packshot.yaml, {what}{spends}.{meant} To end it: "
+        f"packshot keys revoke {entry.id}"
     )
 
 

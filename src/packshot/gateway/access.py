@@ -36,6 +36,7 @@ from packshot.gateway.virtual_key import (
     VirtualKeyEntry,
     virtual_key_of,
 )
+from packshot.ledger.private import make_private_folder
 from packshot.state.limits import Ask, MemoryLimits, Rule
 
 if TYPE_CHECKING:
@@ -300,7 +301,7 @@ def _secret_file(path: Path, otherwise: str) -> bytes:
 
 def _make_secret(path: Path) -> None:
     """Write 256 random bits; of several processes that do so at once, one wins."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folder(path.parent)
     made = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     file = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -39,9 +39,16 @@ from packshot.core.errors import (
 )
 from packshot.core.money import show_eur
 from packshot.gateway.access import FAILURES, neighbourhood
-from packshot.gateway.keystore import AuditRow, KeyRow, KeyStore, entry_of, settings_of
+from packshot.gateway.keystore import (
+    AuditRow,
+    KeyRow,
+    KeyStore,
+    entry_of,
+    settings_of,
+    with_defaults,
+)
 from packshot.gateway.snapshots import CONTENT_TYPE
-from packshot.gateway.virtual_key import VirtualKeyEntry, micros_of
+from packshot.gateway.virtual_key import DefaultsEntry, VirtualKeyEntry, micros_of
 from packshot.ledger.periods import label_of
 from packshot.state.limits import Ask, MemoryLimits
 
@@ -116,7 +123,8 @@ class AdminDesk:
 
     ``configured`` returns the keys of the file, ``spending`` what a key spent (in a thread),
     ``health`` breakers and counters, and ``reload`` reads the configuration again and returns what
-    is to be said of it. ``metrics`` returns the page for Prometheus (in a thread).
+    is to be said of it. ``metrics`` returns the page for Prometheus (in a thread), ``defaults``
+    what a key gets that is issued without a budget or limits.
     """
 
     store: KeyStore
@@ -126,6 +134,7 @@ class AdminDesk:
     health: Callable[[], Answer] = nothing_known
     reload: Callable[[], Awaitable[Sequence[str]]] = no_reload
     metrics: Callable[[], str] = no_metrics
+    defaults: Callable[[], DefaultsEntry] = DefaultsEntry
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +177,13 @@ async def list_keys(desk: AdminDesk, ask: Visit) -> tuple[int, Answer]:
 
 
 async def create_key(desk: AdminDesk, ask: Visit) -> tuple[int, Answer]:
-    """Issue a key: the one answer that has its secret."""
-    entry = entry_of(ask.body)
+    """Issue a key: the one answer that has its secret, and says what came of the defaults."""
+    entry, given = with_defaults(ask.body, desk.defaults())
+    if any(entry.id == each.id for each in desk.configured()):
+        entry, given = entry_of(ask.body), ()  # what it may do stands in the file
     secret = await _thread(partial(desk.store.create, entry, ask.actor))
-    return 201, {"key": shown(await _row(desk, entry.id)), "secret": secret}
+    key = shown(await _row(desk, entry.id))
+    return 201, {"key": key, "secret": secret, "defaulted": list(given)}
 
 
 async def get_key(desk: AdminDesk, ask: Visit) -> tuple[int, Answer]:

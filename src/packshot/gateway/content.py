@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.gateway.batcher import Batcher
+from packshot.ledger.private import make_private_folder
 
 __all__ = ["Content", "ContentLog", "read_contents"]
 
@@ -81,7 +82,7 @@ class ContentLog:
         today: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folder(folder)
         except OSError as error:
             raise OutputError(f"{folder}: {error}: the content log is kept there") from error
         self._folder, self._key, self._days = folder, key.encode(), days

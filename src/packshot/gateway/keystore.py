@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import hmac
-import os
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,8 +33,14 @@ from packshot.core.errors import (
     unknown_name,
 )
 from packshot.gateway.access import Hasher, Issued, new_secret
-from packshot.gateway.virtual_key import VirtualKey, VirtualKeyEntry, virtual_key_of
+from packshot.gateway.virtual_key import (
+    DefaultsEntry,
+    VirtualKey,
+    VirtualKeyEntry,
+    virtual_key_of,
+)
 from packshot.ledger.leases import create_tables
+from packshot.ledger.private import make_private_file, make_private_folder
 from packshot.ledger.stores.database import Database, Row, Transaction
 
 __all__ = [
@@ -46,6 +51,7 @@ __all__ = [
     "entry_of",
     "open_key_store",
     "settings_of",
+    "with_defaults",
 ]
 
 POLL_S = 0.5
@@ -142,8 +148,8 @@ def open_key_store(url: str, hasher: Hasher, clock: Clock = wall_us) -> KeyStore
 
         path = Path(url).with_name("keys.db")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_CLOEXEC, 0o600))
+            make_private_folder(path.parent)
+            make_private_file(path)
         except OSError as error:
             raise LedgerUnavailable(f"cannot make {path}: {error.strerror}") from error
         database = LeaseFile(path)
@@ -440,6 +446,25 @@ def entry_of(settings: Mapping[str, Any]) -> VirtualKeyEntry:
         return msgspec.convert(dict(settings), VirtualKeyEntry)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"not a virtual key: {error}") from error
+
+
+def with_defaults(
+    settings: Mapping[str, Any], defaults: DefaultsEntry
+) -> tuple[VirtualKeyEntry, tuple[str, ...]]:
+    """Return the entry of such settings, and what it got of the defaults ("budget", "limits").
+
+    What is named is as it is named: a budget of None, or limits that are empty, are none.
+
+    Raises:
+        InvalidRequest: see `entry_of`.
+    """
+    entry = entry_of(settings)
+    given: dict[str, Any] = {}
+    if "budget" not in settings and defaults.budget is not None:
+        given["budget"] = defaults.budget
+    if "limits" not in settings and defaults.limits != entry.limits:
+        given["limits"] = defaults.limits
+    return dataclasses.replace(entry, **given), tuple(given)
 
 
 def _check_names(settings: Mapping[str, Any], names: Sequence[str]) -> None:

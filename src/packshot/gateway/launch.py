@@ -91,6 +91,7 @@ def admin_of(app: run.Application, path: Path) -> ASGIApp:
             lambda: health_of(app.gateway.plan),
             reload,
             app.telemetry.page,
+            lambda: app.gateway.settings.access.defaults,
         )
     )
 

@@ -20,6 +20,7 @@ import msgspec
 from packshot.core.errors import OutputError
 from packshot.gateway.names import METRICS, OTHER, WORKERS, Metric
 from packshot.ledger.names import labelled
+from packshot.ledger.private import make_private_folder, write_private
 
 __all__ = [
     "CONTENT_TYPE",
@@ -74,7 +75,7 @@ def begin(folder: Path) -> None:
         OutputError: the folder cannot be used.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private_folder(folder)
         for old in folder.glob(f"*{SUFFIX}"):
             old.unlink()
     except OSError as error:
@@ -88,7 +89,7 @@ def write(folder: Path, worker: str, snapshot: Snapshot) -> None:
         OSError: it cannot be written; the one before is untouched.
     """
     beside = folder / f".{worker}.{os.getpid()}"
-    beside.write_bytes(msgspec.msgpack.encode(_flat(snapshot)))
+    write_private(beside, msgspec.msgpack.encode(_flat(snapshot)))
     beside.replace(folder / f"{worker}{SUFFIX}")
 
 

@@ -25,6 +25,7 @@ from packshot.gateway.names import FIRST_SECONDS, OTHER, OVERHEAD_SECONDS, SECON
 from packshot.gateway.plan import Plan, Target
 from packshot.gateway.settings import GatewaySettings
 from packshot.gateway.snapshots import Labels, Snapshot, add_up, merge, page, read, write
+from packshot.ledger.private import make_private_folder
 from packshot.providers.base import FailureKind
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class Telemetry:
             self._content = ContentLog(settings.content_folder, key, days, self.worker)
         self._folder = folder / "metrics"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private_folder(self._folder)
         except OSError as error:
             raise OutputError(f"{self._folder}: {error}: metrics are kept there") from error
         self._base = read(self._folder, self.worker) or self._base

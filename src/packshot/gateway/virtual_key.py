@@ -21,6 +21,7 @@ __all__ = [
     "SHORTEST_SECRET",
     "AccessEntry",
     "BudgetEntry",
+    "DefaultsEntry",
     "LimitEntry",
     "Network",
     "VirtualKey",
@@ -147,17 +148,30 @@ class VirtualKeyEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class DefaultsEntry:
+    """What a virtual key gets that is issued without a budget, or without limits; None: none.
+
+    So what a stolen or forgotten key can cost has a bound.
+    """
+
+    budget: BudgetEntry | None = field(default_factory=lambda: BudgetEntry(Decimal(10), "month"))
+    limits: LimitEntry = LimitEntry(300, 500_000)
+
+
+@dataclass(frozen=True, slots=True)
 class AccessEntry:
     """Who may call the gateway.
 
     ``pepper`` is what secrets are hashed with, the same on all replicas; without it, the file
-    ``pepper_file`` (made where it is missing). ``admin_secret`` opens the admin API.
+    ``pepper_file`` (made where it is missing). ``admin_secret`` opens the admin API. ``defaults``
+    are for keys that are issued, not for those that stand in the file.
     """
 
     virtual_keys: tuple[VirtualKeyEntry, ...] = ()
     pepper: Secret = NO_SECRET
     pepper_file: Path = Path()
     admin_secret: Secret = NO_SECRET
+    defaults: DefaultsEntry = field(default_factory=DefaultsEntry)
 
     def __post_init__(self) -> None:
         """Refuse two keys of one name, and secrets that could be guessed."""

@@ -24,6 +24,7 @@ from packshot.core.errors import InvalidRequest, LedgerUnavailable, OutputError
 from packshot.core.money import EXACT, nanos_of
 from packshot.ledger.drain import locked
 from packshot.ledger.prices.rows import PriceRow
+from packshot.ledger.private import make_private_folder
 from packshot.ledger.records import Dimensions, Settled, Stamped
 from packshot.ledger.settings import Settings, StorageRow
 from packshot.ledger.stores.base import Store
@@ -198,7 +199,7 @@ def writing(journal: Path) -> Generator[None]:
         LedgerUnavailable: a drain has been writing for `WAIT_S`.
     """
     until = time.monotonic() + WAIT_S
-    journal.mkdir(parents=True, exist_ok=True)
+    make_private_folder(journal)
     while True:
         with locked(journal / "drain.lock") as alone:
             if alone:

@@ -25,6 +25,7 @@ from packshot.ledger.ledger import Ledger, Prices
 from packshot.ledger.periods import label_of
 from packshot.ledger.prices.book import Charge
 from packshot.ledger.prices.usage import usage_of
+from packshot.ledger.private import make_private_folder
 from packshot.ledger.records import Dimensions, Settled
 from packshot.ledger.reports.invoice import Corrector
 from packshot.ledger.reports.period import Period, where
@@ -85,7 +86,7 @@ def corrector(settings: Settings, store: TableStore, book: Prices) -> Generator[
         LedgerUnavailable: another run corrects at this moment, or a drain takes too long.
     """
     try:
-        settings.journal.mkdir(parents=True, exist_ok=True)
+        make_private_folder(settings.journal)
     except OSError as error:
         raise LedgerUnavailable(f"{settings.journal} cannot be made: {error}") from error
     with locked(settings.journal / "corrections.lock") as alone, _alone_in(store) as shared:

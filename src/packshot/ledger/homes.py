@@ -9,11 +9,11 @@ the other did. So each folder has a name of its own, which its workers carry.
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from pathlib import Path
 
 from packshot.core.errors import LedgerUnavailable
+from packshot.ledger.private import make_private_folder, write_private
 from packshot.ledger.settings import Settings
 
 __all__ = ["name_in"]
@@ -41,13 +41,10 @@ def _home(folder: Path) -> str:
     """Return the folder's own name; of several processes that make it at once, one wins."""
     path = folder / FILE
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private_folder(folder)
         made = folder / f".{FILE}.{secrets.token_hex(8)}"
         try:
-            with made.open("xb") as file:
-                file.write(secrets.token_hex(4).encode())
-                file.flush()
-                os.fsync(file.fileno())
+            write_private(made, secrets.token_hex(4).encode(), sync=True)
             with contextlib.suppress(FileExistsError):  # another process was faster
                 path.hardlink_to(made)
         finally:

@@ -124,7 +124,7 @@ class RealFiles:
         """Create what is missing of a folder's path, from the top down."""
         if not path.parent.is_dir():
             self.make_folder(path.parent)
-        path.mkdir(exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
         self.sync_folder(path.parent)  # also where it is there: who made it may have died before
 
     @staticmethod

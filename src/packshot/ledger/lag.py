@@ -19,6 +19,7 @@ import msgspec
 from packshot.core.clock import SECOND_US
 from packshot.core.errors import LedgerUnavailable
 from packshot.ledger.frames import scan
+from packshot.ledger.private import write_private
 from packshot.ledger.records import Settled
 
 __all__ = ["SAMPLE", "Cursor", "Lag", "lag_of", "write_cursor"]
@@ -80,7 +81,7 @@ def write_cursor(folder: Path, offsets: Mapping[Path, int], damaged: Iterable[Pa
         tuple(sorted(map(name_of, damaged))),
     )
     fresh = folder / f"{NAME}.new"
-    fresh.write_bytes(msgspec.json.encode(cursor))
+    write_private(fresh, msgspec.json.encode(cursor))
     fresh.replace(folder / NAME)
 
 

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from packshot.core.errors import LedgerCorrupt, OutputError
+from packshot.ledger.private import make_private_file
 from packshot.ledger.stores import open_store
 from packshot.ledger.stores.database import Database, Transaction
 from packshot.ledger.stores.migrations import apply_all, drop_all, migrate
@@ -32,7 +33,7 @@ def backup(store: TableStore, file: Path) -> int:
     part = file.with_name(f".{file.name}.part")
     try:
         _forget(part)
-        part.touch()
+        make_private_file(part)
         if isinstance(store.database, SqliteDatabase):
             store.database.copy_to(part)
         else:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from packshot.core.errors import LedgerCorrupt, LedgerUnavailable
+from packshot.ledger.private import make_private_file
 from packshot.ledger.stores.database import Row, Table, Transaction
 
 __all__ = ["SqliteDatabase"]
@@ -51,6 +52,8 @@ class SqliteDatabase:
         self._writer: sqlite3.Connection | None = None
         with self._errors():
             if not read_only:
+                with suppress(OSError):  # SQLite says better why it cannot be
+                    make_private_file(self.path)
                 self._writer = self._connect("rwc")
                 self._set_up(self._writer)
             self._reader = self._connect("ro")
