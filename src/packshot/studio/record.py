@@ -27,11 +27,21 @@ from packshot.studio.original import Source
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Maker", "Record", "code_mark", "library_versions", "metadata", "read_record"]
+__all__ = [
+    "Maker",
+    "Making",
+    "Record",
+    "code_mark",
+    "library_versions",
+    "metadata",
+    "read_making",
+    "read_record",
+]
 
 KEY = "packshot"
 EXIF_IFD, USER_COMMENT, DESCRIPTION, SOFTWARE = 0x8769, 0x9286, 0x010E, 0x0131  # EXIF 2.32
 ASCII = b"ASCII\0\0\0"  # the character code that opens an EXIF user comment
+MAX_CONTENT = 60_000  # bytes; EXIF as a whole holds 65,533
 LIBRARIES = ("torch", "numpy", "pillow")
 
 
@@ -78,6 +88,27 @@ class Record:
     source: Source | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Making:
+    """How a recipe made a picture: every parameter of every step, and what the steps found.
+
+    ``recipe`` is `Recipe.facts`; ``photo`` the SHA-256 of the customer's file, "" without one;
+    ``render`` the record of what the engine made, None where it made nothing. What it cost is in
+    the ledger, under the picture's id, and in the manifest: times differ, and the same picture is
+    to be the same file.
+    """
+
+    recipe: Mapping[str, Any]
+    brief: str
+    caption: str
+    seed: int
+    photo: str
+    facts: Mapping[str, Any]
+    render: Record | None
+    code: Maker
+    format: int = 2
+
+
 @lru_cache(maxsize=1)
 def code_mark() -> Maker:
     """Return the version of packshot and a fingerprint of the source that decides a picture's bits.
@@ -104,15 +135,25 @@ def library_versions() -> dict[str, str]:
     return found
 
 
-def metadata(image_format: str, record: Record | None, description: str) -> Mapping[str, Any]:
+def metadata(
+    image_format: str, record: Record | Making | None, description: str
+) -> Mapping[str, Any]:
     """Return Pillow's ``save`` arguments that put ``record`` into a PNG, JPEG or WEBP file.
 
     A file that is more than one render (a contact sheet) has None, and its ``description`` alone.
+
+    Raises:
+        InvalidRequest: the record is longer than EXIF has room for.
     """
     from PIL.Image import Exif
     from PIL.PngImagePlugin import PngInfo
 
     content = json.dumps(msgspec.to_builtins(record), separators=(",", ":")) if record else ""
+    if len(content) > MAX_CONTENT:
+        raise InvalidRequest(
+            f"the record of how the picture was made has {len(content)} bytes, more than the "
+            f"{MAX_CONTENT} that a file has room for: its steps note too much in `facts`"
+        )
     software = f"packshot {packshot.__version__}"
     if image_format == "PNG":
         info = PngInfo()
@@ -143,11 +184,32 @@ def read_record(path: Path) -> Record:
             "or a program that rewrote it dropped its metadata"
         )
     try:
+        if "recipe" in (made := msgspec.json.decode(content, type=dict[str, Any])):
+            raise InvalidRequest(
+                f"{path} was made by the recipe {made['recipe'].get('name')!r}, not by `packshot "
+                "render`: run the recipe again, with the same photo, brief and seed"
+            )
         return msgspec.json.decode(content, type=Record)
     except msgspec.MsgspecError as error:
         raise InvalidRequest(
             f"the record in {path} is not one of a single render: {error}"
         ) from error
+
+
+def read_making(path: Path) -> Making:
+    """Return how the recipe made the picture at ``path``.
+
+    Raises:
+        OutputError: the file cannot be read, or is not a picture.
+        InvalidRequest: no recipe made it.
+    """
+    content = _content(path)
+    if content is None:
+        raise InvalidRequest(f"{path} carries no packshot record; no recipe made it")
+    try:
+        return msgspec.json.decode(content, type=Making)
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"the record in {path} is not one of a recipe: {error}") from error
 
 
 def _content(path: Path) -> bytes | None:
