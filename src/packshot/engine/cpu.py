@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from packshot.engine.networks.blocks import Upsample
+from packshot.engine.networks.blocks import Upsample, phased
 
 __all__ = ["PackedConv2d", "PhasedUpsample", "prepare"]
 
@@ -69,15 +69,14 @@ class PackedConv2d(nn.Module):
 class PhasedUpsample(nn.Module):
     """Doubling and a 3x3 convolution as one 2x2 convolution for each of the four output phases.
 
-    Of the three taps along an axis two always fall on the same source pixel: on one side for even
-    outputs, on the other for odd ones. Four taps for nine.
+    See `networks.blocks.phased`.
     """
 
     def __init__(self, upsample: Upsample) -> None:
         super().__init__()
         conv = upsample.conv
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
-        weight = _phases(_phases(conv.weight.detach(), dim=2), dim=3)
+        weight = phased(conv.weight.detach())
         self.channels = conv.out_channels
         phased = nn.Conv2d(conv.in_channels, len(weight), 2, padding=1, device="meta")
         phased.weight = nn.Parameter(weight, requires_grad=False)
@@ -99,11 +98,3 @@ class PhasedUpsample(nn.Module):
             for j in (0, 1):
                 out[:, :, i::2, j::2] = phases[:, j, i, :, i : i + h, j : j + w]
         return out
-
-
-def _phases(weight: Tensor, dim: int) -> Tensor:
-    """Return [2 * n, ...] with two taps along ``dim`` of [n, ...] with three: even, then odd."""
-    before, middle, after = weight.unbind(dim)
-    even = torch.stack([before, middle + after], dim)
-    odd = torch.stack([before + middle, after], dim)
-    return torch.cat([even, odd])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Downsample", "ResnetBlock", "Upsample"]
+__all__ = ["Downsample", "ResnetBlock", "Upsample", "phased"]
 
 
 class ResnetBlock(nn.Module):
@@ -58,3 +59,22 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, height: int, width: int) -> Tensor:
         """Map [B,C,h,w] to [B,C,height,width]."""
         return self.conv(F.interpolate(x, size=(height, width), mode="nearest"))
+
+
+def phased(weight: Tensor) -> Tensor:
+    """Return the weights [4*O,I,2,2] that do to a map what doubling it and ``weight`` [O,I,3,3] do.
+
+    Of the three taps along an axis two always fall on the same source pixel: on one side for even
+    outputs, on the other for odd ones. So four taps serve for nine, once for each of the phases: of
+    an output in column 2x+j and row 2y+i, which is channel (2j+i)*O … of pixel (y+i, x+j), where the
+    convolution pads by 1.
+    """
+    return _split(_split(weight, dim=2), dim=3)
+
+
+def _split(weight: Tensor, dim: int) -> Tensor:
+    """Return [2*n, ...] with two taps along ``dim`` of [n, ...] with three: even, then odd."""
+    before, middle, after = weight.unbind(dim)
+    even = torch.stack([before, middle + after], dim)
+    odd = torch.stack([before + middle, after], dim)
+    return torch.cat([even, odd])

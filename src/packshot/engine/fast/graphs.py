@@ -1,0 +1,170 @@
+"""Captured graphs: one per shape, each a fixed sequence of kernels on buffers of its own.
+
+A step's graph reads the row of its coefficients by an index that lies on the device, so that the
+same graph serves any number of steps, any sampler, and each picture's own guidance; between two
+steps the host may look, show or stop.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from packshot.engine.fast.unet import FastUNet
+    from packshot.engine.samplers import Plan
+
+__all__ = ["WINDOW", "Captured", "Graphs", "Shape", "StepGraph"]
+
+WINDOW = 128
+"""Steps whose coefficients and shifts lie on the device at a time; more are loaded as they come."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a step's graph is captured for; ``height`` and ``width`` are those of the latents."""
+
+    pictures: int
+    height: int
+    width: int
+    guided: bool = True
+    noisy: bool = False
+
+    @property
+    def rows(self) -> int:
+        """How many the network sees at once."""
+        return self.pictures * (2 if self.guided else 1)
+
+
+class Advance(Protocol):
+    """`reference.advance`."""
+
+    def __call__(
+        self, latents: Tensor, clean: Tensor, output: Tensor, network_in: Tensor,
+        noise: Tensor | None, table: Tensor, index: Tensor, guidance: Tensor | None,
+    ) -> None: ...  # fmt: skip
+
+
+class Captured:
+    """A function without arguments as a graph; on a CPU, or with graphs off, just the function."""
+
+    def __init__(self, run: Callable[[], None], device: torch.device, pool: object | None) -> None:
+        self._run = run
+        self._graph: torch.cuda.CUDAGraph | None = None
+        if pool is None or device.type != "cuda":
+            return
+        stream = torch.cuda.Stream(device)
+        stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(stream):
+            for _ in range(2):  # lets libraries choose and kernels compile before the capture
+                run()
+        torch.cuda.current_stream(device).wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]
+            run()
+        self._graph = graph
+
+    def __call__(self) -> None:
+        """Run, or queue the graph."""
+        if self._graph is None:
+            self._run()
+        else:
+            self._graph.replay()
+
+
+class StepGraph:
+    """One step of a render of ``shape``, on buffers that a request's numbers are copied into."""
+
+    def __init__(
+        self, unet: FastUNet, advance: Advance, shape: Shape, device: torch.device, pool: object | None
+    ) -> None:
+        self.shape = shape
+        self._unet = unet
+        self._advance = advance
+        pixels, dtype = shape.height * shape.width, unet.dtype
+
+        def made(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        self.latents = made(shape.pictures, pixels, 4)
+        self.clean = torch.zeros_like(self.latents)
+        self.noise = made(shape.pictures, pixels, 4) if shape.noisy else None
+        self.guidance = made(shape.pictures) if shape.guided else None
+        self.network_in = made(shape.rows, pixels, 4, dtype=dtype)
+        self.shifts = made(WINDOW, shape.rows, sum(unet.widths), dtype=dtype)
+        self.table = made(WINDOW, 8)
+        self.index = made(1, dtype=torch.int32)
+        self.kv = made(shape.rows, unet.text_length, len(unet.kv_weight), dtype=dtype)
+        self._captured = Captured(self._step, device, pool)
+
+    def _step(self) -> None:
+        shape = self.shape
+        shifts = self.shifts.index_select(0, self.index)[0]
+        output = self._unet(
+            self.network_in, (shape.height, shape.width), shifts, self._unet.split_kv(self.kv)
+        )
+        self._advance(
+            self.latents, self.clean, output, self.network_in, self.noise, self.table, self.index,
+            self.guidance,
+        )  # fmt: skip
+        self.index.add_(1)
+
+    def start(self, latents: Tensor, scale: Tensor) -> None:
+        """Begin with ``latents`` [n,4,h,w] fp32; ``scale`` is that of the first step's input."""
+        self.latents.copy_(latents.flatten(2).transpose(1, 2))
+        self.clean.zero_()
+        scaled = self.latents * scale
+        self.network_in.copy_(torch.cat([scaled, scaled]) if self.shape.guided else scaled)
+
+    def load(self, table: Tensor, shifts: Tensor) -> None:
+        """Load the next steps, at most WINDOW: ``table`` [S,8], ``shifts`` [S,rows,E]."""
+        self.table[: len(table)].copy_(table)
+        self.shifts[: len(shifts)].copy_(shifts)
+        self.index.zero_()
+
+    def step(self) -> None:
+        """Queue one step."""
+        self._captured()
+
+    def picture(self, buffer: Tensor) -> Tensor:
+        """Return ``latents`` or ``clean`` as [n,4,h,w], a copy."""
+        shape = self.shape
+        return buffer.transpose(1, 2).reshape(shape.pictures, 4, shape.height, shape.width).clone()
+
+
+def table_of(plan: Plan) -> Tensor:
+    """Return [steps,8] for `reference.advance`: a step's seven numbers, then the next one's scale."""
+    rows = [
+        torch.stack([s.scale, s.skip, s.out, s.keep, s.now, s.before, s.noise]) for s in plan.steps
+    ]
+    table = torch.stack(rows)
+    following = torch.cat([table[1:, 0], table.new_ones(1)])
+    return torch.cat([table, following[:, None]], dim=1).float()
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Graphs(OrderedDict[K, V]):
+    """At most ``limit`` graphs, the least recently used of which goes first."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def of(self, key: K, make: Callable[[], V]) -> V:
+        """Return the graph of ``key``, made now if it is not there."""
+        if key in self:
+            self.move_to_end(key)
+            return self[key]
+        while len(self) >= self.limit:
+            self.popitem(last=False)
+        self[key] = make()
+        return self[key]

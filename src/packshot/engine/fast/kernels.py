@@ -1,0 +1,484 @@
+"""The operations of `reference` as Triton kernels. Imported where there is a GPU, and in its tests.
+
+Memory moves once where it can: the sums of a normalisation are taken where its input is written,
+and what a normalisation does to a channel is a number times plus a number, applied with SiLU in one
+pass. Nothing adds in an order that changes from run to run: there are no atomic additions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from packshot.engine.fast.reference import FP8, FP8_MAX, Affine, GroupNorm
+
+__all__ = [
+    "advance",
+    "affine",
+    "attend_text",
+    "geglu",
+    "group_norm",
+    "interleave",
+    "join",
+    "layer_norm",
+    "softmax",
+    "to_uint8",
+]
+
+SPLITS = 256  # strips of a feature map at most, whose sums are merged
+LANES = 64  # channels that one program of a feature map handles: 128 bytes of a row in bf16
+
+
+# ---------------------------------------------------------------- feature maps
+
+
+@triton.jit
+def _joined(x, add, bias, skip, row, inside, cols, C, CS, HAS_ADD: tl.constexpr,
+            HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr):  # fmt: skip
+    """Return a tile of ``x`` + ``add`` + ``bias`` beside ``skip``, in the type of ``x``."""
+    own = inside & (cols < C)[None, :]
+    value = tl.load(x + row * C + cols[None, :], mask=own, other=0.0)
+    if HAS_ADD or HAS_BIAS:
+        total = value.to(tl.float32)
+        if HAS_ADD:
+            total += tl.load(add + row * C + cols[None, :], mask=own, other=0.0).to(tl.float32)
+        if HAS_BIAS:
+            total += tl.load(bias + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
+        value = total.to(value.dtype)
+    if HAS_SKIP:
+        beside = inside & (cols >= C)[None, :]
+        other = tl.load(skip + row * CS + (cols - C)[None, :], mask=beside, other=0.0)
+        value = tl.where((cols < C)[None, :], value, other)
+    return value
+
+
+@triton.jit
+def _join(x, add, bias, skip, out, P, C, CS, HAS_ADD: tl.constexpr, HAS_BIAS: tl.constexpr,
+          HAS_SKIP: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr):  # fmt: skip
+    b, rows = tl.program_id(2), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * LANES + tl.arange(0, LANES)
+    row = (b * P + rows).to(tl.int64)[:, None]
+    inside = (rows < P)[:, None] & (cols < C + CS)[None, :]
+    value = _joined(x, add, bias, skip, row, inside, cols, C, CS, HAS_ADD, HAS_BIAS, HAS_SKIP)
+    tl.store(out + row * (C + CS) + cols[None, :], value, mask=inside)
+
+
+def join(x: Tensor, add: Tensor | None, bias: Tensor | None, skip: Tensor | None = None) -> Tensor:
+    """As `reference.join`."""
+    b, p, c = x.shape
+    beside = 0 if skip is None else skip.shape[-1]
+    out = torch.empty((b, p, c + beside), dtype=x.dtype, device=x.device)
+    rows = 64
+    grid = (triton.cdiv(p, rows), triton.cdiv(c + beside, LANES), b)
+    _join[grid](
+        x, x if add is None else add, x if bias is None else bias, x if skip is None else skip, out,
+        p, c, beside, add is not None, bias is not None, skip is not None, rows, LANES, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _sums(x, add, bias, skip, out, sums, P, C, CS, SPLITS, HAS_ADD: tl.constexpr,
+          HAS_BIAS: tl.constexpr, HAS_SKIP: tl.constexpr, ROWS: tl.constexpr, TURNS: tl.constexpr,
+          LANES: tl.constexpr):  # fmt: skip
+    """Join, and the sums and sums of squares of a strip of rows.
+
+    They are those of the differences to the strip's first row, so that nothing cancels.
+    """
+    split, b = tl.program_id(0), tl.program_id(2)
+    cols = tl.program_id(1) * LANES + tl.arange(0, LANES)
+    there = cols < C + CS
+    start = split * ROWS * TURNS
+    total = tl.zeros([LANES], tl.float32)
+    squares = tl.zeros([LANES], tl.float32)
+    pivot = tl.zeros([LANES], tl.float32)
+    for turn in tl.range(TURNS, num_stages=3):
+        rows = start + turn * ROWS + tl.arange(0, ROWS)
+        inside = (rows < P)[:, None] & there[None, :]
+        row = (b * P + rows).to(tl.int64)[:, None]
+        value = _joined(x, add, bias, skip, row, inside, cols, C, CS, HAS_ADD, HAS_BIAS, HAS_SKIP)
+        if HAS_ADD or HAS_BIAS or HAS_SKIP:
+            tl.store(out + row * (C + CS) + cols[None, :], value, mask=inside)
+        value = value.to(tl.float32)
+        if turn == 0:
+            pivot = tl.sum(tl.where((rows == start)[:, None], value, 0.0), 0)
+        value = tl.where(inside, value - pivot[None, :], 0.0)
+        total += tl.sum(value, 0)
+        squares += tl.sum(value * value, 0)
+    into = sums + ((b * SPLITS + split) * 3).to(tl.int64) * (C + CS) + cols
+    tl.store(into, pivot, mask=there)
+    tl.store(into + C + CS, total, mask=there)
+    tl.store(into + 2 * (C + CS), squares, mask=there)
+
+
+@triton.jit
+def _merge(sums, weight, bias, shift, scale, offset, P, C, SPLITS, STRIP, EPS, SIZE: tl.constexpr,
+           HAS_SHIFT: tl.constexpr, WIDTH: tl.constexpr, TURNS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+    """The strips of one group, merged in their order (Chan, Golub & LeVeque 1983)."""
+    group, b = tl.program_id(0), tl.program_id(1)
+    lane = tl.arange(0, WIDTH)
+    cols = group * SIZE + lane
+    there = lane < SIZE
+    moved = tl.zeros([WIDTH], tl.float32)
+    if HAS_SHIFT:
+        moved = tl.load(shift + b * C + cols, mask=there, other=0.0).to(tl.float32)
+    mean_sum = tl.zeros([WIDTH], tl.float32)
+    for turn in range(TURNS):
+        split = turn * DEPTH + tl.arange(0, DEPTH)
+        mask = (split < SPLITS)[:, None] & there[None, :]
+        base = sums + ((b * SPLITS + split) * 3).to(tl.int64)[:, None] * C + cols[None, :]
+        count = tl.maximum(tl.minimum(P - split * STRIP, STRIP), 0).to(tl.float32)
+        pivot = tl.load(base, mask=mask, other=0.0)
+        total = tl.load(base + C, mask=mask, other=0.0)
+        mean_sum += tl.sum(tl.where(mask, pivot * count[:, None] + total, 0.0), 0)
+    mean = tl.sum(tl.where(there, mean_sum / P + moved, 0.0), 0) / SIZE
+    spread = tl.zeros([WIDTH], tl.float32)
+    for turn in range(TURNS):
+        split = turn * DEPTH + tl.arange(0, DEPTH)
+        mask = (split < SPLITS)[:, None] & there[None, :]
+        base = sums + ((b * SPLITS + split) * 3).to(tl.int64)[:, None] * C + cols[None, :]
+        count = tl.maximum(tl.minimum(P - split * STRIP, STRIP), 0).to(tl.float32)[:, None]
+        pivot = tl.load(base, mask=mask, other=0.0) + moved[None, :] - mean
+        total = tl.load(base + C, mask=mask, other=0.0)
+        squares = tl.load(base + 2 * C, mask=mask, other=0.0)
+        part = squares + 2 * pivot * total + count * pivot * pivot
+        spread += tl.sum(tl.where(mask, part, 0.0), 0)
+    rstd = tl.rsqrt(tl.sum(tl.where(there, spread, 0.0), 0) / (P * SIZE) + EPS)
+    by = tl.load(weight + cols, mask=there, other=0.0).to(tl.float32) * rstd
+    plus = tl.load(bias + cols, mask=there, other=0.0).to(tl.float32) + (moved - mean) * by
+    tl.store(scale + b * C + cols, by, mask=there)
+    tl.store(offset + b * C + cols, plus, mask=there)
+
+
+def group_norm(
+    x: Tensor,
+    norm: GroupNorm,
+    *,
+    add: Tensor | None = None,
+    bias: Tensor | None = None,
+    skip: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Affine]:
+    """As `reference.group_norm`."""
+    b, p, c = x.shape
+    beside = 0 if skip is None else skip.shape[-1]
+    joins = (add is not None, bias is not None, skip is not None)
+    width = c + beside
+    y = torch.empty((b, p, width), dtype=x.dtype, device=x.device) if any(joins) else x
+    rows, turns = 64, max(1, triton.next_power_of_2(p // (64 * SPLITS)))
+    splits = triton.cdiv(p, rows * turns)
+    sums = torch.empty((b, splits, 3, width), dtype=torch.float32, device=x.device)
+    _sums[(splits, triton.cdiv(width, LANES), b)](
+        x, x if add is None else add, x if bias is None else bias, x if skip is None else skip, y,
+        sums, p, c, beside, splits, *joins, rows, turns, LANES, num_warps=8,
+    )  # fmt: skip
+    out = torch.empty((2, b, width), dtype=torch.float32, device=x.device)
+    size = width // norm.groups
+    _merge[(norm.groups, b)](
+        sums, norm.weight, norm.bias, x if shift is None else shift, out[0], out[1], p, width,
+        splits, rows * turns, norm.eps, size, shift is not None, triton.next_power_of_2(size),
+        triton.cdiv(splits, 64), 64, num_warps=4,
+    )  # fmt: skip
+    return y, Affine(out[0], out[1])
+
+
+@triton.jit
+def _affine(x, scale, offset, out, P, C, SILU: tl.constexpr, ROWS: tl.constexpr,
+            LANES: tl.constexpr):  # fmt: skip
+    b, rows = tl.program_id(2), tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * LANES + tl.arange(0, LANES)
+    mask = (rows < P)[:, None] & (cols < C)[None, :]
+    at = (b * P + rows).to(tl.int64)[:, None] * C + cols[None, :]
+    by = tl.load(scale + b * C + cols, mask=cols < C, other=0.0)[None, :]
+    plus = tl.load(offset + b * C + cols, mask=cols < C, other=0.0)[None, :]
+    value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * by + plus
+    if SILU:
+        value = value * tl.sigmoid(value)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+def affine(x: Tensor, norm: Affine, *, silu: bool) -> Tensor:
+    """As `reference.affine`."""
+    b, p, c = x.shape
+    out = torch.empty_like(x)
+    rows = 64
+    grid = (triton.cdiv(p, rows), triton.cdiv(c, LANES), b)
+    _affine[grid](x, norm.scale, norm.offset, out, p, c, silu, rows, LANES, num_warps=4)
+    return out
+
+
+# ---------------------------------------------------------------- tokens
+
+
+@triton.jit
+def _layer_norm(x, add, shift, weight, bias, out, quant, M, C, EPS, HAS_ADD: tl.constexpr,
+                HAS_SHIFT: tl.constexpr, TO_FP8: tl.constexpr, LIMIT: tl.constexpr,
+                ROWS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.arange(0, WIDTH)
+    there = cols < C
+    mask = (rows < M)[:, None] & there[None, :]
+    at = rows.to(tl.int64)[:, None] * C + cols[None, :]
+    value = tl.load(x + at, mask=mask, other=0.0)
+    if HAS_ADD:
+        value = (value.to(tl.float32) + tl.load(add + at, mask=mask, other=0.0).to(tl.float32)).to(
+            x.dtype.element_ty
+        )
+        tl.store(x + at, value, mask=mask)
+    y = value.to(tl.float32)
+    if HAS_SHIFT:
+        y += tl.load(shift + cols, mask=there, other=0.0).to(tl.float32)[None, :]
+    mean = tl.sum(tl.where(mask, y, 0.0), 1) / C
+    centred = tl.where(mask, y - mean[:, None], 0.0)
+    rstd = tl.rsqrt(tl.sum(centred * centred, 1) / C + EPS)
+    by = tl.load(weight + cols, mask=there, other=0.0).to(tl.float32)[None, :]
+    plus = tl.load(bias + cols, mask=there, other=0.0).to(tl.float32)[None, :]
+    y = centred * rstd[:, None] * by + plus
+    if TO_FP8:
+        y = tl.clamp(y * tl.load(quant), -LIMIT, LIMIT)
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=mask)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    add: Tensor | None = None,
+    shift: Tensor | None = None,
+    quant: Tensor | None = None,
+) -> Tensor:
+    """As `reference.layer_norm`."""
+    m, c = x.shape
+    out = torch.empty((m, c), dtype=x.dtype if quant is None else FP8, device=x.device)
+    rows, width = 2, triton.next_power_of_2(c)
+    _layer_norm[(triton.cdiv(m, rows),)](
+        x, x if add is None else add, x if shift is None else shift, weight, bias, out,
+        x if quant is None else quant, m, c, eps, add is not None, shift is not None,
+        quant is not None, FP8_MAX, rows, width, num_warps=4 if width > 1024 else 2,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gelu(x):
+    """GELU (arXiv:1606.08415) with erf by Abramowitz & Stegun, 7.1.26: within 1.5e-7 of it."""
+    z = tl.abs(x) * 0.7071067811865476
+    t = 1.0 / (1.0 + 0.3275911 * z)
+    p = ((((1.061405429 * t - 1.453152027) * t) + 1.421413741) * t - 0.284496736) * t + 0.254829592
+    rest = p * t * tl.exp(-z * z)
+    return 0.5 * x * tl.where(x >= 0, 2.0 - rest, rest)
+
+
+@triton.jit
+def _geglu(x, weight, bias, out, scale, quant, M, N, K: tl.constexpr, HAS_SCALE: tl.constexpr,
+           TO_FP8: tl.constexpr, LIMIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+           BK: tl.constexpr, BAND: tl.constexpr):  # fmt: skip
+    """``x``, ``weight`` and ``out`` are tensor descriptors; BN counts values and gates."""
+    down, across = tl.cdiv(M, BM), tl.cdiv(2 * N, BN)
+    index = tl.program_id(0)
+    band = index // (BAND * across)  # bands of rows, so that the weights stay in the L2 cache
+    high = tl.minimum(down - band * BAND, BAND)
+    m = band * BAND + (index % (BAND * across)) % high
+    n = (index % (BAND * across)) // high
+    sums = tl.zeros([BM, BN], tl.float32)
+    for k in range(0, K, BK):
+        sums = tl.dot(x.load([m * BM, k]), weight.load([n * BN, k]).T, sums)
+    if HAS_SCALE:
+        sums *= tl.load(scale)
+    sums += tl.load(bias + n * BN + tl.arange(0, BN)).to(tl.float32)[None, :]
+    value, gate = tl.split(tl.reshape(sums, [BM, BN // 2, 2]))
+    y = value * _gelu(gate)
+    if TO_FP8:
+        y = tl.clamp(y * tl.load(quant), -LIMIT, LIMIT)
+    out.store([m * BM, n * (BN // 2)], y.to(out.dtype))
+
+
+def geglu(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    scale: Tensor | None = None,
+    quant: Tensor | None = None,
+    tiles: tuple[int, int, int, int, int] = (128, 256, 8, 4, 8),
+) -> Tensor:
+    """As `reference.geglu`, for K a multiple of 64 (fp8: 128) and N of 128.
+
+    ``tiles``: rows, columns, warps, stages, rows of tiles in a band.
+    """
+    m, k = x.shape
+    n = len(weight) // 2
+    out = torch.empty((m, n), dtype=bias.dtype if quant is None else FP8, device=x.device)
+    bm, bn, warps, stages, band = tiles
+    bk = 128 // x.element_size()
+    _geglu[(triton.cdiv(m, bm) * triton.cdiv(2 * n, bn),)](
+        TensorDescriptor.from_tensor(x, [bm, bk]), TensorDescriptor.from_tensor(weight, [bn, bk]),
+        bias, TensorDescriptor.from_tensor(out, [bm, bn // 2]), x if scale is None else scale,
+        x if quant is None else quant, m, n, k, scale is not None, quant is not None, FP8_MAX,
+        bm, bn, bk, band, num_warps=warps, num_stages=stages,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _attend_text(q, k, v, out, N, T, C, ROW, PICTURE, SCALE, HEAD: tl.constexpr, ROWS: tl.constexpr,
+                 WIDTH: tl.constexpr):  # fmt: skip
+    """A block of queries of one head to all keys, which fit into one tile."""
+    head, b = tl.program_id(1), tl.program_id(2)
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = head * HEAD + tl.arange(0, HEAD)
+    words = tl.arange(0, WIDTH)
+    at = (b * N + rows).to(tl.int64)[:, None] * C + cols[None, :]
+    text = b.to(tl.int64) * PICTURE + words[:, None] * ROW + cols[None, :]
+    there = (words < T)[:, None]
+    queries = tl.load(q + at, mask=(rows < N)[:, None], other=0.0)
+    scores = tl.dot(queries, tl.load(k + text, mask=there, other=0.0).T) * SCALE
+    scores = tl.where((words < T)[None, :], scores, -float("inf"))
+    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
+    total = tl.sum(weights, 1)
+    values = tl.load(v + text, mask=there, other=0.0)
+    y = tl.dot(weights.to(values.dtype), values) / total[:, None]
+    tl.store(out + at, y.to(out.dtype.element_ty), mask=(rows < N)[:, None])
+
+
+def attend_text(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """As `reference.attend_text`, for at most 128 words; ``k`` and ``v`` may be views."""
+    b, n, c = q.shape
+    out = torch.empty_like(q)
+    head = c // heads
+    rows = 128 if n >= 128 else 32
+    _attend_text[(triton.cdiv(n, rows), heads, b)](
+        q, k, v, out, n, k.shape[1], c, k.stride(1), k.stride(0), head**-0.5 * math.log2(math.e),
+        head, rows, triton.next_power_of_2(k.shape[1]), num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _interleave(phases, bias, out, H, W, C, ROWS: tl.constexpr, LANES: tl.constexpr):
+    b = tl.program_id(2)
+    pixel = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * LANES + tl.arange(0, LANES)
+    y, x = pixel // (2 * W), pixel % (2 * W)
+    i, j = y % 2, x % 2
+    source = (b * (H + 1) + y // 2 + i).to(tl.int64) * (W + 1) + x // 2 + j
+    mask = (pixel < 4 * H * W)[:, None] & (cols < C)[None, :]
+    value = tl.load(
+        phases + (source * 4 + 2 * j + i)[:, None] * C + cols[None, :], mask=mask, other=0.0
+    ).to(tl.float32)
+    value += tl.load(bias + cols, mask=cols < C, other=0.0).to(tl.float32)[None, :]
+    at = (b * 4 * H * W + pixel).to(tl.int64)[:, None] * C + cols[None, :]
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+def interleave(phases: Tensor, size: tuple[int, int], bias: Tensor) -> Tensor:
+    """As `reference.interleave`."""
+    (h, w), b, c = size, len(phases), phases.shape[-1] // 4
+    out = torch.empty((b, 4 * h * w, c), dtype=phases.dtype, device=phases.device)
+    rows = 64
+    grid = (triton.cdiv(4 * h * w, rows), triton.cdiv(c, LANES), b)
+    _interleave[grid](phases, bias, out, h, w, c, rows, LANES, num_warps=4)
+    return out
+
+
+# ---------------------------------------------------------------- the rest
+
+
+@triton.jit
+def _softmax(x, out, N: tl.constexpr, WIDTH: tl.constexpr):
+    """One row, read twice: once for its maximum and its sum, once to be written."""
+    row = tl.program_id(0).to(tl.int64) * N
+    top = tl.full([WIDTH], -float("inf"), tl.float32)
+    total = tl.zeros([WIDTH], tl.float32)
+    for at in range(0, N, WIDTH):
+        cols = at + tl.arange(0, WIDTH)
+        value = tl.load(x + row + cols, mask=cols < N, other=-float("inf"))
+        higher = tl.maximum(top, value)
+        total = total * tl.exp(tl.where(top == higher, 0.0, top - higher)) + tl.where(
+            cols < N, tl.exp(value - higher), 0.0
+        )
+        top = higher
+    peak = tl.max(top, 0)
+    norm = tl.sum(total * tl.exp(top - peak), 0)
+    for at in range(0, N, WIDTH):
+        cols = at + tl.arange(0, WIDTH)
+        value = tl.load(x + row + cols, mask=cols < N, other=-float("inf"))
+        tl.store(out + row + cols, (tl.exp(value - peak) / norm).to(out.dtype.element_ty), mask=cols < N)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """As `reference.softmax`."""
+    out = torch.empty(x.shape, dtype=torch.bfloat16, device=x.device)
+    width = min(4096, triton.next_power_of_2(x.shape[-1]))
+    _softmax[(x.numel() // x.shape[-1],)](x, out, x.shape[-1], width, num_warps=8)
+    return out
+
+
+@triton.jit
+def _to_uint8(x, out, N, SIZE: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    value = tl.load(x + at, mask=at < N, other=0.0).to(tl.float32) / 2 + 0.5
+    value = tl.clamp(value, 0.0, 1.0) * 255.0
+    whole = tl.floor(value)
+    rest = value - whole
+    odd = whole - 2 * tl.floor(whole / 2)  # halves go to the even neighbour, as torch rounds
+    up = (rest > 0.5) | ((rest == 0.5) & (odd == 1.0))
+    tl.store(out + at, (whole + tl.where(up, 1.0, 0.0)).to(tl.uint8), mask=at < N)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """As `reference.to_uint8`."""
+    out = torch.empty(x.shape, dtype=torch.uint8, device=x.device)
+    size = 1024
+    _to_uint8[(triton.cdiv(x.numel(), size),)](x, out, x.numel(), size, num_warps=4)
+    return out
+
+
+@triton.jit
+def _advance(latents, clean, output, network_in, noise, table, index, guidance, N, SIZE_1,
+             GUIDED: tl.constexpr, NOISY: tl.constexpr, SIZE: tl.constexpr):  # fmt: skip
+    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
+    there = at < N
+    step = table + tl.load(index) * 8
+    x = tl.load(latents + at, mask=there, other=0.0)
+    before = tl.load(clean + at, mask=there, other=0.0)
+    said = tl.load(output + at, mask=there, other=0.0).to(tl.float32)
+    if GUIDED:
+        told = tl.load(output + N + at, mask=there, other=0.0).to(tl.float32)
+        said += tl.load(guidance + at // SIZE_1, mask=there, other=0.0) * (told - said)
+    now = tl.load(step + 1) * x + tl.load(step + 2) * said
+    x = tl.load(step + 3) * x + tl.load(step + 4) * now + tl.load(step + 5) * before
+    if NOISY:
+        x += tl.load(step + 6) * tl.load(noise + at, mask=there, other=0.0)
+    tl.store(latents + at, x, mask=there)
+    tl.store(clean + at, now, mask=there)
+    scaled = (x * tl.load(step + 7)).to(network_in.dtype.element_ty)
+    tl.store(network_in + at, scaled, mask=there)
+    if GUIDED:
+        tl.store(network_in + N + at, scaled, mask=there)
+
+
+def advance(
+    latents: Tensor,
+    clean: Tensor,
+    output: Tensor,
+    network_in: Tensor,
+    noise: Tensor | None,
+    table: Tensor,
+    index: Tensor,
+    guidance: Tensor | None,
+) -> None:
+    """As `reference.advance`."""
+    size = 1024
+    _advance[(triton.cdiv(latents.numel(), size),)](
+        latents, clean, output, network_in, latents if noise is None else noise, table, index,
+        latents if guidance is None else guidance, latents.numel(), latents[0].numel(),
+        guidance is not None, noise is not None, size, num_warps=4,
+    )  # fmt: skip

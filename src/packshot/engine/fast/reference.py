@@ -1,0 +1,195 @@
+"""What the fused kernels compute, in torch: their specification, and their stand-in on a CPU.
+
+Feature maps are ``[B, P, C]``: P pixels, row by row, channels last. All sums are in fp32; what is
+written has the type of the input, unless an operation says otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = [
+    "FP8",
+    "FP8_MAX",
+    "Affine",
+    "GroupNorm",
+    "advance",
+    "affine",
+    "attend_text",
+    "geglu",
+    "group_norm",
+    "interleave",
+    "join",
+    "layer_norm",
+    "softmax",
+    "to_fp8",
+    "to_uint8",
+]
+
+FP8 = torch.float8_e4m3fn
+FP8_MAX = 448.0
+
+
+class Affine(NamedTuple):
+    """A group normalisation as what it does to each channel: ``scale`` and ``offset``, fp32 [B,C]."""
+
+    scale: Tensor
+    offset: Tensor
+
+
+class GroupNorm(NamedTuple):
+    """The parameters of a group normalisation: ``weight`` and ``bias`` [C]."""
+
+    weight: Tensor
+    bias: Tensor
+    groups: int
+    eps: float
+
+
+def join(x: Tensor, add: Tensor | None, bias: Tensor | None, skip: Tensor | None = None) -> Tensor:
+    """Return [B,P,C (+ C of skip)]: ``x`` + ``add`` + ``bias`` [C], and beside them ``skip``."""
+    y = x.float()
+    if add is not None:
+        y = y + add.float()
+    if bias is not None:
+        y = y + bias.float()
+    y = y.to(x.dtype)
+    return y if skip is None else torch.cat([y, skip], dim=-1)
+
+
+def group_norm(
+    x: Tensor,
+    norm: GroupNorm,
+    *,
+    add: Tensor | None = None,
+    bias: Tensor | None = None,
+    skip: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Affine]:
+    """Join as `join` does, and return that and what GroupNorm (arXiv:1803.08494) does to it.
+
+    ``shift`` [B,C] is added before the norm, and is part of the affine. Where there is nothing to
+    join, ``x`` itself is returned.
+    """
+    if add is not None or bias is not None or skip is not None:
+        x = join(x, add, bias, skip)
+    b, p, c = x.shape
+    size = c // norm.groups
+    y = x.float() if shift is None else x.float() + shift.float()[:, None]
+    variance, mean = torch.var_mean(y.reshape(b, p, norm.groups, size), dim=(1, 3), correction=0)
+    scale = (variance + norm.eps).rsqrt().repeat_interleave(size, dim=1) * norm.weight.float()
+    offset = norm.bias.float() - mean.repeat_interleave(size, dim=1) * scale
+    return x, Affine(scale, offset if shift is None else offset + shift.float() * scale)
+
+
+def affine(x: Tensor, norm: Affine, *, silu: bool) -> Tensor:
+    """Return ``x`` * scale + offset, through SiLU if asked."""
+    y = x.float() * norm.scale[:, None] + norm.offset[:, None]
+    return (F.silu(y) if silu else y).to(x.dtype)
+
+
+def layer_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    *,
+    add: Tensor | None = None,
+    shift: Tensor | None = None,
+    quant: Tensor | None = None,
+) -> Tensor:
+    """Add ``add`` to ``x`` [M,C] in place, and return the LayerNorm of that plus ``shift`` [C].
+
+    With ``quant``, an fp32 scalar, the result is fp8 (e4m3, saturating): times ``quant``.
+    """
+    if add is not None:
+        x += add
+    y = x.float() if shift is None else x.float() + shift.float()
+    y = F.layer_norm(y, x.shape[-1:], weight.float(), bias.float(), eps)
+    return to_fp8(y, quant) if quant is not None else y.to(x.dtype)
+
+
+def geglu(
+    x: Tensor, weight: Tensor, bias: Tensor, *, scale: Tensor | None = None, quant: Tensor | None = None
+) -> Tensor:
+    """Return value * gelu(gate) [M,N], both of them products of ``x`` [M,K] (arXiv:2002.05202).
+
+    The rows of ``weight`` [2N,K] and ``bias`` [2N] alternate: a value's, its gate's. fp8 ``x`` and
+    ``weight`` come with the fp32 scalar ``scale`` that undoes both their scales. With ``quant`` the
+    result is fp8 too.
+    """
+    y = x.float() @ weight.float().T
+    y = (y if scale is None else y * scale) + bias.float()
+    out = y[:, 0::2] * F.gelu(y[:, 1::2])
+    return to_fp8(out, quant) if quant is not None else out.to(bias.dtype)
+
+
+def attend_text(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Return the attention [B,N,C] of ``q`` [B,N,C] to a text's ``k`` and ``v`` [B,T,C]."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def interleave(phases: Tensor, size: tuple[int, int], bias: Tensor) -> Tensor:
+    """Return the map [B,4hw,C] whose even and odd rows and columns lie apart in ``phases``.
+
+    ``phases`` [B,(h+1)(w+1),4C]: channels (2j+i)*C … of pixel (y+i, x+j) are pixel (2y+i, 2x+j).
+    ``size`` is (h, w); ``bias`` [C] is added.
+    """
+    (h, w), b, c = size, len(phases), phases.shape[-1] // 4
+    split = phases.view(b, h + 1, w + 1, 2, 2, c)
+    out = phases.new_empty((b, h, 2, w, 2, c))
+    for i in (0, 1):
+        for j in (0, 1):
+            out[:, :, i, :, j] = split[:, i : i + h, j : j + w, j, i].float() + bias.float()
+    return out.view(b, 4 * h * w, c)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Return the softmax over the last dimension of fp32 scores, as bf16."""
+    return x.softmax(dim=-1).to(torch.bfloat16)
+
+
+def to_uint8(x: Tensor) -> Tensor:
+    """Return levels 0 … 255 of pixels about [-1,1], clamped and rounded."""
+    return ((x.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def to_fp8(x: Tensor, quant: Tensor) -> Tensor:
+    """Return ``x`` * ``quant`` in e4m3 (arXiv:2209.05433), its ends saturating."""
+    return (x.float() * quant).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+
+
+def advance(
+    latents: Tensor,
+    clean: Tensor,
+    output: Tensor,
+    network_in: Tensor,
+    noise: Tensor | None,
+    table: Tensor,
+    index: Tensor,
+    guidance: Tensor | None,
+) -> None:
+    """Take one step in place: of ``latents`` and ``clean`` [n,P,4] fp32, into ``network_in``.
+
+    ``output`` is the network's: [n,P,4], or with ``guidance`` [n] first the rows without the prompt
+    and then those with it. ``table`` [steps,8] has a `samplers.Step` in each row and then the scale
+    of the next step's input; ``index`` [1] int32 is the row. ``noise`` [n,P,4] unit normals.
+    """
+    scale = table[int(index)]
+    said = output.float()
+    if guidance is not None:
+        without, told = said.chunk(2)
+        said = without + guidance[:, None, None] * (told - without)
+    now = scale[1] * latents + scale[2] * said
+    new = scale[3] * latents + scale[4] * now + scale[5] * clean
+    if noise is not None:
+        new = new + scale[6] * noise
+    latents.copy_(new)
+    clean.copy_(now)
+    scaled = (new * scale[7]).to(network_in.dtype)
+    network_in.copy_(scaled if guidance is None else torch.cat([scaled, scaled]))
