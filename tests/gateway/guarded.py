@@ -33,6 +33,7 @@ providers:
     base_url: {two}/v1
     keys: [{value: env.KEY_A}]
     network: {retry: {max_retries: 1, backoff_initial_ms: 1, backoff_max_ms: 2}}
+  stability: {base_url: "{one}/v2beta", keys: [{value: env.KEY_A}]}
 routes:
   - {id: caption, primary: openai/gpt-4o-mini}
   - {id: hedged, primary: openai/gpt-4o-mini, hedge_after_ms: 20}
@@ -85,6 +86,8 @@ def upstream(there: World) -> int:
 def body_for(path: str) -> dict[str, Any]:
     if "messages" in path:
         return {**BODY, "model": "anthropic/claude-haiku-4-5", "max_tokens": 5}
+    if "images" in path:
+        return {"model": "stability/sd3.5-large", "prompt": "a red mug"}
     if "embeddings" in path:
         return {"model": "openai/text-embedding-3-small", "input": "a"}
     return {**BODY, "model": "gpt-4o-mini"} if path.startswith(PREFIX) else BODY

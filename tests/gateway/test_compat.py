@@ -98,7 +98,7 @@ def to_the_fakes(worker: Worker, there: World) -> None:
 
 @contextmanager
 def served(folder: Path, text: str) -> Iterator[World]:
-    fakes = {"openai": Settings(), "anthropic": Settings()}
+    fakes = {"openai": Settings(), "anthropic": Settings(), "stability": Settings()}
     there = World(folder, text + LEDGER, fakes, lambda worker: to_the_fakes(worker, there))
     there.start()
     try:
@@ -190,8 +190,10 @@ def test_what_is_not_built_yet_is_said(tmp_path: Path) -> None:
     (cache,) = plan_of(tmp_path, CAPTION).notes
     assert "semantic_cache" in cache
     assert "not built" in cache
-    (stability,) = plan_of(tmp_path, ROUTING).notes
-    assert "providers.stability" in stability
+    assert plan_of(tmp_path, ROUTING).notes == ()
+    (replicate,) = plan_of(tmp_path, ROUTING.replace("stability", "replicate")).notes
+    assert "providers.replicate is read but not built yet" in replicate
+    plan_of(tmp_path, ROUTING)
     settings = load_gateway(tmp_path / "packshot.yaml")
     assert settings.providers["stability"].keys[0].value == "value-of-STABILITY"
 
@@ -288,14 +290,21 @@ def test_the_named_route_retries_twice_from_100_ms_and_then_goes_to_anthropic(
         assert {entry.route for entry in there.booked()} == {"prompt-rewrite"}
 
 
-def test_the_cache_is_off_and_stability_is_told_to_be_missing(tmp_path: Path) -> None:
+def test_the_cache_is_off_and_stability_makes_pictures_alone(tmp_path: Path) -> None:
     with served(tmp_path, CAPTION) as there:
         for _ in range(2):
             assert ask(there, "gpt-4o-mini").status_code == 200
         assert len(there.fakes["openai"].truth) == 2
     with served(tmp_path, ROUTING) as there:
         answer = ask(there, "stability/sd3.5-large")
-        assert answer.status_code == 400
-        assert "not built yet" in answer.json()["error"]["message"]
-        assert not there.fakes["openai"].truth
-        assert not there.fakes["anthropic"].truth
+        assert answer.status_code == 404
+        assert "stability does not serve chat" in answer.json()["error"]["message"]
+        assert not any(fake.truth for fake in there.fakes.values())
+        body = {"model": "stability/sd3.5-large", "prompt": "a red mug"}
+        answer = http_post(f"{there.url}/v1/images/generations", json=body)
+        assert answer.status_code == 200
+        (truth,) = there.fakes["stability"].truth
+        assert (truth.path, truth.key) == (
+            "/v2beta/stable-image/generate/sd3",
+            "value-of-STABILITY",
+        )

@@ -40,6 +40,7 @@ OPEN = [200] * 8
 TABLE: dict[tuple[str, str], list[int]] = {
     ("POST", "/v1/chat/completions"): OPENAI,
     ("POST", "/v1/embeddings"): OPENAI,
+    ("POST", "/v1/images/generations"): OPENAI,
     ("POST", "/v1/messages"): CLAUDE,
     ("POST", "/v1/messages/count_tokens"): CLAUDE,
     ("POST", "/openai/v1/chat/completions"): OPENAI,

@@ -55,9 +55,9 @@ EPOCH = "1970-01-01T00:00:00Z"
 """When a model was made: not known here."""
 
 NOTHING = (
-    "there is nothing here; served are /v1/chat/completions, /v1/embeddings, /v1/messages, "
-    "/v1/messages/count_tokens, /v1/models, and any other path of a provider as "
-    "/raw/PROVIDER/PATH, e.g. /raw/openai/responses"
+    "there is nothing here; served are /v1/chat/completions, /v1/embeddings, "
+    "/v1/images/generations, /v1/messages, /v1/messages/count_tokens, /v1/models, and any other "
+    "path of a provider as /raw/PROVIDER/PATH, e.g. /raw/openai/responses"
 )
 """What a caller hears of a path that is none of ours."""
 

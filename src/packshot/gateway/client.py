@@ -35,7 +35,15 @@ from packshot.gateway.dispatch import Answer, Dispatcher, Refused
 from packshot.gateway.intake import DOORS, make_job
 from packshot.gateway.job import Job
 from packshot.gateway.money import Money
-from packshot.gateway.plan import Plan, build_plan
+from packshot.gateway.pictures import (
+    Picture,
+    PictureAsk,
+    PictureTrouble,
+    check_pictures,
+    picture_body,
+    picture_in,
+)
+from packshot.gateway.plan import Plan, Target, build_plan
 from packshot.gateway.settings import GatewaySettings
 from packshot.gateway.telemetry import Telemetry
 from packshot.gateway.virtual_key import VirtualKey
@@ -44,6 +52,7 @@ from packshot.gateway.wire.upstream import Call, Origin, Timeouts
 from packshot.gateway.worker import connect
 from packshot.ledger.ledger import Ledger
 from packshot.ledger.prices.book import PriceBook
+from packshot.providers.base import FailureKind
 from packshot.providers.rows import COMPATIBLE, row_of
 
 __all__ = ["Ask", "Client", "LocalClient", "RemoteClient", "Reply", "Trouble", "check_route", "run"]
@@ -53,9 +62,13 @@ T = TypeVar("T")
 Trouble: TypeAlias = Literal["", "unanswered", "deadline", "budget"]
 
 CHAT = "/v1/chat/completions"
+PICTURES = "/v1/images/generations"
 
 MAX_REPLY_BYTES = 1 << 20
 """Of an answer: what packshot asks for has a few hundred tokens."""
+
+MAX_PICTURE_BYTES = 64 << 20
+"""Of an answer with a picture; one of a megapixel has two or three."""
 
 OWN = VirtualKey("")
 """Whose calls those in this process are: nobody's, as the rest of a render is."""
@@ -110,9 +123,33 @@ class Client(Protocol):
         """Return what came of a chat; that nobody answered is no error of the caller's."""
         ...
 
+    async def picture(self, ask: PictureAsk, /) -> Picture:
+        """Return what came of asking for a picture; as with `chat`."""
+        ...
+
     async def close(self) -> None:
         """Close every connection."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Called:
+    """What came of a call in this process; ``job`` is None where it did not become one."""
+
+    job: Job | None = None
+    body: bytes = field(default=b"", repr=False)
+    trouble: str = ""
+    kind: PictureTrouble = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What the headers of a gateway elsewhere say of a call."""
+
+    provider: str
+    model: str
+    attempts: int
+    cost: Nanos
 
 
 class LocalClient:
@@ -130,33 +167,57 @@ class LocalClient:
 
     async def chat(self, ask: Ask) -> Reply:
         """See `Client`."""
+        made = await self._call(CHAT, _body(ask), ask, OWN)
+        text, trouble = ("", made.trouble) if made.trouble else _said(made.body)
+        kind: Trouble = "unanswered" if made.kind == "refused" else made.kind
+        return self._reply(made.job, text, trouble, kind or "unanswered" if trouble else "")
+
+    async def picture(self, ask: PictureAsk) -> Picture:
+        """See `Client`."""
+        made = await self._call(PICTURES, picture_body(ask), ask, VirtualKey(ask.account))
+        data, seed, trouble = b"", 0, made.trouble
+        if not trouble:
+            data, seed, trouble = picture_in(made.body)
+        kind = made.kind or "unanswered" if trouble else ""
+        job = made.job
+        if job is None or job.target is None:
+            return Picture(data, seed, trouble, kind)
+        name, model = job.target.provider.name, job.target.model
+        priced = job.cost > 0 or self._prices(job.target, Usage("denoise", images=1))
+        return Picture(data, seed, trouble, kind, name, model, job.attempts, job.cost, priced)
+
+    async def _call(
+        self, path: str, body: bytes, ask: Ask | PictureAsk, owner: VirtualKey
+    ) -> _Called:
+        """Make a call as the server would that has the door ``path``."""
         connect(self._plan)
-        body = _body(ask)
         try:
             headers = {k.encode(): v.encode() for k, v in _headers(ask).items()}
-            job = make_job(DOORS[CHAT], self._plan, OWN, headers, body, perf_counter())
+            job = make_job(DOORS[path], self._plan, owner, headers, body, perf_counter())
         except PackshotError as error:
-            return Reply("", str(error), "unanswered")
-        text, trouble = "", ""
-        kind: Trouble = "unanswered"
+            return _Called(trouble=str(error), kind="unanswered")
         try:
             async with asyncio.timeout(max(0.0, ask.deadline - monotonic()) + SLACK_S):
                 got = await self._dispatcher.answer(job)
-                text, trouble = _said(got.body) if isinstance(got, Answer) else ("", "a stream")
                 await self._money.flush()
         except Refused as refused:
-            trouble = refused.failure.message
-            kind = "deadline" if refused.failure.kind == "timeout" else kind
+            kind = KINDS.get(refused.failure.kind, "unanswered")
+            return _Called(job, b"", refused.failure.message, kind)
         except TimeoutError:
-            trouble, kind = "the deadline passed", "deadline"
+            return _Called(job, b"", "the deadline passed", "deadline")
         except PackshotError as error:
-            trouble = str(error)
-            kind = "budget" if isinstance(error, LedgerError) else kind
-        return self._reply(job, text, trouble, kind)
+            kind = "budget" if isinstance(error, LedgerError) else "unanswered"
+            return _Called(job, b"", str(error), kind)
+        return _Called(job, got.body if isinstance(got, Answer) else b"")
 
     def check(self, route: str) -> None:
         """Raise `InvalidRequest` for a route that the configuration does not have."""
         check_route(self._plan, route)
+
+    def check_pictures(self, route: str) -> None:
+        """Raise `InvalidRequest` for a route that is not there, or makes no pictures."""
+        check_route(self._plan, route)
+        check_pictures(self._plan, route)
 
     async def close(self) -> None:
         """See `Client`."""
@@ -165,16 +226,17 @@ class LocalClient:
                 await provider.upstream.close()
                 provider.upstream = None
 
-    def _reply(self, job: Job, text: str, trouble: str, kind: Trouble) -> Reply:
-        kind = kind if trouble else ""
-        if job.target is None:
+    def _reply(self, job: Job | None, text: str, trouble: str, kind: Trouble) -> Reply:
+        if job is None or job.target is None:
             return Reply(text, trouble, kind)
         name, model = job.target.provider.name, job.target.model
-        a_token = Usage("caption", input_tokens=1)
-        price_as = job.target.provider.price_as
-        priced = self._book.charge(a_token, price_as, model, wall_us()).priced
-        priced = priced or job.cost > 0
+        priced = job.cost > 0 or self._prices(job.target, Usage("caption", input_tokens=1))
         return Reply(text, trouble, kind, name, model, job.attempts, job.cost, priced)
+
+    def _prices(self, target: Target, usage: Usage) -> bool:
+        """Tell whether a price is known of a usage of this target."""
+        price_as = target.provider.price_as
+        return self._book.charge(usage, price_as, target.model, wall_us()).priced
 
 
 class RemoteClient:
@@ -191,38 +253,62 @@ class RemoteClient:
         row = row_of(COMPATIBLE.name, base, name="gateway")
         at = row.address
         self._lines = row.header_lines(key) + b"content-type: application/json\r\n"
-        self._target = row.target(CHAT, "")
+        self._row = row
         self._origin = Origin(at.scheme, at.host, at.port)
         self._pool: Pool | None = None
 
     async def chat(self, ask: Ask) -> Reply:
         """See `Client`. What a call cost that we gave up on stands in the other ledger only."""
-        if self._pool is None:
-            self._pool = Pool(self._origin, PoolLimits(connections=32))
-        lines = "".join(f"{name}: {value}\r\n" for name, value in _headers(ask).items())
-        call = Call(
-            self._target,
-            self._lines + lines.encode("ascii"),
-            _body(ask),
-            ask.deadline + SLACK_S,
-            Timeouts(),
-        )
         try:
-            reply = await self._pool.send(call)
-            body = await reply.read(MAX_REPLY_BYTES)
+            status, body, told = await self._call(CHAT, _body(ask), ask, MAX_REPLY_BYTES)
         except UpstreamError as error:
             late = isinstance(error, UpstreamTimeout)
             kind: Trouble = "deadline" if late else "unanswered"
             return Reply("", f"the gateway: {error}", kind, priced=not error.sent)
-        text, trouble = _said(body) if reply.status == 200 else ("", _complaint(reply.status, body))
+        text, trouble = _said(body) if status == 200 else ("", _complaint(status, body))
+        kind = STATUS.get(status, "unanswered") if trouble else ""
+        # An answer for nothing and one whose price nobody knows look alike from here.
+        known = told.cost > 0 or not text
+        return Reply(
+            text, trouble, kind, told.provider, told.model, told.attempts, told.cost, known
+        )
+
+    async def picture(self, ask: PictureAsk) -> Picture:
+        """See `Client`; the budget is that of our virtual key there."""
+        body = picture_body(ask)
+        try:
+            status, body, told = await self._call(PICTURES, body, ask, MAX_PICTURE_BYTES)
+        except UpstreamError as error:
+            late = isinstance(error, UpstreamTimeout)
+            kind: PictureTrouble = "deadline" if late else "unanswered"
+            return Picture(b"", 0, f"the gateway: {error}", kind, priced=not error.sent)
+        data, seed, trouble = b"", 0, _complaint(status, body)
+        if status == 200:
+            data, seed, trouble = picture_in(body)
+        kind = "refused" if status == 400 else STATUS.get(status, "unanswered")
+        by, known = (told.provider, told.model), told.cost > 0 or not data
+        kind = kind if trouble else ""
+        return Picture(data, seed, trouble, kind, *by, told.attempts, told.cost, known)
+
+    async def _call(
+        self, path: str, body: bytes, ask: Ask | PictureAsk, limit: int
+    ) -> tuple[int, bytes, _Told]:
+        if self._pool is None:
+            self._pool = Pool(self._origin, PoolLimits(connections=32))
+        lines = "".join(f"{name}: {value}\r\n" for name, value in _headers(ask).items())
+        call = Call(
+            self._row.target(path, ""),
+            self._lines + lines.encode("ascii"),
+            body,
+            ask.deadline + SLACK_S,
+            Timeouts(),
+        )
+        reply = await self._pool.send(call)
+        answer = await reply.read(limit)
         of = {name: reply.headers.get(b"x-packshot-" + name, b"") for name in HEADERS}
-        cost = _nanos(of[b"cost-eur"])
         attempts = int(of[b"attempts"]) if of[b"attempts"].isdigit() else 0
         provider, model = (of[name].decode("latin-1") for name in (b"provider", b"model"))
-        # An answer for nothing and one whose price nobody knows look alike from here.
-        known = cost > 0 or not text
-        kind = STATUS.get(reply.status, "unanswered") if trouble else ""
-        return Reply(text, trouble, kind, provider, model, attempts, cost, known)
+        return reply.status, answer, _Told(provider, model, attempts, _nanos(of[b"cost-eur"]))
 
     async def close(self) -> None:
         """See `Client`."""
@@ -281,6 +367,13 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(begun())
 
 
+KINDS: dict[FailureKind, PictureTrouble] = {
+    "timeout": "deadline",
+    "refusal": "refused",
+    "bad_request": "refused",
+}
+"""What a failure means to who asked; of all the others it is that nobody answered."""
+
 STATUS: dict[int, Trouble] = {402: "budget", 504: "deadline"}
 """What a gateway's refusals mean; of all the others it is that nobody answered."""
 
@@ -320,7 +413,7 @@ def _body(ask: Ask) -> bytes:
     )
 
 
-def _headers(ask: Ask) -> dict[str, str]:
+def _headers(ask: Ask | PictureAsk) -> dict[str, str]:
     """Return what both kinds of gateway read in the headers of a call."""
     left_ms = max(1, int((ask.deadline - monotonic()) * 1000))
     told = {f"x-packshot-{name}": value for name, value in ask.booked_on.items() if value}

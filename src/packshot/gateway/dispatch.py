@@ -58,6 +58,9 @@ MAX_ERROR_BYTES = 256 << 10
 ELSEWHERE = "not_for_this_target"
 """The code of a failure that says only that this target cannot take this kind of request."""
 
+NO_OUTPUT_TOKENS = frozenset({"embeddings", "images", "count_tokens"})
+"""What is asked for where no limit of output tokens can be put in."""
+
 LEAST_S = 0.05
 """No attempt is begun with less than this left of the deadline."""
 
@@ -388,7 +391,7 @@ class Dispatcher:
 
     def _limit(self, job: Job, target: Target) -> int | None:
         """Return the limit of output tokens to put in where the caller named none."""
-        if job.output_limit is not None or job.surface in {"embeddings", "count_tokens"}:
+        if job.output_limit is not None or job.surface in NO_OUTPUT_TOKENS:
             return None
         needed = target.provider.row.api == "anthropic" or self._money.capped(job)
         if not needed:

@@ -23,7 +23,15 @@ from packshot.core.errors import BodyTooLarge, InvalidRequest, unknown_name
 from packshot.core.ids import new_id
 from packshot.core.types import STAGES
 from packshot.gateway.access import VirtualKey
-from packshot.gateway.job import Job, input_bound, is_open_ended, note_limits, open_fields
+from packshot.gateway.job import (
+    MAX_CHOICES,
+    Job,
+    input_bound,
+    is_open_ended,
+    note_limits,
+    open_fields,
+    whole_number,
+)
 from packshot.gateway.plan import Plan, Route
 from packshot.ledger.names import GATEWAY_STAGES
 from packshot.providers.base import Fields, Surface
@@ -79,6 +87,7 @@ class Door:
 DOORS: dict[str, Door] = {
     "/v1/chat/completions": Door("chat", "chat"),
     "/v1/embeddings": Door("embeddings", "embeddings"),
+    "/v1/images/generations": Door("images", "images"),
     "/v1/messages": Door("messages", "chat"),
     "/v1/messages/count_tokens": Door("count_tokens", "chat"),
     "/openai/v1/chat/completions": Door("chat", "chat", "openai"),
@@ -160,6 +169,10 @@ def make_job(
     )
     if door.surface in {"chat", "messages"}:
         note_limits(job)
+    elif door.surface == "images":
+        # A picture in the body is no text: what is bounded by bytes is the prompt.
+        job.images = whole_number(fields, "n", MAX_CHOICES) or 1
+        job.input_bound = len(fields.get("prompt", b""))
     annotate(job, headers)
     return job
 

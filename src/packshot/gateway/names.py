@@ -204,5 +204,5 @@ VIRTUAL_KEY = "packshot.virtual_key"
 TEAM = "packshot.team"
 COST_EUR = "packshot.cost_eur"
 
-OPERATIONS = {"embeddings": "embeddings"}
+OPERATIONS = {"embeddings": "embeddings", "images": "generate_content"}
 """Of a surface, where it is not "chat"."""

@@ -27,10 +27,7 @@ from packshot.providers.rows import COMPATIBLE, ROWS, Row, row_of
 
 __all__ = ["Plan", "Provider", "Route", "Target", "build_plan"]
 
-ALWAYS = b"content-type: application/json\r\nuser-agent: packshot\r\n"
-"""Header lines of every call."""
-
-UNBUILT = frozenset({"stability", "fal", "replicate"})
+UNBUILT = frozenset({"fal", "replicate"})
 """Providers of pictures that the configuration may name already."""
 
 MAX_TARGETS = 2048
@@ -313,8 +310,14 @@ def _provider(name: str, entry: ProviderEntry, old: Provider | None) -> Provider
 
 def _key(provider: str, row: Row, at: int, entry: KeyEntry) -> Key:
     name = entry.name or f"key-{at + 1}"
-    return Key(provider, name, row.header_lines(entry.value) + ALWAYS, entry.weight, entry.models)
+    return Key(provider, name, _lines(row, entry.value), entry.weight, entry.models)
 
 
 def _keyless(row: Row) -> list[Key]:
-    return [Key(row.name, "none", row.header_lines("") + ALWAYS)] if row.keyless else []
+    return [Key(row.name, "none", _lines(row, ""))] if row.keyless else []
+
+
+def _lines(row: Row, key: str) -> bytes:
+    """Return the header lines of every call with a key."""
+    always = f"content-type: {row.content_type}\r\nuser-agent: packshot\r\n"
+    return row.header_lines(key) + always.encode("ascii")

@@ -64,6 +64,7 @@ from packshot.providers.framing import EventRelay, data_of
 __all__ = ["PREFIX", "Asked", "RawDispatcher", "Whole", "ask", "door_of"]
 
 PREFIX = "/raw/"
+JSON_TYPE = "application/json"
 
 PATH = re.compile(rb"/raw/([!-~]{1,100}?)/((?:[A-Za-z0-9._~:@!$&'()*+,;=-]|%[0-9A-Fa-f]{2}|/)+)")
 """RFC 3986's characters of a path, no others; what escapes stand for is looked at besides."""
@@ -190,6 +191,11 @@ def ask(
     operation, model = _operation(provider, rest)
     fields = _fields(scope["method"], body)
     model = model or _model(fields)  # a deployment answers, whatever the body says
+    if fields and provider.row.content_type != JSON_TYPE:
+        raise InvalidRequest(
+            f"{name} takes forms, and a raw call sends JSON: ask for pictures at "
+            "/v1/images/generations"
+        )
     surface = OPERATIONS.get(operation, door_of(scope["path"], plan).surface)
     target = Target(provider, model, provider.entry.models.get(model, ModelEntry()))
     route = Route("", (target,))

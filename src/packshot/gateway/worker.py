@@ -30,6 +30,7 @@ from packshot.gateway.plan import Plan, Provider, build_plan
 from packshot.gateway.relay import Send
 from packshot.gateway.settings import GatewaySettings, ServerEntry, load_gateway
 from packshot.gateway.telemetry import Telemetry
+from packshot.gateway.wire.later import Later
 from packshot.gateway.wire.pool import Pool, PoolLimits
 from packshot.gateway.wire.upstream import Upstream
 from packshot.ledger.caps import Cap
@@ -286,6 +287,16 @@ def open_limits(server: ServerEntry) -> Limits:
 
 
 def _upstream(provider: Provider) -> Upstream:
+    """Return the connections of a provider, which may answer some calls later."""
+    pool, row = _pool(provider), provider.row
+    if not row.later:
+        return pool
+    at = row.address.path
+    paths = frozenset(f"{at}{path}".encode("ascii") for path in row.later)
+    return Later(pool, paths, f"{at}{row.results}".encode("ascii"))
+
+
+def _pool(provider: Provider) -> Upstream:
     network = provider.entry.network
     limits = PoolLimits(connections=network.max_connections)
     if network.proxy:
