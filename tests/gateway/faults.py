@@ -4,8 +4,8 @@ It knows nothing of the gateway's inside. `run_case` arms a fake provider, has a
 whatever `Call` is handed in, and holds what came of it against the table; `check_books` holds the
 ledger's entries against what the provider billed.
 
-The table is true of a gateway that was just started (a kept connection may be tried twice, a retry
-budget may be spent, a breaker may be open), with one target and no fallback:
+The table is true of a gateway that was just started (a retry budget may be spent, a breaker may be
+open), with one target and no fallback:
 
 - two keys, `KEYS`, that the fake knows; ``max_retries`` is `RETRIES` with waits of milliseconds;
 - ``first_byte_s`` and ``idle_s`` are `PATIENCE_S`;

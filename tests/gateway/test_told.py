@@ -148,6 +148,33 @@ def test_what_is_no_http_has_an_id_that_the_log_knows(
     assert f"{found[1].decode()}: answered 400" in caplog.text
 
 
+# ------------------------------------------------------------------------- one hold, one bill
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/raw/openai/chat/completions"])
+def test_a_provider_that_bills_and_dies_on_a_kept_connection_is_booked_for_it(
+    tmp_path: Path, path: str
+) -> None:
+    """What is sent again is an attempt of its own: two bills, two entries, neither too small."""
+    with run(tmp_path) as there:
+        body = {"model": "openai/gpt-4o-mini", "messages": HELLO, "max_tokens": 700}
+        body["model"] = "gpt-4o-mini" if "raw" in path else body["model"]
+        fake = there.fakes["one"]
+        keys = [fake.truth[-1].key for _ in range(2) if warm(there, path, body)]
+        assert len(set(keys)) == 2, "a kept connection, whichever key is next"
+        fake.next(Fault(ending="close", at=-1, billed="all"))
+        got = http_post(there.url + path, json=body, headers=bearer(MANY))
+        assert got.status_code == (502 if "raw" in path else 200), got.text
+        there.ended()
+        entries, truths = there.booked()[2:], fake.truth[2:]
+        assert len(truths) == len(entries) == (1 if "raw" in path else 2)
+        assert entries[0].outcome == "unknown"
+        assert truths[0].billed is not None
+        assert truths[0].billed.output_tokens <= 700
+
+
+def warm(there: World, path: str, body: dict[str, Any]) -> bool:
+    return http_post(there.url + path, json=body, headers=bearer(MANY)).status_code == 200
+
+
 # ------------------------------------------------------------------------- tokens per minute
 
 

@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import socket
 import struct
+import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import TypeVar
 
 import uvloop
@@ -134,6 +136,72 @@ async def upstream(
         yield made
     finally:
         await made.close()
+
+
+@contextlib.contextmanager
+def closing_server(*, half: bool) -> Iterator[tuple[Origin, threading.Event, list[int]]]:
+    """Serve with threads: the first connection is closed (by ``half`` for sending only) when the
+    event is set, and the later ones go on. Yield also the connections that brought requests.
+    """
+    closes, seen = threading.Event(), list[int]()
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for number in range(2):
+            with contextlib.suppress(OSError):
+                made, _ = listener.accept()
+                with made:
+                    while _read(made):
+                        seen.append(number)
+                        made.sendall(OK)
+                        if number == 0:
+                            closes.wait(20)
+                            if half:
+                                made.shutdown(socket.SHUT_WR)
+                            break
+                    if half and number == 0:
+                        halves.append(made.dup())
+
+    halves: list[socket.socket] = []
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield Origin("http", "127.0.0.1", listener.getsockname()[1]), closes, seen
+    finally:
+        closes.set()
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+        for each in halves:
+            each.close()
+
+
+def _read(made: socket.socket) -> bool:
+    """Read a request, head and body; false at the end."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        got = made.recv(1 << 16)
+        if not got:
+            return False
+        data += got
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or 0)
+    while len(body) < length:
+        body += made.recv(1 << 16)
+    return True
+
+
+def wait_until_closed(origin: Origin) -> None:
+    """Wait, without a turn of the event loop, until a connection to it has seen its FIN."""
+    port = f"{origin.port:04X}"
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+        states = [row.split()[3] for row in lines if row.split()[2].endswith(f":{port}")]
+        if "08" in states:  # CLOSE_WAIT
+            return
+        time.sleep(0.005)
+    raise AssertionError("it was not closed")
 
 
 def call(

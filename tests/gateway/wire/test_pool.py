@@ -23,7 +23,7 @@ from packshot.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from packshot.gateway.wire import link, resolve
+from packshot.gateway.wire import resolve
 from packshot.gateway.wire.pool import Pool, PoolLimits, PoolStats
 from packshot.gateway.wire.resolve import Resolver
 from packshot.gateway.wire.upstream import Origin
@@ -266,30 +266,6 @@ def test_a_deadline_that_has_passed_sends_nothing():
 
     uvloop.run(scene())
     assert not seen
-
-
-def test_a_late_death_without_a_byte_is_not_sent_again(monkeypatch):
-    """The provider took the call, worked on it and died: sending it again may pay it twice."""
-    monkeypatch.setattr(link, "STALE_S", 0.0)
-    seen: list[int] = []
-
-    async def talk(peer: Peer) -> None:
-        while await peer.request():
-            seen.append(peer.number)
-            if len(seen) == 2:
-                return
-            await peer.say(OK)
-
-    async def scene() -> None:
-        async with serving(talk) as origin, pooling(origin) as pool:
-            await pool.send(call())
-            with pytest.raises(UpstreamBroken) as caught:
-                await pool.send(call())
-            assert caught.value.sent
-            assert not caught.value.began
-
-    uvloop.run(scene())
-    assert seen == [0, 0]
 
 
 def test_closing_ends_what_is_in_flight_and_waits():

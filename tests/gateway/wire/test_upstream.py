@@ -10,7 +10,17 @@ import pytest
 from packshot.core.errors import UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from packshot.gateway.wire.pool import PoolLimits
 from packshot.gateway.wire.upstream import Origin
-from tests.gateway.wire.origins import KINDS, OK, Peer, call, run, serving, upstream
+from tests.gateway.wire.origins import (
+    KINDS,
+    OK,
+    Peer,
+    call,
+    closing_server,
+    run,
+    serving,
+    upstream,
+    wait_until_closed,
+)
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -264,7 +274,54 @@ def test_no_answer_at_all_is_broken_but_may_have_been_billed(kind):
     run(kind, scene())
 
 
-def test_a_kept_connection_that_is_dead_is_replaced_once(kind):
+def test_a_request_that_had_arrived_is_not_sent_again(kind):
+    """The provider took it, and may have worked on it, before it died: it would be paid twice."""
+    seen: list[int] = []
+
+    async def talk(peer: Peer) -> None:
+        while await peer.request():
+            seen.append(peer.number)
+            if len(seen) == 2:
+                return
+            await peer.say(OK)
+
+    async def scene() -> None:
+        async with serving(talk) as origin, upstream(kind, origin) as up:
+            assert await (await up.send(call())).read(2) == b"ok"
+            with pytest.raises(UpstreamBroken) as caught:
+                await up.send(call())
+            assert (caught.value.sent, caught.value.began) == (True, False)
+            assert await (await up.send(call())).read(2) == b"ok"
+
+    run(kind, scene())
+    assert seen == [0, 0, 1]
+
+
+@pytest.mark.parametrize("size", [2, 1 << 16])
+@pytest.mark.parametrize("half", [False, True])
+def test_a_request_that_met_a_closed_connection_is_sent_again_where_that_is_certain(
+    kind, size, half
+):
+    """The server has closed; its FIN is there, and our event loop has not looked yet."""
+    with closing_server(half=half) as (origin, closes, seen):
+
+        async def scene() -> None:
+            async with upstream(kind, origin) as up:
+                assert await (await up.send(call())).read(2) == b"ok"
+                closes.set()
+                wait_until_closed(origin)
+                again = call(body=b"x" * size)
+                if kind == "aiohttp":  # what arrived is not known there
+                    with pytest.raises(UpstreamBroken):
+                        await up.send(again)
+                    return
+                assert await (await up.send(again)).read(2) == b"ok"
+
+        run(kind, scene())
+    assert seen == ([0] if kind == "aiohttp" else [0, 1])
+
+
+def test_a_get_may_be_sent_again(kind):
     seen: list[int] = []
 
     async def talk(peer: Peer) -> None:
@@ -277,7 +334,7 @@ def test_a_kept_connection_that_is_dead_is_replaced_once(kind):
     async def scene() -> None:
         async with serving(talk) as origin, upstream(kind, origin) as up:
             for _ in range(2):
-                assert await (await up.send(call())).read(2) == b"ok"
+                assert await (await up.send(call(body=b"", method=b"GET"))).read(2) == b"ok"
 
     run(kind, scene())
     assert seen == [0, 0, 1]
@@ -295,13 +352,16 @@ def test_it_is_replaced_once_and_not_twice(kind):
 
     async def scene() -> None:
         async with serving(talk) as origin, upstream(kind, origin) as up:
-            assert await (await up.send(call())).read(2) == b"ok"
+            get = {"body": b"", "method": b"GET"}
+            assert await (await up.send(call(**get))).read(2) == b"ok"
             with pytest.raises(UpstreamBroken) as caught:
-                await up.send(call())
+                await up.send(call(**get))
             assert caught.value.sent
 
     run(kind, scene())
-    assert seen == [0, 0, 1]
+    # aiohttp sends what is safe as often as it has dead connections.
+    assert seen[:3] == [0, 0, 1]
+    assert len(seen) == 3 or kind == "aiohttp"
 
 
 def test_nobody_listens(kind):

@@ -20,7 +20,7 @@ from packshot.core.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from packshot.gateway.wire.link import StaleLink
+from packshot.gateway.wire.link import SAFE, StaleLink
 from packshot.gateway.wire.pool import PoolLimits, peer_name, reason, tls_context
 from packshot.gateway.wire.upstream import Call, Origin
 
@@ -182,7 +182,7 @@ class AioPool:
             text = f"{self.peer}: {reason(error.os_error)}"
             raise UpstreamUnreachable(text, sent=False) from error
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, OSError) as error:
-            if progress.reused:
+            if progress.reused and call.method in SAFE:  # of others nobody knows what arrived
                 raise StaleLink from error
             raise self._broken("closed the connection without an answer") from error
         except (aiohttp.ClientError, ValueError) as error:

@@ -8,7 +8,8 @@ call suspends once where its answer comes in one piece, and no call has a task o
 from __future__ import annotations
 
 import asyncio
-import time
+import struct
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
@@ -18,15 +19,13 @@ import httptools
 from packshot.core.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from packshot.gateway.wire.upstream import Call
 
-__all__ = ["Answer", "Link", "LinkLimits", "StaleLink"]
+__all__ = ["SAFE", "Answer", "Link", "LinkLimits", "StaleLink"]
 
 HEAD, ANY, ALL = 0, 1, 2
 """What a waiting call waits for: the head, some of the body, or the end of it."""
 
-STALE_S = 0.25
-"""Seconds after sending in which the end of a kept connection is taken for one that had ended
-before. A later end, without a byte, is a server that took the call and died: it may have done the
-work, so the call is not sent again from here."""
+SAFE = frozenset({b"GET", b"HEAD"})
+"""What may be asked twice (RFC 9110 §9.2.1); any other request may cost money twice."""
 
 LONGEST_JOIN = 1 << 16
 """Bytes of a body that is copied behind its head to go out as one segment."""
@@ -51,7 +50,7 @@ MOST = 1 << 16
 
 
 class StaleLink(Exception):
-    """A kept connection was dead before any byte of an answer: the call may be sent again."""
+    """A kept connection was dead before the request arrived: the call may be sent again."""
 
 
 def request_bytes(call: Call, host_tail: bytes) -> tuple[bytes, ...]:
@@ -82,6 +81,23 @@ def _check_target(target: bytes) -> None:
         raise ValueError(f"a target is a path without spaces or control characters: {target!r}")
     if len(_sound) < 1024:
         _sound.add(target)
+
+
+def unacknowledged(transport: asyncio.BaseTransport) -> int:
+    """Return how many bytes the system has taken that the peer's has not acknowledged; 0 where it
+    does not say.
+    """
+    if sys.platform != "linux":
+        return 0
+    import fcntl
+    import termios
+
+    try:
+        taken = transport.get_extra_info("socket").fileno()
+        (count,) = struct.unpack("i", fcntl.ioctl(taken, termios.TIOCOUTQ, bytes(4)))
+    except (OSError, AttributeError):  # it is closed
+        return 0
+    return int(count)
 
 
 class Answer:
@@ -120,7 +136,7 @@ class Answer:
         """The body is there, as its framing says."""
         self.error: UpstreamError | None = None
         self.stale = False
-        """The connection had been kept, and was dead: nothing came, the call may go again."""
+        """The connection had been kept, and was dead: the call never arrived, it may go again."""
         self.want = HEAD
         self.cap = 0
         self.waiter: asyncio.Future[None] | None = None
@@ -418,7 +434,7 @@ class Link(asyncio.Protocol):
         answer, self.answer = self.answer, None
         if answer is None:
             self.lost(self)
-        elif self.kept and not answer.began and time.monotonic() < answer.sent_at + STALE_S:
+        elif self.kept and not answer.began and self._never_arrived(answer.call):
             answer.fail_stale()
         else:
             if answer.started and self._ends_by_close and exc is None:
@@ -433,6 +449,21 @@ class Link(asyncio.Protocol):
                 answer.fail(UpstreamBroken(text, sent=True, began=answer.began))
             self.lost(self)
         self.transport = None
+
+    def _never_arrived(self, call: Call) -> bool:
+        """Tell whether a call may be sent again: it is safe, or the peer had closed before it came.
+
+        A system acknowledges what it receives, and a FIN acknowledges all that came before it. So
+        where none of a request was, nobody has read it (RFC 9110 §9.2.2). As little as is missing
+        from the sum here is never a whole head, nor, with TLS, a whole record. Where the system
+        does not tell, as it does on Linux (tcp(7), SIOCOUTQ), the call is not sent again from here:
+        the caller of the pool makes another attempt of it, with a hold of its own.
+        """
+        if call.method in SAFE:
+            return True
+        transport = cast("asyncio.Transport", self.transport)
+        pending = transport.get_write_buffer_size() + unacknowledged(transport)
+        return pending >= len(call.target) + len(call.headers) + len(call.body)
 
     def _deliver(self, answer: Answer) -> None:
         """Wake the call if there is what it waits for, and stop reading if it is too slow."""

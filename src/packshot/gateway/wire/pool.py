@@ -35,7 +35,8 @@ class PoolLimits:
 
     ``connections`` at most; ``waiting`` calls at most for one of them, beyond which calls are
     refused at once. ``keep_s`` seconds a connection may rest: less than the 60 to 75 s after which
-    common servers close it, since a call that meets the closing has to be sent again.
+    common servers close it, since a call that meets the closing may have to be booked as if it had
+    been made.
     """
 
     connections: int = 512

@@ -14,6 +14,7 @@ A request is a `Cycle`; two things of it an application gets in its scope:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -23,9 +24,12 @@ from urllib.parse import unquote
 
 import httptools
 
+from packshot.core.ids import new_id
 from packshot.gateway.wire.cycle import STATUS, Application, Cycle, Gone
 
 __all__ = ["Connection", "Door", "DoorLimits", "Gone"]
+
+logger = logging.getLogger("packshot.gateway")
 
 IDLE, HEAD, BODY, BUSY, CLOSING = range(5)
 """Where a connection is: between requests, in a head, in a body, waiting for us, told to go."""
@@ -520,10 +524,15 @@ class Connection(asyncio.Protocol):
             return
         body = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":null}}'
         body %= message.encode()
-        retry = b"retry-after: 1\r\n" if status == 503 else b""
+        name = new_id()
+        more = b"x-packshot-request-id: %b\r\n" % name.encode()
+        if status == 503:
+            more += b"retry-after: 1\r\n"  # and no line in the log: it would be more load
+        else:
+            logger.info("%s: answered %d, %s", name, status, message)
         self.transport.write(
             b"%b%bcontent-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
-            b"%b\r\n%b" % (STATUS[status], self.door.date, len(body), retry, body)
+            b"%b\r\n%b" % (STATUS[status], self.door.date, len(body), more, body)
         )
         self._linger()
 

@@ -94,8 +94,10 @@ class Reply(Protocol):
 class Upstream(Protocol):
     """The connections to one origin, kept alive between calls.
 
-    A call whose *kept* connection turns out to be dead before any byte of an answer is sent once
-    more on a new one. Cancelling `send` or `read` closes the call's connection.
+    A call whose *kept* connection turns out to be dead is sent once more on a new one, if it is a
+    GET, or if it is certain that nothing of it arrived. Every other one raises `UpstreamBroken`: to
+    send it again could pay for it twice, and is another attempt. Cancelling `send` or `read` closes
+    the call's connection.
     """
 
     async def send(self, call: Call, /) -> Reply:
