@@ -31,6 +31,7 @@
     │   ├── UpstreamUnreachable  no connection: nothing was sent
     │   ├── UpstreamTimeout  silence: before the connection, the first byte, the next, or the end
     │   └── UpstreamBroken   the connection broke, or what came was no HTTP
+    ├── StateUnavailable     what is kept to be used again cannot be read or written
     ├── CheckFailed          a finished picture broke a promise: it is not delivered
     ├── WorkerLost           the process that holds the model crashed or hung; the next one may not
     ├── RenderFailed         the network produced NaN or a constant picture, twice
@@ -69,6 +70,7 @@ __all__ = [
     "RateLimited",
     "RenderFailed",
     "Saturated",
+    "StateUnavailable",
     "Unauthorized",
     "Unbounded",
     "UnknownConcept",
@@ -203,6 +205,10 @@ class RateLimited(GatewayError):
 
 class Saturated(GatewayError):
     """As many calls are under way, or wait, as there may be."""
+
+
+class StateUnavailable(PackshotError):
+    """A cache's file, or the server that replicas share, cannot be used; the message says why."""
 
 
 class UpstreamError(PackshotError):
