@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from packshot.core.clock import wall_us
 from packshot.core.errors import LedgerUnavailable
+from packshot.ledger.caps import Cap
 from packshot.ledger.drain import Drain, DrainBusy, locked
 from packshot.ledger.homes import name_in
 from packshot.ledger.leases import leases_of
@@ -47,8 +49,10 @@ def bring_in(settings: Settings, store: TableStore) -> int:
         drain.close()
 
 
-def local_ledger(settings: Settings, book: Prices) -> Ledger:
+def local_ledger(settings: Settings, book: Prices, caps: Sequence[Cap] | None = None) -> Ledger:
     """Open a ledger for a command: under the first name, local-0 …, that nobody alive has.
+
+    ``caps`` replace those of the settings; None keeps them.
 
     Raises:
         LedgerUnavailable: the journals' folder, or with durability ``store`` the store, cannot be
@@ -57,7 +61,7 @@ def local_ledger(settings: Settings, book: Prices) -> Ledger:
     for slot in range(SLOTS):
         worker = f"local-{slot}"
         if not _is_taken(settings.journal / name_in(settings, worker) / "lock"):
-            return open_ledger(settings, book, worker)
+            return open_ledger(settings, book, worker, caps=caps)
     raise LedgerUnavailable(
         f"{SLOTS} commands write journals in {settings.journal}; are they all alive?"
     )
