@@ -229,7 +229,7 @@ class Bookkeeper:
         """
         stage: Stage = "store" if isinstance(error, OutputError) else "denoise"
         if stage not in self.stages:
-            stage = self.stages[0]
+            stage = "denoise" if "denoise" in self.stages else self.stages[0]
         return Usage(stage, max(0.0, seconds), self._device_of(stage))
 
     def _settle(

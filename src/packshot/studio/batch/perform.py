@@ -1,4 +1,4 @@
-"""What a worker does with an item: takes it through the recipe, up to a file in the run's folder."""
+"""What a worker does with an item: the steps of the recipe, up to a file in the run's folder."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
+from queue import Empty, Queue
 from time import monotonic, perf_counter
 from typing import Protocol
 
@@ -131,7 +131,7 @@ class Run:
         self._unlucky = 0
         self._starts = 0
         self._cost: Nanos = 0
-        self._unsent: SimpleQueue[tuple[bytes, Made, int, float]] = SimpleQueue()
+        self._unsent: Queue[tuple[bytes, Made, int, float]] = Queue()
         self._room = threading.Semaphore(setup.rules.waiting)
         self._refused = 0
         self._closed = False
