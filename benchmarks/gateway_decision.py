@@ -104,7 +104,7 @@ def deciding(worker: Worker, headers: dict[bytes, bytes]) -> Callable[[], object
     owner = access.authenticate(headers, "127.0.0.1")
     target = gateway.plan.target("openai/gpt-4o-mini")
     keys = target.provider.keys
-    rates = [(rate.key, rate.rule, rate.of_tokens) for rate in limiter._of(owner)]  # noqa: SLF001
+    rates = limiter.rates_of(owner)
 
     class Of:
         team, virtual_key, batch, provider, model, device = "red", "bench", "", "openai", "m", ""
@@ -115,7 +115,8 @@ def deciding(worker: Worker, headers: dict[bytes, bytes]) -> Callable[[], object
     def decide() -> None:
         access.authenticate(headers, "127.0.0.1")
         owner.may_use("openai", "gpt-4o-mini", "")
-        limits.take_now([Ask(key, rule, 500 if tokens else 1) for key, rule, tokens in rates])
+        tokens = rates.of_tokens[0]
+        limits.take_now((*rates.of_requests, Ask(tokens.key, tokens.rule, 500)))
         now = monotonic()
         key = keys.choose(target.model, now)
         parts = caps.reserve(Of, 1000, wall_us())

@@ -128,7 +128,7 @@ def test_what_was_refused_took_nothing(world: World) -> None:
     assert world.take(Ask("r", requests)) is None
     for _ in range(5):
         assert world.take(Ask("t", tokens, 300), Ask("r", requests)) is not None
-    assert world.limits.peek("t", tokens).remaining == 1000
+    assert world.limits.peek([Ask("t", tokens)])[0].remaining == 1000
     assert world.take(Ask("t", tokens, 1000)) is None
 
 
@@ -146,9 +146,9 @@ def test_less_is_given_back_and_more_is_taken(world: World) -> None:
     rule = Rule(1000)
     assert world.take(Ask("k", rule, 900)) is None
     world.give_back([Ask("k", rule, 600)])
-    assert world.limits.peek("k", rule).remaining == 700
+    assert world.limits.peek([Ask("k", rule)])[0].remaining == 700
     world.give_back([Ask("k", rule, -900)])
-    assert world.limits.peek("k", rule).remaining == 0
+    assert world.limits.peek([Ask("k", rule)])[0].remaining == 0
     assert world.take(Ask("k", rule, 1)) is not None
     world.clock.move(61.01)
     assert world.take(Ask("k", rule, 1000)) is None
@@ -165,14 +165,14 @@ def test_what_has_left_the_window_is_not_given_back_again(world: World) -> None:
 
 def test_peek_says_what_is_left_and_until_when(world: World) -> None:
     rule = Rule(10)
-    room = world.limits.peek("k", rule)
+    room = world.limits.peek([Ask("k", rule)])[0]
     assert (room.limit, room.remaining, room.reset_s) == (10, 10, 0.0)
     assert world.take(Ask("k", rule, 4)) is None
-    room = world.limits.peek("k", rule)
+    room = world.limits.peek([Ask("k", rule)])[0]
     assert (room.limit, room.remaining) == (10, 6)
     assert 60 <= room.reset_s <= 61.01
     world.clock.move(62)
-    assert world.limits.peek("k", rule).remaining == 10
+    assert world.limits.peek([Ask("k", rule)])[0].remaining == 10
 
 
 def test_keys_do_not_touch_each_other(world: World) -> None:

@@ -71,8 +71,8 @@ def test_four_processes_admit_exactly_the_limit(tmp_path: Path) -> None:
     counts = [int(process.communicate(timeout=60)[0]) for process in processes]
     assert sum(counts) == DAY.limit
     limits = SharedLimits(tmp_path / "limits")
-    assert limits.peek("requests", DAY).remaining == 0
-    assert 10**12 - limits.peek("tokens", Rule(10**12, 86_400)).remaining == 3 * DAY.limit
+    assert limits.peek([Ask("requests", DAY)])[0].remaining == 0
+    assert 10**12 - limits.peek([Ask("tokens", Rule(10**12, 86_400))])[0].remaining == 3 * DAY.limit
     limits.close()
 
 
@@ -107,7 +107,7 @@ def test_workers_that_are_killed_leave_whole_sums_and_no_lock(tmp_path: Path) ->
         process.send_signal(signal.SIGKILL)
         process.communicate(timeout=30)
         assert limits.take_now(asks) is None
-        used = [ask.rule.limit - limits.peek(ask.key, ask.rule).remaining for ask in asks]
+        used = [ask.rule.limit - limits.peek([Ask(ask.key, ask.rule)])[0].remaining for ask in asks]
         for ask, total in zip(asks, used, strict=True):
             record = limits._places[ask.key][0]
             assert sum(limits._words[record + RING : record + RING + RING_SIZE]) == total
@@ -126,7 +126,7 @@ def test_a_record_that_was_half_written_is_summed_anew(tmp_path: Path, torn: int
     record = limits._places["k"][0]
     limits._words[record + MARK] = 1
     limits._words[record + torn] += 5  # one of the two words was written, the other not
-    left = limits.peek("k", rule).remaining
+    left = limits.peek([Ask("k", rule)])[0].remaining
     assert left == (6 if torn == TOTAL else 1)
     assert limits._words[record + MARK] == 0
     limits.close()
@@ -140,13 +140,13 @@ def test_keys_that_collide_have_records_of_their_own(tmp_path: Path) -> None:
     for k in range(PROBES):
         assert limits.take_now([Ask(f"key {k}", rule, k % 5)]) is None
     for k in range(PROBES):
-        assert other.peek(f"key {k}", rule).remaining == 5 - k % 5
+        assert other.peek([Ask(f"key {k}", rule)])[0].remaining == 5 - k % 5
     assert limits.evicted == 0
     clock.move(1)
     assert limits.take_now([Ask("key 0", rule, 0)]) is None  # used, though nothing was taken
     assert limits.take_now([Ask("one too many", rule, 5)]) is None
     assert limits.evicted == 1
-    assert other.peek("one too many", rule).remaining == 0
+    assert other.peek([Ask("one too many", rule)])[0].remaining == 0
     clock.move(62)
     for k in range(100, 100 + PROBES):
         assert other.take_now([Ask(f"key {k}", rule, 5)]) is None
@@ -165,7 +165,7 @@ def test_what_was_counted_before_a_reboot_is_gone(
     for boot_id, left in (("one", 5), ("one", 2), ("two", 5)):
         boot.write_text(boot_id)
         limits = SharedLimits(tmp_path / "limits", Clock())
-        assert limits.peek("k", rule).remaining == left
+        assert limits.peek([Ask("k", rule)])[0].remaining == left
         assert limits.take_now([Ask("k", rule, 3)]) is None or left < 3
         limits.close()
 
@@ -221,11 +221,11 @@ def test_a_process_that_was_stopped_with_the_lock_stops_nobody(
     assert limits.take_now(asks) is None
     assert limits.take_now(asks) is not None
     limits.give_back_now(asks)
-    assert limits.peek("k", rule).remaining == 6
+    assert limits.peek([Ask("k", rule)])[0].remaining == 6
     assert naps == []
     assert limits.alone == 5
     holder.kill()
     holder.communicate(timeout=30)
-    assert limits.peek("k", rule).remaining == 6
+    assert limits.peek([Ask("k", rule)])[0].remaining == 6
     assert limits.alone == 5
     limits.close()

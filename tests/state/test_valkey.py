@@ -92,7 +92,7 @@ def test_a_silent_server_is_asked_five_times_and_no_more(
                 patch.setattr(limits, "_run", None)  # to ask again would be an error
                 assert await admitted(limits, rule, 100) == 25 - 1 - FAILURES
             assert limits.fallbacks == FAILURES + 100
-            assert limits.peek("k", rule).remaining == 0
+            assert limits.peek([Ask("k", rule)])[0].remaining == 0
         finally:
             os.kill(server._process.pid, signal.SIGCONT)
         await until_closed(limits)
@@ -163,7 +163,7 @@ def test_flushed_and_restarted_it_counts_anew(server: Any, quick: None) -> None:
         assert server.port == port
         await until_closed(limits)
         assert await limits.take([Ask("new", rule)]) is None
-        assert limits.peek("new", rule).remaining == 9
+        assert limits.peek([Ask("new", rule)])[0].remaining == 9
         await limits.aclose()
 
     asyncio.run(run())
@@ -180,7 +180,7 @@ def test_a_caller_that_hangs_up_does_not_mix_up_answers(server: Any) -> None:
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
             assert await limits.take([Ask("k", Rule(10**6, DAY), 1)]) is None
-        assert limits.peek("k", Rule(10**6, DAY)).remaining == 10**6 - 30
+        assert limits.peek([Ask("k", Rule(10**6, DAY))])[0].remaining == 10**6 - 30
         await limits.aclose()
 
     asyncio.run(run())

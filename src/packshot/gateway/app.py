@@ -27,9 +27,18 @@ from packshot.core.errors import (
 from packshot.core.ids import new_id
 from packshot.gateway import dispatch
 from packshot.gateway.access import Access
-from packshot.gateway.answers import JSON, Headers, Trouble, not_again, of_error, of_failure
+from packshot.gateway.answers import JSON, Trouble, not_again, of_error, of_failure
 from packshot.gateway.dispatch import Dispatcher, Refused, Stream
-from packshot.gateway.intake import DOORS, Door, Gone, Receive, Scope, make_job, read_body
+from packshot.gateway.intake import (
+    DOORS,
+    Door,
+    Gone,
+    Receive,
+    Scope,
+    make_job,
+    read_body,
+    too_large,
+)
 from packshot.gateway.job import Job
 from packshot.gateway.limiter import Limiter
 from packshot.gateway.money import Money
@@ -40,11 +49,21 @@ from packshot.gateway.relay import Drains, Send, relay
 from packshot.gateway.settings import GatewaySettings
 from packshot.gateway.telemetry import Telemetry
 from packshot.gateway.virtual_key import VirtualKey
+from packshot.gateway.wire.cycle import Cycle
+from packshot.gateway.wire.lines import lines_of, pairs_of
 from packshot.providers.failures import Answer, error_body
 
 __all__ = ["Gateway"]
 
 ID = b"x-packshot-request-id"
+OF_JSON = lines_of([JSON])
+OURS = (
+    b"%b: %b\r\nx-packshot-request-id: %b\r\nx-packshot-attempts: %d\r\n"
+    b"x-packshot-overhead-us: %d\r\n%b%b%b%b"
+)
+"""The header lines of every answer to a call."""
+
+REPLAYED = b"x-packshot-replayed: true\r\n"
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 MODELS = frozenset({"/v1/models", "/openai/v1/models", "/anthropic/v1/models"})
 
@@ -72,8 +91,13 @@ HUNG_UP = 499
 class Visit:
     """A request from its first byte on; ``job`` is there once it was understood."""
 
+    scope: Scope
+    receive: Receive
+    send: Send
     door: Door
-    began: float
+    began: float = 0.0
+    cycle: Cycle | None = None
+    """The short way, where our own server serves and nothing listens in between."""
     job: Job | None = None
     owner: str = ""
     """The id of its virtual key; "" until that is known."""
@@ -90,8 +114,15 @@ class Visit:
         self.refused = self.refused or new_id()
         return self.refused
 
+    async def respond(self, status: int, lines: bytes, body: bytes) -> None:
+        """Send a whole answer; ``lines`` are its headers, each ended by CRLF."""
+        if self.cycle is not None:
+            self.cycle.reply(status, lines, body)
+        else:
+            await respond(self.send, status, lines, body)
 
-Serve: TypeAlias = Callable[[Visit, Scope, Receive, Send], Awaitable[int]]
+
+Serve: TypeAlias = Callable[[Visit], Awaitable[int]]
 
 
 class Gateway:
@@ -125,60 +156,73 @@ class Gateway:
         """Serve one request."""
         if scope["type"] != "http":
             return _nothing()
-        door = DOORS.get(scope["path"])
+        path = scope["path"]
+        door = DOORS.get(path)
         if door is not None and scope["method"] == "POST":
-            return self._guarded(door, self.infer, scope, receive, send)
-        if scope["path"].startswith(PREFIX):
-            door = door_of(scope["path"], self.plan)
-            return self._guarded(door, self.pass_through, scope, receive, send)
-        return self._other(scope, send)
+            return self._guarded(Visit(scope, receive, send, door), self.infer)
+        if path.startswith(PREFIX):
+            door = door_of(path, self.plan)
+            return self._guarded(Visit(scope, receive, send, door), self.pass_through)
+        return self._other(scope, receive, send)
 
-    async def infer(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> int:
+    async def infer(self, visit: Visit) -> int:
         """Serve one call of a model and return its status; ``visit`` is what is known of it."""
-        headers, owner, body = await self._let_in(visit, scope, receive)
+        headers, owner, body = await self._let_in(visit)
         job = visit.job = make_job(visit.door, self.plan, owner, headers, body, visit.began)
-        send = await self._start(job, body, send)
+        await self._start(visit, job, body)
         if self._once is not None and b"idempotency-key" in headers:
             got = await self._once.answer(job, headers[b"idempotency-key"], body)
         else:
             got = await self._dispatcher.answer(job)
-        return await self._deliver(job, got, send)
+        return await self._deliver(visit, job, got)
 
-    async def pass_through(self, visit: Visit, scope: Scope, receive: Receive, send: Send) -> int:
+    async def pass_through(self, visit: Visit) -> int:
         """Serve a raw call of a provider and return its status; see `packshot.gateway.raw`."""
-        headers, owner, body = await self._let_in(visit, scope, receive)
-        asked = ask(scope, self.plan, owner, headers, body, visit.began)
+        headers, owner, body = await self._let_in(visit)
+        asked = ask(visit.scope, self.plan, owner, headers, body, visit.began)
         job = visit.job = asked.job
-        send = await self._start(job, body, send)
-        return await self._deliver(job, await self._raw.answer(asked), send)
+        await self._start(visit, job, body)
+        return await self._deliver(visit, job, await self._raw.answer(asked))
 
-    async def _let_in(
-        self, visit: Visit, scope: Scope, receive: Receive
-    ) -> tuple[dict[bytes, bytes], VirtualKey, bytes]:
+    async def _let_in(self, visit: Visit) -> tuple[dict[bytes, bytes], VirtualKey, bytes]:
         """Find out who calls, and read what they send; return headers, virtual key and body."""
-        headers = headers_of(scope)
-        client = scope.get("client")
+        cycle, client = visit.cycle, visit.scope.get("client")
+        if cycle is not None:
+            cycle.cancels = True
+            if cycle.fired:
+                raise Gone
+        headers = dict(visit.scope["headers"]) if cycle is None else cycle.headers
         owner = self.access.authenticate(headers, client[0] if client else "")
         visit.owner = owner.id
-        self._admit()
-        body = await read_body(receive, headers, self.settings.server.max_body_bytes)
+        server = self.settings.server
+        if self.in_flight > server.max_in_flight:
+            raise Saturated("as many calls are under way as there may be", 1.0)
+        body = None if cycle is None else cycle.take_body()
+        if body is None:
+            body = await read_body(visit.receive, headers, server.max_body_bytes)
+        elif len(body) > server.max_body_bytes:
+            raise too_large(server.max_body_bytes)
         return headers, owner, body
 
-    async def _start(self, job: Job, body: bytes, send: Send) -> Send:
-        """Take what the job may use of its limits; return where its answer goes."""
+    async def _start(self, visit: Visit, job: Job, body: bytes) -> None:
+        """Take what the job may use of its limits; where its contents are kept, listen in."""
         await self._limiter.take(job)
-        return self.telemetry.record(job, body, send) if job.owner.content_log else send
+        if job.owner.content_log:
+            visit.send, visit.cycle = self.telemetry.record(job, body, visit.send), None
 
-    async def _deliver(self, job: Job, got: dispatch.Answer | Stream, send: Send) -> int:
+    async def _deliver(self, visit: Visit, job: Job, got: dispatch.Answer | Stream) -> int:
         """Send an answer, and correct what was taken of the limits; return its status."""
         if isinstance(got, Stream):
-            status = await relay(got, self._headers(job, EVENTS), send, self.drains)
+            lines = self._lines(job, EVENTS)
+            status = await relay(got, pairs_of(lines), visit.send, self.drains)
         else:
             status = got.status
-            await self._money.flush()
-            lines = self._headers(job, got.content)
-            lines += got.headers
-            await respond(send, status, lines, got.body)
+            if self._money.ledger.durable:
+                await self._money.flush()
+            lines = self._lines(job, got.content)
+            if got.headers:
+                lines += lines_of(got.headers)
+            await visit.respond(status, lines, got.body)
         await self._limiter.settle(job)
         return status
 
@@ -186,42 +230,38 @@ class Gateway:
         """Read the limits of the virtual keys anew."""
         self._limiter.forget()
 
-    async def _guarded(
-        self, door: Door, serve: Serve, scope: Scope, receive: Receive, send: Send
-    ) -> None:
+    async def _guarded(self, visit: Visit, serve: Serve) -> None:
         """Serve a call; whatever happens, its caller hears of it and it is counted."""
-        visit = Visit(door, scope.get("packshot.began") or perf_counter())
-        gone = scope.get("packshot.gone")
-        if gone is not None:
-            gone.callback = None if gone.task is None else gone.task.cancel
+        visit.began = visit.scope.get("packshot.began") or perf_counter()
+        visit.cycle = cycle = visit.scope.get("packshot.gone")
         status = 0
         self.in_flight += 1
         try:
-            status = await serve(visit, scope, receive, send)
+            status = await serve(visit)
         except Refused as refused:
-            status = await self._tell(visit, of_failure(refused.failure), send)
+            status = await self._tell(visit, of_failure(refused.failure))
         except PackshotError as error:
-            status = await self._tell(visit, _trouble(visit.job, error), send)
+            status = await self._tell(visit, _trouble(visit.job, error))
             # Who is sent away for want of room is counted; to log each would be more load.
             if status >= 500 and not isinstance(error, (Saturated, *NO_MORE)):
                 self.telemetry.error(visit.job, error, visit.id)
         except CancelledError:
             status = HUNG_UP
-            if gone is None or not gone.fired:
+            if cycle is None or not cycle.fired:
                 raise
             await self._left(visit.job)
         except Gone:
             status = HUNG_UP
         except Exception as error:  # noqa: BLE001 - the last resort: no caller is left waiting
             self.telemetry.error(visit.job, error, visit.id)
-            status = await self._tell(visit, of_error(PackshotError()), send)
+            status = await self._tell(visit, of_error(PackshotError()))
         finally:
             self.in_flight -= 1
-            if gone is not None:
-                gone.callback = None
+            if cycle is not None:
+                cycle.cancels = False
             seconds = perf_counter() - visit.began
             self.telemetry.finished(
-                *(visit.job, door.surface, status, seconds, visit.code, visit.owner),
+                *(visit.job, visit.door.surface, status, seconds, visit.code, visit.owner),
                 request=visit.refused,
             )
 
@@ -230,55 +270,50 @@ class Gateway:
         if job is not None and job not in self.drains:
             await self._limiter.settle(job)
 
-    async def _tell(self, visit: Visit, trouble: Trouble, send: Send) -> int:
+    async def _tell(self, visit: Visit, trouble: Trouble) -> int:
         """Send an error; return its status."""
         answer = trouble.answer
         visit.code = answer.code
         if visit.job is not None and visit.job.first_byte_s:
             return answer.status  # the stream had begun, and `relay` has said so in it
         if visit.job is None:
-            headers = [JSON, (ID, visit.id.encode()), *trouble.headers()]
+            lines = lines_of([JSON, (ID, visit.id.encode())])
         else:
-            headers = [*self._headers(visit.job, JSON), *trouble.headers()]
+            lines = self._lines(visit.job, JSON)
             await self._limiter.settle(visit.job)
-        await respond(send, answer.status, headers, error_body(visit.door.surface, answer))
+        lines += lines_of(trouble.headers())
+        await visit.respond(answer.status, lines, error_body(visit.door.surface, answer))
         return answer.status
 
-    def _admit(self) -> None:
-        if self.in_flight > self.settings.server.max_in_flight:
-            raise Saturated("as many calls are under way as there may be", 1.0)
-
-    def _headers(self, job: Job, content: tuple[bytes, bytes]) -> Headers:
-        """Return the headers of an answer; the overhead is up to this moment, its last before the
-        bytes go out. A stream's cost is not known yet, and stands in the ledger only.
+    def _lines(self, job: Job, content: tuple[bytes, bytes]) -> bytes:
+        """Return the header lines of an answer; the overhead is up to this moment, its last before
+        the bytes go out. A stream's cost is not known yet, and stands in the ledger only.
         """
-        overhead_us = (perf_counter() - job.began - job.upstream_s) * 1e6
-        headers = [
-            content,
-            (ID, job.id.encode()),
-            (b"x-packshot-attempts", b"%d" % job.attempts),
-            (b"x-packshot-overhead-us", b"%d" % overhead_us),
-        ]
-        if job.target is not None:
-            headers += job.target.told_of(job.key)
+        cost = b""
         if not job.stream:
-            headers.append((b"x-packshot-cost-eur", b"%d.%09d" % divmod(job.cost, 1_000_000_000)))
-        if job.replayed:
-            headers.append((b"x-packshot-replayed", b"true"))
-        headers += self._limiter.headers(job)
-        return headers
+            cost = b"x-packshot-cost-eur: %d.%09d\r\n" % divmod(job.cost, 1_000_000_000)
+        return OURS % (
+            *content,
+            job.id.encode(),
+            job.attempts,
+            (perf_counter() - job.began - job.upstream_s) * 1e6,
+            b"" if job.target is None else job.target.told_of(job.key),
+            cost,
+            REPLAYED if job.replayed else b"",
+            self._limiter.lines(job),
+        )
 
-    async def _other(self, scope: Scope, send: Send) -> None:
+    async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve what is no call of a model: health, the list of models, mistakes."""
         path: str = scope["path"]
         if path == "/healthz":
-            await respond(send, 200, [JSON], b'{"status":"ok"}')
+            await respond(send, 200, OF_JSON, b'{"status":"ok"}')
         elif path == "/readyz":
             ready = not self.draining
             body = b'{"status":"ready"}' if ready else b'{"status":"draining"}'
-            await respond(send, 200 if ready else 503, [JSON], body)
+            await respond(send, 200 if ready else 503, OF_JSON, body)
         elif path in MODELS and scope["method"] == "GET":
-            await self._models(scope, send)
+            await self._models(scope, receive, send)
         else:
             known = path in DOORS or path in MODELS
             answer = Answer(
@@ -287,24 +322,25 @@ class Gateway:
                 f"{scope['method']} is not for this path" if known else NOTHING,
                 "method_not_allowed" if known else "unknown_path",
             )
-            await self._turn_away(Trouble(answer), scope, send)
+            await self._turn_away(Trouble(answer), Visit(scope, receive, send, ELSEWHERE))
 
-    async def _models(self, scope: Scope, send: Send) -> None:
+    async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         """List the routes and models that the caller's key may use."""
         client = scope.get("client")
         try:
-            owner = self.access.authenticate(headers_of(scope), client[0] if client else "")
+            owner = self.access.authenticate(dict(scope["headers"]), client[0] if client else "")
         except PackshotError as error:
-            await self._turn_away(of_error(error), scope, send)
+            await self._turn_away(of_error(error), Visit(scope, receive, send, ELSEWHERE))
             return
         names = [name for name in self.plan.names() if owner.may_see(name)]
         body = models_body(names, anthropic=scope["path"].startswith("/anthropic"))
-        await respond(send, 200, [JSON, (ID, new_id().encode())], body)
+        lines = lines_of([JSON, (ID, new_id().encode())])
+        await respond(send, 200, lines, body)
 
-    async def _turn_away(self, trouble: Trouble, scope: Scope, send: Send) -> None:
+    async def _turn_away(self, trouble: Trouble, visit: Visit) -> None:
         """Answer a request that is wrong, and no call of a model."""
-        visit = Visit(ELSEWHERE, scope.get("packshot.began") or perf_counter())
-        status = await self._tell(visit, trouble, send)
+        visit.began = visit.scope.get("packshot.began") or perf_counter()
+        status = await self._tell(visit, trouble)
         seconds = perf_counter() - visit.began
         self.telemetry.finished(None, "other", status, seconds, visit.code, request=visit.id)
 
@@ -318,15 +354,9 @@ def _trouble(job: Job | None, error: PackshotError) -> Trouble:
     return of_error(error, tried=job.attempts > 0)
 
 
-def headers_of(scope: Scope) -> dict[bytes, bytes]:
-    """Return a request's headers by their lower-case names; our own server has them ready."""
-    found: dict[bytes, bytes] | None = scope.get("packshot.headers")
-    return dict(scope["headers"]) if found is None else found
-
-
-async def respond(send: Send, status: int, headers: Headers, body: bytes) -> None:
-    """Send a whole answer."""
-    headers.append((b"content-length", b"%d" % len(body)))
+async def respond(send: Send, status: int, lines: bytes, body: bytes) -> None:
+    """Send a whole answer as ASGI has it."""
+    headers = [*pairs_of(lines), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 

@@ -47,6 +47,7 @@ __all__ = [
     "read_body",
     "text_of",
     "time_limit_s",
+    "too_large",
 ]
 
 Scope: TypeAlias = MutableMapping[str, Any]
@@ -106,7 +107,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int
     """
     announced = headers.get(b"content-length", b"0")
     if not announced.isdigit() or int(announced) > limit:
-        raise BodyTooLarge(f"the body is longer than {limit} bytes")
+        raise too_large(limit)
     message = await receive()
     body: bytes = message.get("body", b"")
     if not message.get("more_body"):
@@ -122,8 +123,13 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > limit:
-            raise BodyTooLarge(f"the body is longer than {limit} bytes")
+            raise too_large(limit)
     return b"".join(parts)
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    """Return the error for a body of more than ``limit`` bytes."""
+    return BodyTooLarge(f"the body is longer than {limit} bytes")
 
 
 def make_job(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 from time import monotonic
 
 from packshot.core.errors import InvalidRequest, RateLimited
 from packshot.gateway.access import VirtualKey
-from packshot.gateway.answers import Headers
 from packshot.gateway.job import Job
-from packshot.state.limits import Ask, Limits, Refusal, Rule
+from packshot.state.limits import Ask, Limits, LocalLimits, Refusal, Rule
 
-__all__ = ["Limiter"]
+__all__ = ["Limiter", "Rates"]
 
 BYTES_PER_TOKEN = 4
 """What a token has on average, for the estimate before a call; the count after it is exact."""
@@ -23,17 +21,16 @@ GUESS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Rate:
-    """One limit of one virtual key, and the names of the headers that tell of it."""
+class Rates:
+    """The limits of one virtual key, ready to be asked for and told of."""
 
-    key: str
-    rule: Rule
-    of_tokens: bool
-    one: Ask
-    """For a single request."""
-    limit: tuple[bytes, bytes]
-    remaining: bytes
-    reset: bytes
+    owner: VirtualKey
+    asks: tuple[Ask, ...]
+    """One request, and one token: what is limited of them."""
+    of_requests: tuple[Ask, ...]
+    of_tokens: tuple[Ask, ...]
+    lines: bytes
+    """The header lines that tell what is left, with places for remaining and reset of each."""
 
 
 class Limiter:
@@ -41,7 +38,8 @@ class Limiter:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._rates: dict[str, tuple[VirtualKey, Sequence[_Rate]]] = {}
+        self._local = limits if isinstance(limits, LocalLimits) else None
+        self._rates: dict[str, Rates] = {}
 
     async def take(self, job: Job) -> None:
         """Take a request, and the tokens that it may come to.
@@ -49,12 +47,15 @@ class Limiter:
         Raises:
             RateLimited: a limit is used up; nothing was taken.
         """
-        rates = self._of(job.owner)
-        if not rates:
-            return
+        rates = self.rates_of(job.owner)
+        asks = rates.of_requests
         tokens = job.input_bound // BYTES_PER_TOKEN + (job.output_limit or GUESS) * job.choices
-        asks = [Ask(rate.key, rate.rule, tokens) if rate.of_tokens else rate.one for rate in rates]
-        refusal = await self._limits.take(asks)
+        for one in rates.of_tokens:
+            asks = (*asks, Ask(one.key, one.rule, tokens))
+        if not asks:
+            return
+        local = self._local
+        refusal = local.take_now(asks) if local else await self._limits.take(asks)
         if refusal is not None:
             raise _refused(refusal)
         job.tokens_taken = tokens
@@ -68,66 +69,53 @@ class Limiter:
         if not surplus or not job.tokens_taken:
             return
         job.tokens_taken = 0
-        asks = [Ask(rate.key, rate.rule, surplus) for rate in self._of(job.owner) if rate.of_tokens]
-        if asks:
-            await self._limits.give_back(asks, monotonic() - job.taken_at)
+        for one in self.rates_of(job.owner).of_tokens:
+            asks, age_s = (Ask(one.key, one.rule, surplus),), monotonic() - job.taken_at
+            if self._local:
+                self._local.give_back_now(asks, age_s)
+            else:
+                await self._limits.give_back(asks, age_s)
 
-    def headers(self, job: Job) -> Headers:
-        """Return OpenAI's headers of what is left, as far as this process knows."""
-        lines: Headers = []
-        peek = self._limits.peek
-        for rate in self._of(job.owner):
-            room = peek(rate.key, rate.rule)
-            lines += (
-                rate.limit,
-                (rate.remaining, b"%d" % room.remaining),
-                (rate.reset, b"%dms" % ceil(room.reset_s * 1000)),
-            )
-        return lines
+    def lines(self, job: Job) -> bytes:
+        """Return OpenAI's header lines of what is left, as far as this process knows."""
+        rates = self.rates_of(job.owner)
+        if not rates.asks:
+            return b""
+        left: list[int] = []
+        for room in self._limits.peek(rates.asks):
+            left += room.remaining, ceil(room.reset_s * 1000)
+        return rates.lines % tuple(left)
 
     def forget(self) -> None:
         """Let go of the limits of virtual keys: some may be gone."""
         self._rates = {}
 
-    def _of(self, owner: VirtualKey) -> Sequence[_Rate]:
+    def rates_of(self, owner: VirtualKey) -> Rates:
+        """Return the limits of a virtual key."""
         found = self._rates.get(owner.id)
         # A call that began before its key was changed leaves nothing behind for those after it.
-        if found is None or found[0] is not owner:
-            limits = owner.limits
-            rates = tuple(
-                _rate(owner.id, what, limit)
-                for what, limit in (
-                    ("requests", limits.requests_per_minute),
-                    ("tokens", limits.tokens_per_minute),
-                )
-                if limit is not None
-            )
-            found = self._rates[owner.id] = owner, rates
-        return found[1]
+        if found is None or found.owner is not owner:
+            found = self._rates[owner.id] = _rates(owner)
+        return found
 
 
-def _rate(owner: str, what: str, limit: int) -> _Rate:
-    name, key, rule = what.encode(), f"{owner}/{what}", Rule(limit, 60.0)
-    return _Rate(
-        key,
-        rule,
-        what == "tokens",
-        Ask(key, rule),
-        (b"x-ratelimit-limit-" + name, b"%d" % limit),
-        b"x-ratelimit-remaining-" + name,
-        b"x-ratelimit-reset-" + name,
-    )
-
-
-def _unmetered(job: Job) -> int:
-    """Return what attempts count for whose use nobody said: what was taken for each, or no more
-    than its bytes hold where a stream broke off. Money is booked by its bound just so.
-    """
-    most = job.tokens_taken * job.unmetered
-    if not job.streamed:
-        return most
-    seen = (job.input_bound + job.streamed) // BYTES_PER_TOKEN
-    return most - job.tokens_taken + min(job.tokens_taken, seen)
+def _rates(owner: VirtualKey) -> Rates:
+    given = {
+        "requests": owner.limits.requests_per_minute,
+        "tokens": owner.limits.tokens_per_minute,
+    }
+    asks = {
+        what: Ask(f"{owner.id}/{what}", Rule(limit, 60.0))
+        for what, limit in given.items()
+        if limit is not None
+    }
+    lines = [
+        f"x-ratelimit-limit-{what}: {ask.rule.limit}\r\nx-ratelimit-remaining-{what}: %d\r\n"
+        f"x-ratelimit-reset-{what}: %dms\r\n"
+        for what, ask in asks.items()
+    ]
+    requests, tokens = ((asks[what],) if what in asks else () for what in given)
+    return Rates(owner, tuple(asks.values()), requests, tokens, "".join(lines).encode())
 
 
 def _refused(refusal: Refusal) -> RateLimited | InvalidRequest:
@@ -142,3 +130,14 @@ def _refused(refusal: Refusal) -> RateLimited | InvalidRequest:
         f"come back in {refusal.retry_after_s:.1f} s",
         refusal.retry_after_s,
     )
+
+
+def _unmetered(job: Job) -> int:
+    """Return what attempts count for whose use nobody said: what was taken for each, or no more
+    than its bytes hold where a stream broke off. Money is booked by its bound just so.
+    """
+    most = job.tokens_taken * job.unmetered
+    if not job.streamed:
+        return most
+    seen = (job.input_bound + job.streamed) // BYTES_PER_TOKEN
+    return most - job.tokens_taken + min(job.tokens_taken, seen)

@@ -20,6 +20,7 @@ from packshot.gateway.settings import (
     ProviderEntry,
     RouteEntry,
 )
+from packshot.gateway.wire.lines import lines_of
 from packshot.gateway.wire.upstream import Origin, Timeouts, Upstream
 from packshot.providers.base import SURFACES, Exchange, Surface
 from packshot.providers.exchanges import exchange_of
@@ -74,9 +75,7 @@ class Target:
     """A moving average of the time to the first byte; 0 before the first answer."""
     in_flight: int = 0
     paths: dict[str, bytes] = field(default_factory=dict[str, bytes])
-    told: dict[str, list[tuple[bytes, bytes]]] = field(
-        default_factory=dict[str, list[tuple[bytes, bytes]]]
-    )
+    told: dict[str, bytes] = field(default_factory=dict[str, bytes])
 
     def path(self, suffix: str) -> bytes:
         """Return path and query of a call, made once."""
@@ -85,15 +84,15 @@ class Target:
             found = self.paths[suffix] = self.provider.row.target(suffix, self.model)
         return found
 
-    def told_of(self, key: str) -> list[tuple[bytes, bytes]]:
-        """Return the headers that tell a caller who answered, made once for each key."""
+    def told_of(self, key: str) -> bytes:
+        """Return the header lines that tell a caller who answered, made once for each key."""
         found = self.told.get(key)
         if found is None:
-            found = self.told[key] = [
-                (b"x-packshot-provider", self.provider.name.encode()),
-                (b"x-packshot-model", self.model.encode("latin-1", "replace")),
-                (b"x-packshot-key", key.encode("latin-1", "replace")),
-            ]
+            names = {"provider": self.provider.name, "model": self.model, "key": key}
+            found = self.told[key] = lines_of(
+                (b"x-packshot-" + what.encode(), name.encode("latin-1", "replace"))
+                for what, name in names.items()
+            )
         return found
 
     @property

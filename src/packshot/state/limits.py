@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -29,6 +29,7 @@ __all__ = [
     "SLOTS",
     "Ask",
     "Limits",
+    "LocalLimits",
     "MemoryLimits",
     "Refusal",
     "Room",
@@ -108,12 +109,25 @@ class Limits(Protocol):
         """
         ...
 
-    def peek(self, key: str, rule: Rule) -> Room:
-        """Return what is left, as far as this process knows: for ``x-ratelimit-*`` headers."""
+    def peek(self, asks: Sequence[Ask]) -> Sequence[Room]:
+        """Return what is left for each ask's key and rule, as far as this process knows."""
         ...
 
     async def aclose(self) -> None:
         """Let go of files and connections."""
+        ...
+
+
+@runtime_checkable
+class LocalLimits(Limits, Protocol):
+    """Limits that nobody has to wait for: the same without a coroutine."""
+
+    def take_now(self, asks: Sequence[Ask]) -> Refusal | None:
+        """Take all of ``asks``, or none and say which had no room."""
+        ...
+
+    def give_back_now(self, asks: Sequence[Ask], age_s: float = 0.0) -> None:
+        """Correct what was taken; see `Limits.give_back`."""
         ...
 
 
@@ -235,24 +249,31 @@ class MemoryLimits:
         """Correct it, without a coroutine."""
         now = self._clock()
         for ask in asks:
-            window = self._now(ask.key, ask.rule, now)
-            if ask.amount < 0:
-                window.total -= ask.amount
-                window.last[1] -= ask.amount
+            window, amount = self._now(ask.key, ask.rule, now), ask.amount
+            last, slot = window.last, int((now - age_s) / window.width)
+            if amount < 0 or (slot >= last[0] and amount <= last[1]):
+                window.total -= amount
+                last[1] -= amount
             else:
-                window.give_back(ask.amount, int((now - age_s) / window.width))
+                window.give_back(amount, slot)
 
-    def peek(self, key: str, rule: Rule) -> Room:
-        """Return what is left of a limit."""
-        if key not in self._windows:
-            return Room(rule.limit, rule.limit, 0.0)
+    def peek(self, asks: Sequence[Ask]) -> list[Room]:
+        """Return what is left of each limit."""
         now = self._clock()
-        window = self._now(key, rule, now)
-        left = rule.limit - window.total
-        # Asked for after each call, when the newest slot has that call in it: it leaves last.
-        slot, amount = window.last
-        reset = (slot + SLOTS + 1) * window.width - now + EASE_S if amount else window.reset_s(now)
-        return Room(rule.limit, max(0, left), reset)
+        rooms: list[Room] = []
+        for ask in asks:
+            limit, window = ask.rule.limit, self._windows.get(ask.key)
+            if window is None or window.per_s != ask.rule.per_s:
+                rooms.append(Room(limit, limit, 0.0))
+                continue
+            if int(now / window.width) != window.newest:
+                window.advance(int(now / window.width))
+            # Asked for after each call, when the newest slot has that call in it: it leaves last.
+            slot, amount = window.last
+            gone = (slot + SLOTS + 1) * window.width - now + EASE_S
+            left = limit - window.total
+            rooms.append(Room(limit, max(0, left), gone if amount else window.reset_s(now)))
+        return rooms
 
     def _now(self, key: str, rule: Rule, now: float) -> _Window:
         """Return a key's window as it is now."""

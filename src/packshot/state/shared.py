@@ -140,15 +140,18 @@ class SharedLimits:
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
-    def peek(self, key: str, rule: Rule) -> Room:
-        """Return what is left of a limit."""
+    def peek(self, asks: Sequence[Ask]) -> list[Room]:
+        """Return what is left of each limit."""
         if not self._lock():
-            return self._alone.peek(key, rule)
+            return self._alone.peek(asks)
         try:
             now = self._clock()
-            record = self._window(key, rule, now)
-            total = self._words[record + TOTAL]
-            return Room(rule.limit, max(rule.limit - total, 0), self._reset_s(record, now))
+            rooms: list[Room] = []
+            for ask in asks:
+                record, limit = self._window(ask.key, ask.rule, now), ask.rule.limit
+                left = max(limit - self._words[record + TOTAL], 0)
+                rooms.append(Room(limit, left, self._reset_s(record, now)))
+            return rooms
         finally:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 

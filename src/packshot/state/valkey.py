@@ -154,7 +154,7 @@ class ValkeyLimits:
         which, wait = answer[-2], answer[-1]
         if which:
             ask = asks[which - 1]
-            room = self.peek(ask.key, ask.rule)
+            room = self._room(ask)
             wait_s = math.inf if wait < 0 else wait / 1e6 + EASE_S
             return Refusal(ask, wait_s, room.remaining, room.reset_s)
         if self._clock() < self._own_until:
@@ -171,11 +171,16 @@ class ValkeyLimits:
         self._local.give_back_now(asks, age_s)
         await self._ask("back", asks, age_s)
 
-    def peek(self, key: str, rule: Rule) -> Room:
-        """Return what was left at this process's last call for the key."""
-        if self.is_open or key not in self._rooms:
-            return self._local.peek(key, self._shared(rule) if self.is_open else rule)
-        total, until = self._rooms[key]
+    def peek(self, asks: Sequence[Ask]) -> list[Room]:
+        """Return what was left at this process's last calls for the keys."""
+        return [self._room(ask) for ask in asks]
+
+    def _room(self, ask: Ask) -> Room:
+        rule = ask.rule
+        if self.is_open or ask.key not in self._rooms:
+            of = Ask(ask.key, self._shared(rule) if self.is_open else rule)
+            return self._local.peek([of])[0]
+        total, until = self._rooms[ask.key]
         reset = until - self._clock()
         if reset <= 0:
             return Room(rule.limit, rule.limit, 0.0)

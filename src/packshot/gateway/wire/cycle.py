@@ -13,10 +13,12 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
+from packshot.gateway.wire.lines import lines_of
+
 if TYPE_CHECKING:
     from packshot.gateway.wire.server import Connection
 
-__all__ = ["Application", "Cycle", "Gone", "lines_of"]
+__all__ = ["STATUS", "Application", "Cycle", "Gone"]
 
 logger = logging.getLogger(__name__)
 
@@ -40,20 +42,6 @@ class Application(Protocol):
     def __call__(self, scope: Any, receive: Any, send: Any, /) -> Any:  # noqa: ANN401 - ASGI's
         """Serve one request."""
         ...
-
-
-def lines_of(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return headers as whole lines, each ended by CRLF.
-
-    Raises:
-        RuntimeError: one holds what would break out of its line.
-    """
-    given = list(headers)
-    lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in given])
-    count = len(given)
-    if lines.count(b"\n") != count or lines.count(b"\r") != count or b"\0" in lines:
-        raise RuntimeError("a header of the response holds a line's end or a NUL")
-    return lines
 
 
 class Gone:
@@ -210,8 +198,6 @@ class Cycle(Gone):
         """Send a whole answer in one write; ``lines`` are headers, each ended by CRLF.
 
         It does not wait for a slow reader: until it has read, its next request is not begun.
-
-        The status is one that has a body.
 
         Raises:
             RuntimeError: an answer was begun.
