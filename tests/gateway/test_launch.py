@@ -16,9 +16,7 @@ import httpx2
 import pytest
 
 from packshot.core.errors import LedgerUnavailable
-from packshot.ledger.settings import load_settings
 from packshot.ledger.stores import open_store
-from packshot.ledger.wiring import bring_in
 from packshot.providers.fake_script import Fault, Settings
 from tests.gateway.launched import (
     MAIN,
@@ -146,12 +144,37 @@ def test_its_life_from_start_to_drain(tmp_path: Path, state_home: Path) -> None:
         assert gateway.end() == 0
         late.join()
         assert answers == [200]
-        bring_in(load_settings(gateway.path), store := open_store(str(tmp_path / "ledger.db")))
-        store.close()
-        assert entries() == 2
+        assert entries() == 2, "it is in the store when the gateway has ended"
         with pytest.raises(httpx2.ConnectError):
             gateway.get("/healthz")
     assert CREDENTIAL not in gateway.said()
+
+
+def test_what_the_last_worker_booked_is_in_the_store_when_the_gateway_has_ended(
+    tmp_path: Path, state_home: Path
+) -> None:
+    """The first worker, and the drain beside it, ends before a call of the second does."""
+    with running(tmp_path, state_home, "--workers", "2") as (gateway, there):
+        there["one"].script = lambda _: Fault(first_after_s=1.5)
+        answers: list[int] = []
+        calls = [
+            threading.Thread(target=lambda: answers.append(gateway.chat("before").status_code))
+            for _ in range(12)
+        ]
+        for call in calls:
+            call.start()
+        until(lambda: len(there["one"].truth) == 12)
+        first, *_ = gateway.workers()
+        os.kill(first, signal.SIGTERM)
+        assert gateway.end() == 0
+        for call in calls:
+            call.join()
+        assert answers == [200] * 12
+    store = open_store(str(tmp_path / "ledger.db"), read_only=True)
+    try:
+        assert store.query("SELECT count(*) FROM entries") == [(12,)]
+    finally:
+        store.close()
 
 
 def test_keys_come_and_go_in_every_worker(tmp_path: Path, state_home: Path) -> None:

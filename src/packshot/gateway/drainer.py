@@ -1,7 +1,8 @@
 """The drain beside the workers: a process of its own, so that moving rows takes nobody's turn.
 
 The first worker starts it (`Drainer`), and starts it again should it die. It ends when its standard
-input does: no worker, no drain. As a program it is ``python -m packshot.gateway.drainer FILE``.
+input does: no worker, no drain. When all workers have ended, the supervisor has the rest brought in
+(`drain_the_rest`). As a program it is ``python -m packshot.gateway.drainer FILE``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -20,7 +22,7 @@ from packshot.ledger.settings import load_settings
 from packshot.ledger.stores import open_store
 from packshot.ledger.wiring import drain_of
 
-__all__ = ["Drainer", "main"]
+__all__ = ["Drainer", "drain_the_rest", "main"]
 
 AGAIN_S = 1.0
 """Wait before a drain that ended is started again; doubled, at most `AGAIN_MAX_S`."""
@@ -74,6 +76,19 @@ class Drainer:
             wait = min(2 * wait, AGAIN_MAX_S)
 
 
+def drain_the_rest(path: Path, longest_s: float) -> bool:
+    """Bring in what is left in the journals once all workers have ended; tell whether it is done.
+
+    The drain beside the first worker ends with that one, and the others may end later.
+    """
+    words = (sys.executable, "-P", "-m", "packshot.gateway.drainer", str(path))
+    try:
+        done = subprocess.run(words, stdin=subprocess.DEVNULL, timeout=longest_s, check=False)
+    except (subprocess.TimeoutExpired, OSError):
+        return False
+    return done.returncode == 0
+
+
 def main() -> int:
     """Drain the journals of the configuration named on the command line."""
     for ignored in (signal.SIGINT, signal.SIGHUP):
@@ -84,7 +99,9 @@ def main() -> int:
     try:
         settings = load_settings(Path(sys.argv[1]))
         with contextlib.closing(open_store(settings.store)) as store:
-            drain_of(settings, store).run(stop)
+            drain = drain_of(settings, store)
+            drain.run(stop)
+            drain.step()  # what came while it was told to end
     except PackshotError as error:
         print(f"drain: {error}", file=sys.stderr)  # noqa: T201 - its one way to say so
         return error.exit_code

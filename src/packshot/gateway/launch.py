@@ -16,6 +16,7 @@ from packshot.core.errors import InvalidRequest
 from packshot.gateway import run
 from packshot.gateway.access import Hasher, load_admin_secret, load_pepper, pepper_path
 from packshot.gateway.admin import AdminDesk, admin_app, spending_of
+from packshot.gateway.drainer import drain_the_rest
 from packshot.gateway.keystore import open_key_store
 from packshot.gateway.plan import Plan, build_plan
 from packshot.gateway.settings import load_gateway
@@ -61,7 +62,14 @@ def launch(
     def worker(each: run.Worker) -> Worker:
         return Worker(path, each.name, drains=each.number == 0)
 
-    return run.serve(worker, options, lambda app: admin_of(app, path))
+    code = run.serve(worker, options, lambda app: admin_of(app, path))
+    never_ready = code > 1  # and what is wrong is told
+    if not never_ready and not drain_the_rest(path, server.grace_s):
+        warn(
+            "the last entries are in the journals, and not in the store yet: the next start brings "
+            "them in, or packshot ledger drain --once"
+        )
+    return code
 
 
 def admin_of(app: run.Application, path: Path) -> ASGIApp:
