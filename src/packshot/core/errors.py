@@ -7,6 +7,7 @@
     │   ├── BodyTooLarge     a request's body is longer than the limit
     │   ├── Inexpressible    the target's API has no such thing: the message names the field
     │   ├── UnknownVirtualKey  no issued key has this id
+    │   ├── DeviceMissing    the device that was asked for is not there
     │   ├── UnknownConcept   the model was never shown what the brief asks for (``--strict``)
     │   └── BadPhoto         a product photograph or its mask cannot be used
     │       └── MaskNeeded   where the product is in it, we are not sure enough: give a mask
@@ -35,6 +36,8 @@
     ├── CheckFailed          a finished picture broke a promise: it is not delivered
     ├── WorkerLost           the process that holds the model crashed or hung; the next one may not
     ├── RenderFailed         the network produced NaN or a constant picture, twice
+    │   ├── HostedFailed     the hosted provider made no picture: an outage, a deadline, no budget
+    │   └── ContentFiltered  a provider's filter refused: not to be routed around
     └── Cancelled            the caller asked to stop between two steps
 
 Messages say what was got, what was expected and how to fix it. ``exit_code`` is what the command
@@ -53,8 +56,11 @@ __all__ = [
     "BudgetExceeded",
     "Cancelled",
     "CheckFailed",
+    "ContentFiltered",
+    "DeviceMissing",
     "Forbidden",
     "GatewayError",
+    "HostedFailed",
     "IdempotencyError",
     "Inexpressible",
     "InvalidRequest",
@@ -115,6 +121,10 @@ class Inexpressible(InvalidRequest):
 
 class UnknownVirtualKey(InvalidRequest):
     """No issued key has this id."""
+
+
+class DeviceMissing(InvalidRequest):
+    """The device that was asked for is not there, or no driver for it."""
 
 
 class UnknownConcept(InvalidRequest):
@@ -246,6 +256,14 @@ class WorkerLost(PackshotError):
 
 class RenderFailed(PackshotError):
     """The picture came out as NaN or as one flat colour, in full precision too."""
+
+
+class HostedFailed(RenderFailed):
+    """The hosted provider made no picture: it did not answer, not in time, or no budget is left."""
+
+
+class ContentFiltered(RenderFailed):
+    """A provider refused what was asked, or withheld what it made: nobody else is asked."""
 
 
 class Cancelled(PackshotError):
