@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from packshot.core.errors import InvalidRequest, unknown_name
+from packshot.core.errors import DeviceMissing, unknown_name
 from packshot.core.types import PRECISIONS, Precision, Stage, Usage
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ MEMORY = re.compile(r"[0-9]+gb")
 def pick_device(name: str) -> torch.device:
     """Return the device called ``name``: auto (a GPU if there is one), cpu, cuda or cuda:N.
 
-    Raises InvalidRequest for another name, or a GPU that is not there.
+    Raises InvalidRequest for another name, DeviceMissing for a GPU that is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,7 +43,7 @@ def pick_device(name: str) -> torch.device:
     if kind not in {"cpu", "cuda"} or (index and not index.isdecimal()):
         raise unknown_name("device", name, ["auto", "cpu", "cuda", "cuda:0"])
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
-        raise InvalidRequest(
+        raise DeviceMissing(
             f"device {name!r} was asked for, and torch sees {torch.cuda.device_count()} GPUs; "
             "use device cpu, or install a torch that is built for your GPU."
         )
