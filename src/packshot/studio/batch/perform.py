@@ -136,11 +136,14 @@ def _with_photo(shot: Shot, photo: str, mask: str) -> Shot:
     """Return the shot with the item's photograph and mask, read with suspicion."""
     if not photo:
         return shot
+    from packshot.studio.batch.photos import name_of, read_place
     from packshot.studio.photo import load_mask, load_photo
 
-    loaded = load_photo(Path(photo))
+    loaded = load_photo(read_place(photo), name_of(photo))
     shot = replace(shot, photo=loaded)
-    return replace(shot, mask=load_mask(Path(mask), loaded)) if mask else shot
+    if not mask:
+        return shot
+    return replace(shot, mask=load_mask(read_place(mask), loaded, name_of(mask)))
 
 
 def _as_written(content: bytes) -> CaptionWriter:

@@ -61,8 +61,8 @@ CREATE INDEX IF NOT EXISTS attempts_of_work ON attempts (work);
 CREATE INDEX IF NOT EXISTS attempts_open ON attempts (ended) WHERE ended = '';
 CREATE INDEX IF NOT EXISTS attempts_unbooked ON attempts (booked)
     WHERE ended = 'made' AND booked = 0;
-CREATE TABLE IF NOT EXISTS stages (
-    mark BLOB PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS files (
+    place TEXT PRIMARY KEY, mark TEXT NOT NULL, digest TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
 
 
@@ -133,9 +133,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line of the manifest: an item, and what became of its work."""
+    """A line of the manifest: an item, in how many rows it came, and what became of its work."""
 
     item: Item
+    copies: int
     work: bytes
     state: str
     made: Made | None
@@ -382,17 +383,28 @@ class RunState:
                 (reason, work),
             )
 
-    # -------------------------------------------------------------------------- stages
+    # -------------------------------------------------------------------------- what was read
 
-    def stage(self, mark: bytes) -> bytes | None:
-        """Return what a stage gave, by the digest of all that it depends on; None if unknown."""
-        rows = self._rows("SELECT value FROM stages WHERE mark = ?", (mark,))
-        return bytes(rows[0][0]) if rows else None
+    def digest_of(self, place: str, mark: str) -> str:
+        """Return the digest of a file that was read before, "" where its mark is another."""
+        rows = self._rows("SELECT digest FROM files WHERE place = ? AND mark = ?", (place, mark))
+        return str(rows[0][0]) if rows else ""
 
-    def keep_stage(self, mark: bytes, value: bytes) -> None:
-        """Keep what a stage gave."""
-        with self._transaction() as base:
-            base.execute("INSERT OR REPLACE INTO stages VALUES (?, ?)", (mark, value))
+    def keep_digest(self, place: str, mark: str, digest: str) -> None:
+        """Keep a file's digest; ``mark`` changes when the file does."""
+        with self._lock:  # within `replan` it is a part of it
+            self._base.execute(
+                "INSERT OR REPLACE INTO files VALUES (?, ?, ?)", (place, mark, digest)
+            )
+
+    def files(self) -> Iterator[tuple[str, str]]:
+        """Yield the place and mark of every file that was read."""
+        last = ""
+        while found := self._rows(
+            "SELECT place, mark FROM files WHERE place > ? ORDER BY place LIMIT ?", (last, PAGE)
+        ):
+            yield from found
+            last = found[-1][0]
 
     # -------------------------------------------------------------------------- the end
 
@@ -401,7 +413,8 @@ class RunState:
         last = (-1, "")
         while True:
             found = self._rows(
-                "SELECT i.row, i.id, i.content, i.work, w.state, w.made, w.delivered, w.reason,"
+                "SELECT i.row, i.id, i.content, i.copies, i.work,"
+                " w.state, w.made, w.delivered, w.reason,"
                 " (SELECT coalesce(sum(cost), 0) FROM attempts a WHERE a.work = i.work)"
                 " FROM items i JOIN works w ON w.work = i.work"
                 " WHERE (i.row, i.id) > (?, ?) ORDER BY i.row, i.id LIMIT ?",
@@ -409,10 +422,11 @@ class RunState:
             )
             if not found:
                 return
-            for row, name, content, work, state, made, delivered, reason, cost in found:
+            for row, name, content, copies, work, state, made, delivered, reason, cost in found:
                 last = (row, name)
                 yield Row(
                     msgspec.msgpack.decode(content, type=Item),
+                    copies,
                     work,
                     state,
                     _read(made, Made),
@@ -423,20 +437,24 @@ class RunState:
                     int(cost),
                 )
 
-    def renders(self) -> Iterator[tuple[str, bytes]]:
-        """Yield (render, work) of every attempt at a work of the plan."""
-        last = ""
-        while True:
-            found = self._rows(
-                "SELECT a.render, a.work FROM attempts a JOIN works w ON w.work = a.work"
-                " WHERE w.plan = ? AND a.render > ? ORDER BY a.render LIMIT ?",
-                (self.plan, last, PAGE),
+    def settle(self, costs: Iterable[tuple[str, Nanos]]) -> None:
+        """Take what the ledger has of each render instead of what was added up here."""
+        with self._transaction() as base:
+            base.executemany(
+                "UPDATE attempts SET cost = ? WHERE render = ?",
+                ((cost, render) for render, cost in costs),
             )
-            if not found:
-                return
-            for render, work in found:
-                last = render
-                yield str(render), bytes(work)
+
+    def reasons(self) -> list[tuple[str, int]]:
+        """Return why works are quarantined, and how many each, the most first."""
+        return [
+            (str(reason), int(count))
+            for reason, count in self._rows(
+                "SELECT reason, count(*) FROM works WHERE plan = ? AND state = 'quarantined'"
+                " GROUP BY reason ORDER BY 2 DESC, 1 LIMIT 20",
+                (self.plan,),
+            )
+        ]
 
 
 def _read(content: bytes | None, kind: type[T]) -> T | None:
