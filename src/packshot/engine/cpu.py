@@ -78,10 +78,10 @@ class PhasedUpsample(nn.Module):
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         weight = phased(conv.weight.detach())
         self.channels = conv.out_channels
-        phased = nn.Conv2d(conv.in_channels, len(weight), 2, padding=1, device="meta")
-        phased.weight = nn.Parameter(weight, requires_grad=False)
-        phased.bias = nn.Parameter(bias.repeat(4), requires_grad=False)
-        self.phased = nn.Sequential(phased)
+        all_four = nn.Conv2d(conv.in_channels, len(weight), 2, padding=1, device="meta")
+        all_four.weight = nn.Parameter(weight, requires_grad=False)
+        all_four.bias = nn.Parameter(bias.repeat(4), requires_grad=False)
+        self.phased = nn.Sequential(all_four)
         self.plain = upsample
         prepare(self.phased)
         prepare(self.plain)
