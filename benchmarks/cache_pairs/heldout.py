@@ -147,8 +147,10 @@ GRAMMARS: dict[str, tuple[str, ...]] = {
         "{light}, a {product} {where} a {place}, with {colour} walls",
     ),
     "task": (
-        "{product}, {colour}. Answer in {language}, {tone} tone, "
-        "{count} sentences, for {occasion}.",
+        (
+            "{product}, {colour}. Answer in {language}, {tone} tone, "
+            "{count} sentences, for {occasion}."
+        ),
         "for {occasion}: {colour} {product}. Reply in {language}. {count} sentences. {tone} tone.",
         "{colour} {product} for {occasion}; {count} sentences in {language}, in a {tone} tone",
     ),
