@@ -6,7 +6,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from packshot.cli import terminal
 from packshot.core.errors import LedgerError
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from packshot.studio.booking import Bookkeeper
     from packshot.studio.session import DeviceSession
 
-__all__ = ["Books", "bookkeeping"]
+__all__ = ["Books", "bookkeeping", "drain"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Books:
 
 
 @contextmanager
-def bookkeeping(recipe: Literal["render", "sheet"]) -> Generator[Books]:
+def bookkeeping(recipe: str) -> Generator[Books]:
     """Yield who books this command's renders and its device; say what could not be booked.
 
     Raises:
@@ -62,10 +62,10 @@ def bookkeeping(recipe: Literal["render", "sheet"]) -> Generator[Books]:
         except LedgerError as error:
             terminal.warn(f"the device's time beside the renders is not booked: {error}")
         ledger.close()
-        _drain(settings)
+        drain(settings)
 
 
-def _drain(settings: Settings) -> None:
+def drain(settings: Settings) -> None:
     """Move what the journals hold into the store, where no other process does so already."""
     from packshot.ledger.private import make_private_folder
     from packshot.ledger.stores import open_store
