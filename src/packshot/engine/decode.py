@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from packshot.engine.networks.vae import VAE
     from packshot.engine.results import Picture
 
-__all__ = ["decode_checked", "decode_preview"]
+__all__ = ["decode_checked", "decode_preview", "flat"]
 
 # A picture whose every channel spans less than one of the 256 levels shows nothing.
 ONE_LEVEL = 1 / 255
@@ -61,6 +61,11 @@ def _fault(pixels: Tensor) -> str:
     if math.isnan(spread):
         return "came out as not-a-number"
     return "" if spread >= ONE_LEVEL else "came out as one flat colour"
+
+
+def flat(levels: Tensor) -> Tensor:
+    """Tell whether levels [H, W, 3], 0 … 255, are all of one colour: a boolean on their device."""
+    return levels.amax(dim=(0, 1)).eq(levels.amin(dim=(0, 1))).all()
 
 
 def _cause(latents: Tensor) -> str:

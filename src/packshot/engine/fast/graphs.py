@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -40,15 +40,6 @@ class Shape:
     def rows(self) -> int:
         """How many the network sees at once."""
         return self.pictures * (2 if self.guided else 1)
-
-
-class Advance(Protocol):
-    """`reference.advance`."""
-
-    def __call__(
-        self, latents: Tensor, clean: Tensor, output: Tensor, network_in: Tensor,
-        noise: Tensor | None, table: Tensor, index: Tensor, guidance: Tensor | None,
-    ) -> None: ...  # fmt: skip
 
 
 class Captured:
@@ -82,16 +73,16 @@ class StepGraph:
     """One step of a render of ``shape``, on buffers that a request's numbers are copied into."""
 
     def __init__(
-        self, unet: FastUNet, advance: Advance, shape: Shape, device: torch.device, pool: object | None
+        self, unet: FastUNet, shape: Shape, device: torch.device, pool: object | None
     ) -> None:
         self.shape = shape
         self._unet = unet
-        self._advance = advance
         pixels, dtype = shape.height * shape.width, unet.dtype
 
         def made(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(size, dtype=dtype, device=device)
 
+        self.first = made(shape.pictures, 4, shape.height, shape.width)
         self.latents = made(shape.pictures, pixels, 4)
         self.clean = torch.zeros_like(self.latents)
         self.noise = made(shape.pictures, pixels, 4) if shape.noisy else None
@@ -109,18 +100,27 @@ class StepGraph:
         output = self._unet(
             self.network_in, (shape.height, shape.width), shifts, self._unet.split_kv(self.kv)
         )
-        self._advance(
+        self._unet.kernels.advance(
             self.latents, self.clean, output, self.network_in, self.noise, self.table, self.index,
             self.guidance,
         )  # fmt: skip
         self.index.add_(1)
 
-    def start(self, latents: Tensor, scale: Tensor) -> None:
-        """Begin with ``latents`` [n,4,h,w] fp32; ``scale`` is that of the first step's input."""
-        self.latents.copy_(latents.flatten(2).transpose(1, 2))
+    def start(self, noise: Tensor, latents: Tensor, scale: Tensor) -> None:
+        """Begin with ``latents`` [n,4,h,w] fp32, made of ``noise``; ``scale`` as `put` takes it."""
+        self.first = noise
         self.clean.zero_()
+        self.put(latents, scale)
+
+    def put(self, latents: Tensor, scale: Tensor) -> None:
+        """Replace the latents; ``scale`` is what the next step multiplies its input by."""
+        self.latents.copy_(self.rows_of(latents))
         scaled = self.latents * scale
         self.network_in.copy_(torch.cat([scaled, scaled]) if self.shape.guided else scaled)
+
+    def rows_of(self, latents: Tensor) -> Tensor:
+        """Return [n,4,h,w] as the buffers have it."""
+        return latents.flatten(2).transpose(1, 2)
 
     def load(self, table: Tensor, shifts: Tensor) -> None:
         """Load the next steps, at most WINDOW: ``table`` [S,8], ``shifts`` [S,rows,E]."""

@@ -149,9 +149,9 @@ def interleave(phases: Tensor, size: tuple[int, int], bias: Tensor) -> Tensor:
     return out.view(b, 4 * h * w, c)
 
 
-def softmax(x: Tensor) -> Tensor:
-    """Return the softmax over the last dimension of fp32 scores, as bf16."""
-    return x.softmax(dim=-1).to(torch.bfloat16)
+def softmax(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the softmax over the last dimension of fp32 scores, as ``dtype``."""
+    return x.softmax(dim=-1).to(dtype)
 
 
 def to_uint8(x: Tensor) -> Tensor:

@@ -28,8 +28,11 @@ class FastDecoder:
         self.upsamplers = {id(u): Upsample(u.conv) for block in blocks[1:] for u in block.upsamplers}
         self.attention = Attention(decoder.mid_block.attentions[0])
 
-    def __call__(self, latents: Tensor) -> Tensor:
-        """Return levels uint8 [B,8h,8w,3] for scaled latents [B,4,h,w] of any type."""
+    def __call__(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Return levels uint8 [B,8h,8w,3] for scaled latents [B,4,h,w] of any type.
+
+        And whether all of them came from numbers: a boolean on the device.
+        """
         vae, kernels, decoder = self.vae, self.kernels, self.vae.decoder
         z = latents / vae.config.scaling_factor + vae.config.shift_factor
         z = z.to(decoder.conv_in.weight.dtype).permute(0, 2, 3, 1)
@@ -48,7 +51,7 @@ class FastDecoder:
                 x = self.upsamplers[id(upsample)](kernels, x, (2 * x.size[0], 2 * x.size[1]))
         _, y = x.normed(kernels, decoder.conv_norm_out, silu=True)
         y = convolve(decoder.conv_out, y, x.size) + decoder.conv_out.bias
-        return kernels.to_uint8(y).view(len(y), *x.size, 3)
+        return kernels.to_uint8(y).view(len(y), *x.size, 3), y.isfinite().all()
 
     def _resnet(self, x: Map, resnet: nn.Module) -> Map:
         return self.resnets[id(resnet)](self.kernels, x, None)
@@ -78,7 +81,7 @@ class Attention:
         for picture, (q, k, v) in enumerate(zip(*h.chunk(3, dim=-1), strict=True)):
             for first in range(0, len(q), QUERIES):
                 scores = _product(q[first : first + QUERIES], k.t())
-                seen = kernels.softmax(scores).to(v.dtype) @ v
+                seen = kernels.softmax(scores, v.dtype) @ v
                 self.out.add_to(y[picture, first : first + QUERIES], seen)
         return Map(x.size, y, bias=self.out_bias)
 

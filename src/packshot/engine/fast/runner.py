@@ -1,0 +1,205 @@
+"""Runs a model on a GPU: fused kernels, captured once per shape, replayed for every request."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from packshot.engine.conditioning import EncodedTexts, together
+from packshot.engine.decode import decode_checked, flat
+from packshot.engine.fast.attention import Attention
+from packshot.engine.fast.graphs import WINDOW, Captured, Graphs, Shape, StepGraph, table_of
+from packshot.engine.fast.unet import FastUNet
+from packshot.engine.fast.vae import FastDecoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from packshot.engine.denoise import Watch
+    from packshot.engine.fast.maps import Kernels
+    from packshot.engine.model import Model
+    from packshot.engine.results import Picture
+    from packshot.engine.runner import Decoded, Task
+
+__all__ = ["GRAPHS", "FastRunner"]
+
+GRAPHS = 24
+"""Shapes that are kept captured at a time, of each network: nine sizes, a few batches of each."""
+
+BATCH_PIXELS = 8 * 1024 * 1024
+"""Pixels that are made together: eight pictures of 1024x1024."""
+
+
+class FastRunner:
+    """A `runner.Runner` for a GPU. One request at a time: its graphs have one set of buffers.
+
+    Args:
+        model: its networks, in bf16, fp16 or fp32, on their device.
+        kernels: the fused operations; None takes those of this device.
+        graphs: whether to capture; without, each step is launched kernel by kernel, which is for
+            looking for leaks.
+        invariant: whether a seed is to give the same bits in company as alone. Pictures are then
+            made one at a time: a library's kernels, and what they round to, depend on the batch.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        kernels: Kernels | None = None,
+        *,
+        graphs: bool = True,
+        invariant: bool = False,
+    ) -> None:
+        self.model = model
+        self.kernels = fused(model.device) if kernels is None else kernels
+        self.attention = Attention()
+        self.unet = FastUNet(model.unet, self.kernels, self.attention)
+        self.decoder = FastDecoder(model.vae, self.kernels)
+        self.invariant = invariant
+        cuda = model.device.type == "cuda"
+        self._pool = torch.cuda.graph_pool_handle() if graphs and cuda else None
+        self.steps: Graphs[Shape, StepGraph] = Graphs(GRAPHS)
+        self._decodes: Graphs[tuple[int, int], DecodeGraph] = Graphs(GRAPHS)
+        self._read: ReadGraph | None = None
+
+    def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
+        """As many together as fit, in powers of two, so that few shapes are captured."""
+        fit = 1 if self.invariant else max(1, BATCH_PIXELS // pixels)
+        sizes: list[int] = []
+        while pictures:
+            size = 1 << (min(fit, pictures).bit_length() - 1)
+            sizes.append(size)
+            pictures -= size
+        return tuple(sizes)
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """As `runner.Runner.encode`, one by one."""
+        if self._read is None:
+            self._read = ReadGraph(self.model, self._pool)
+        return together([self._read(text) for text in texts])
+
+    def denoise(
+        self, task: Task, pictures: int, noise: Iterator[Tensor], watch: Watch | None
+    ) -> Tensor:
+        """As `runner.Runner.denoise`."""
+        graph = self._begin(task, pictures, noise)
+        plan, kept = task.plan, task.kept
+        for index, step in enumerate(plan.steps):
+            if index % WINDOW == 0:
+                self._load(graph, task, index)
+            if graph.noise is not None:
+                graph.noise.copy_(graph.rows_of(next(noise)))
+            graph.step()
+            if kept:
+                latents = graph.picture(graph.latents)
+                graph.put(kept.under(latents, step.level * graph.first), graph.table[index % WINDOW, 7])
+            if watch:
+                clean = graph.picture(graph.clean)
+                watch(index + 1, kept.under(clean, 0.0) if kept else clean)
+        return graph.picture(graph.latents)
+
+    def decode(self, latents: Sequence[Tensor]) -> list[Decoded]:
+        """As `runner.Runner.decode`."""
+        return [self._decode(row[None]) for row in latents]
+
+    def _begin(self, task: Task, pictures: int, noise: Iterator[Tensor]) -> StepGraph:
+        """Return the graph of the task's shape, at the start of a render."""
+        plan, kept = task.plan, task.kept
+        first = next(noise)
+        shape = Shape(
+            pictures, *first.shape[-2:], guided=task.guidance != 1, noisy=plan.draws_noise
+        )
+        graph = self.steps.of(
+            shape,
+            lambda: StepGraph(self.unet, shape, self.model.device, self._pool),
+        )
+        latents = first * plan.start
+        if kept and plan.from_original:
+            latents = latents + kept.latents
+        graph.start(first, latents, plan.steps[0].scale)
+        if graph.guidance is not None:
+            graph.guidance.fill_(task.guidance)
+        told = task.texts.tokens.repeat_interleave(pictures, dim=0)
+        torch.matmul(told, self.unet.kv_weight.t(), out=graph.kv)
+        return graph
+
+    def _load(self, graph: StepGraph, task: Task, index: int) -> None:
+        """Load the steps from ``index`` on, as many as a graph holds."""
+        plan, texts = task.plan, task.texts
+        window = slice(index, index + WINDOW)
+        pictures = graph.shape.pictures
+        sizes = [task.height, task.width, 0, 0, task.height, task.width]
+        time_ids = torch.tensor([sizes] * len(texts.pooled), device=texts.pooled.device)
+        shifts = self.model.unet.embed(plan.timesteps[window], texts.pooled, time_ids)
+        shifts = self.unet.shifts(shifts).repeat_interleave(pictures, dim=1)
+        graph.load(table_of(plan)[window], shifts)
+
+    def _decode(self, latents: Tensor) -> Decoded:
+        size = (latents.shape[-2], latents.shape[-1])
+        graph = self._decodes.of(size, lambda: DecodeGraph(self.decoder, latents, self._pool))
+        levels, sound = graph(latents)
+        if sound:
+            return levels, ()
+        return decode_checked(latents, self.model.vae, lambda: self.model.vae_fp32)
+
+
+class DecodeGraph:
+    """The decoder for one size."""
+
+    def __init__(self, decoder: FastDecoder, latents: Tensor, pool: object | None) -> None:
+        self._latents = torch.zeros_like(latents)
+        self._decoder = decoder
+        self._levels: Tensor | None = None
+        self._sound: Tensor | None = None
+        self._captured = Captured(self._run, latents.device, pool)
+
+    def _run(self) -> None:
+        self._levels, finite = self._decoder(self._latents)
+        self._sound = finite & ~flat(self._levels[0])
+
+    def __call__(self, latents: Tensor) -> tuple[Picture, bool]:
+        """Return [8h,8w,3] uint8 on the host, and whether it shows something."""
+        self._latents.copy_(latents)
+        self._captured()
+        assert self._levels is not None
+        assert self._sound is not None
+        return self._levels[0].cpu().numpy(), bool(self._sound)
+
+
+class ReadGraph:
+    """Both text encoders, for one text."""
+
+    def __init__(self, model: Model, pool: object | None) -> None:
+        self._model = model
+        context = model.readers[0].network.config.max_position_embeddings
+        self._ids = torch.zeros((2, 1, context), dtype=torch.long, device=model.device)
+        self._states: tuple[Tensor, Tensor] | None = None
+        self._captured = Captured(self._run, model.device, pool)
+
+    def _run(self) -> None:
+        first, second = self._model.readers
+        states = second.network(self._ids[1])
+        tokens = torch.cat([first.network.hidden(self._ids[0]), states.hidden], dim=-1)
+        self._states = (tokens, states.pooled)
+
+    def __call__(self, text: str) -> EncodedTexts:
+        """As `conditioning.encode_texts` of one text."""
+        read = [reader.tokenizer.encode(text) for reader in self._model.readers]
+        self._ids.copy_(torch.tensor([[tokens.ids] for tokens in read]))
+        self._captured()
+        assert self._states is not None
+        tokens, pooled = (state.clone() for state in self._states)
+        return EncodedTexts(tokens, pooled, (max(tokens.dropped for tokens in read),))
+
+
+def fused(device: torch.device) -> Kernels:
+    """Return the fused kernels for a GPU, their plain meaning elsewhere."""
+    if device.type == "cuda":
+        from packshot.engine.fast import kernels
+
+        return kernels
+    from packshot.engine.fast import reference
+
+    return reference

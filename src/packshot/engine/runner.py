@@ -1,0 +1,113 @@
+"""Who runs the networks: `PlainRunner` as they are written, `fast.runner` on fused kernels.
+
+The engine says what is to be made; a runner makes it. Each faster way is tested against the plain one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from packshot.engine.conditioning import condition, encode_texts
+from packshot.engine.decode import decode_checked
+from packshot.engine.denoise import denoise, guided, predictor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+
+    from packshot.engine.conditioning import EncodedTexts
+    from packshot.engine.denoise import Kept, Watch
+    from packshot.engine.model import Model
+    from packshot.engine.results import Picture
+    from packshot.engine.samplers import Plan
+
+__all__ = ["Decoded", "PlainRunner", "Runner", "Task", "pick_runner"]
+
+Decoded = tuple["Picture", tuple[str, ...]]
+"""A picture, and warnings for the user."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Task:
+    """What one batch of pictures is made of; they differ in their noise only.
+
+    ``texts`` has one row without guidance (``guidance`` 1), else two: without the prompt, with it.
+    ``width`` and ``height`` in pixels.
+    """
+
+    plan: Plan
+    texts: EncodedTexts
+    width: int
+    height: int
+    guidance: float
+    kept: Kept | None = None
+
+
+class Runner(Protocol):
+    """Runs a model's networks on its device."""
+
+    def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
+        """Return how many of ``pictures``, of ``pixels`` each, are made together, batch by batch."""
+        ...
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """Read texts with both encoders, one row each."""
+        ...
+
+    def denoise(
+        self, task: Task, pictures: int, noise: Iterator[Tensor], watch: Watch | None
+    ) -> Tensor:
+        """Return the clean latents [pictures, c, h, w]; see `denoise.denoise`."""
+        ...
+
+    def decode(self, latents: Sequence[Tensor]) -> list[Decoded]:
+        """Decode latents [c, h, w] to pictures; `RenderFailed` where none comes out."""
+        ...
+
+
+class PlainRunner:
+    """The networks as they are written, one picture at a time."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
+        """One by one.
+
+        Kernels round differently for another batch, and a seed is to mean the same bits in company
+        as alone.
+        """
+        del pixels
+        return (1,) * pictures
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        """As `Runner.encode`."""
+        return encode_texts(*self._model.readers, texts)
+
+    def denoise(
+        self, task: Task, pictures: int, noise: Iterator[Tensor], watch: Watch | None
+    ) -> Tensor:
+        """As `Runner.denoise`."""
+        unet = self._model.unet
+        told = condition(
+            unet, task.texts, task.plan.timesteps, width=task.width, height=task.height
+        )
+        predict = predictor(unet, told.repeated(pictures))
+        predict = predict if task.guidance == 1 else guided(predict, task.guidance)
+        return denoise(predict, task.plan, noise, watch, task.kept)
+
+    def decode(self, latents: Sequence[Tensor]) -> list[Decoded]:
+        """As `Runner.decode`, one at a time: the VAE is where memory peaks."""
+        model = self._model
+        return [decode_checked(row[None], model.vae, lambda: model.vae_fp32) for row in latents]
+
+
+def pick_runner(model: Model) -> Runner:
+    """Return the fastest runner for a model: on a GPU in 16 bits, the fused kernels."""
+    if model.device.type != "cuda" or model.precision == "fp32":
+        return PlainRunner(model)
+    from packshot.engine.fast.runner import FastRunner
+
+    return FastRunner(model)
