@@ -23,6 +23,7 @@ __all__ = [
     "behind_zeros",
     "condition",
     "encode_texts",
+    "together",
 ]
 
 
@@ -79,6 +80,15 @@ def encode_texts(first: TextEncoder, second: TextEncoder, texts: Sequence[str]) 
         tokens=torch.cat([hidden, states.hidden], dim=-1),
         pooled=states.pooled,
         dropped=tuple(max(a.dropped, b.dropped) for a, b in zip(one, two, strict=True)),
+    )
+
+
+def together(texts: Sequence[EncodedTexts]) -> EncodedTexts:
+    """Put texts into one batch, in their order."""
+    return EncodedTexts(
+        tokens=torch.cat([text.tokens for text in texts]),
+        pooled=torch.cat([text.pooled for text in texts]),
+        dropped=tuple(dropped for text in texts for dropped in text.dropped),
     )
 
 

@@ -15,7 +15,15 @@ from packshot.core.types import PRECISIONS, Precision, Stage, Usage
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["DTYPES", "Meter", "device_kind", "pick_device", "pick_precision", "pick_vae_precision"]
+__all__ = [
+    "DTYPES",
+    "Meter",
+    "arithmetic",
+    "device_kind",
+    "pick_device",
+    "pick_precision",
+    "pick_vae_precision",
+]
 
 DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
@@ -83,6 +91,19 @@ def device_kind(device: torch.device) -> str:
     words = re.findall(r"[a-z0-9]+", torch.cuda.get_device_name(device).lower())
     told = [word for word in words if word not in UNTOLD and not MEMORY.fullmatch(word)]
     return "-".join(told) or device.type
+
+
+def arithmetic(device: torch.device) -> str:
+    """Name what decides, beside its precision, how a network's sums round on ``device``.
+
+    On a CPU the instructions and the number of threads; on a GPU its kind, and what fp32 is done
+    in. And torch, whose kernels they are.
+    """
+    if device.type == "cpu":
+        kernels = f"{torch.backends.cpu.get_cpu_capability()} {torch.get_num_threads()}"
+    else:
+        kernels = torch.get_float32_matmul_precision()
+    return f"{device_kind(device)} {kernels} torch {torch.__version__}"
 
 
 class Meter:

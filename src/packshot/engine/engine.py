@@ -13,10 +13,11 @@ from packshot.engine.conditioning import behind_zeros, condition, encode_texts
 from packshot.engine.decode import decode_checked, decode_preview
 from packshot.engine.denoise import denoise, guided, noise_of, predictor
 from packshot.engine.devices import Meter, device_kind, pick_device
+from packshot.engine.embeddings import EmbeddingCache, TextReader
 from packshot.engine.encode import encode_original
 from packshot.engine.folder import ModelFolder
 from packshot.engine.model import Model
-from packshot.engine.results import OnStep, Picture, Progress, RenderResult
+from packshot.engine.results import EmbeddingUse, OnStep, Picture, Progress, RenderResult
 from packshot.engine.samplers import plan
 from packshot.engine.similarity import cosines
 
@@ -39,10 +40,16 @@ BATCH_PIXELS = 4 * 1024 * 1024
 
 
 class Engine:
-    """A loaded model. It keeps nothing of a request, so one that fails leaves it as it was."""
+    """A loaded model. It keeps nothing of a request, so one that fails leaves it as it was.
 
-    def __init__(self, model: Model) -> None:
+    ``embeddings`` keeps what the text encoders made of texts; None reads each anew.
+    """
+
+    def __init__(self, model: Model, embeddings: EmbeddingCache | None = None) -> None:
         self.model = model
+        self.embeddings = embeddings
+        encode = partial(encode_texts, *model.readers)
+        self._texts = TextReader(model, encode, cache=embeddings)
 
     @classmethod
     def load(
@@ -85,13 +92,15 @@ class Engine:
         meter = Meter(self.model.device)
         with torch.inference_mode():
             with meter.stage("encode", pixels=_pixels_read(request)):
-                texts, kept = self._encode(request), self._encode_original(request)
+                texts, use = self._encode(request)
+                kept = self._encode_original(request)
             with meter.stage("denoise", steps=count * request.steps_taken, pixels=pixels):
                 batches = self._denoise(request, texts, kept, on_step)
                 latents = [row for rows in batches for row in rows]
             with meter.stage("decode", pixels=pixels):
                 images, faults = self._decode(latents)
-        return self._result(request, images, _truncations(texts) + faults, meter)
+        warnings = (*_truncations(texts), *faults, *self._not_kept())
+        return self._result(request, images, warnings, meter, use)
 
     def similarity(self, images: Sequence[Picture], texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the cosines [images, texts] of the model's own CLIP pair.
@@ -103,13 +112,13 @@ class Engine:
         with torch.inference_mode():
             return cosines(model.vision, model.readers[1], model.processor, images, texts)
 
-    def _encode(self, request: RenderRequest) -> EncodedTexts:
+    def _encode(self, request: RenderRequest) -> tuple[EncodedTexts, EmbeddingUse]:
         """Return the rows of the network's batch: without guidance the prompt, else two."""
-        if request.guidance == 1:
-            return encode_texts(*self.model.readers, [request.prompt])
-        if not request.negative_prompt and self.model.zeros_mean_no_text:
-            return behind_zeros(encode_texts(*self.model.readers, [request.prompt]))
-        return encode_texts(*self.model.readers, [request.negative_prompt, request.prompt])
+        zeros = not request.negative_prompt and self.model.zeros_mean_no_text
+        if request.guidance == 1 or zeros:
+            texts, use = self._texts.read([request.prompt])
+            return texts if request.guidance == 1 else behind_zeros(texts), use
+        return self._texts.read([request.negative_prompt, request.prompt])
 
     def _encode_original(self, request: RenderRequest) -> Kept | None:
         if request.original is None:
@@ -172,6 +181,7 @@ class Engine:
         images: tuple[Picture, ...],
         warnings: tuple[str, ...],
         meter: Meter,
+        use: EmbeddingUse,
     ) -> RenderResult:
         model = self.model
         return RenderResult(
@@ -183,7 +193,13 @@ class Engine:
             fingerprint=model.folder.fingerprint,
             device=str(model.device),
             precision=model.precision,
+            embeddings=use,
         )
+
+    def _not_kept(self) -> tuple[str, ...]:
+        """Say why embeddings are not kept, where they should be."""
+        problem = self.embeddings.problem if self.embeddings else ""
+        return (f"text embeddings are kept in memory only: {problem}",) if problem else ()
 
 
 def _batches(request: RenderRequest, device: torch.device) -> Iterator[tuple[int, tuple[int, ...]]]:

@@ -65,6 +65,11 @@ class Model:
         self.vae = self._load(VAE, "vae", self.vae_precision)
 
     @cached_property
+    def text_sum(self) -> str:
+        """A sum over the text encoders and tokenizers: what a text's embedding depends on."""
+        return self.folder.content_sum("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+
+    @cached_property
     def vae_fp32(self) -> VAE:
         """The VAE in full precision: the same network where it has it already."""
         return self.vae if self.vae_precision == "fp32" else self._load(VAE, "vae", "fp32")

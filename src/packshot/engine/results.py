@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from packshot.core.types import Precision, RenderRequest, Usage
 
-__all__ = ["OnStep", "Picture", "Progress", "RenderResult"]
+__all__ = ["EmbeddingUse", "OnStep", "Picture", "Progress", "RenderResult"]
 
 Picture: TypeAlias = NDArray[np.uint8]
 """[height, width, 3], sRGB."""
@@ -37,13 +37,37 @@ OnStep = Callable[[Progress], None]
 """Called after each step of each picture; an exception from it ends the render there."""
 
 
+@dataclass(frozen=True, slots=True)
+class EmbeddingUse:
+    """How many texts were read from the `EmbeddingCache` (``hits``) and by the encoders.
+
+    ``saved_s`` is what the hits took when they were encoded, less what it took to find them now;
+    an empty negative prompt that the model reads as zeros counts as neither.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    saved_s: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """The share of hits, 0 to 1; 0 where there was nothing to read."""
+        return self.hits / max(1, self.hits + self.misses)
+
+    def __add__(self, other: EmbeddingUse) -> EmbeddingUse:
+        """Return the sum of two."""
+        return EmbeddingUse(
+            self.hits + other.hits, self.misses + other.misses, self.saved_s + other.saved_s
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class RenderResult:
     """The pictures, one per seed and in that order, and how they came about.
 
     ``request`` is the one asked for with every default filled in; ``precision`` the arithmetic that
     was used; ``model`` and ``fingerprint`` those of the folder. ``warnings`` are sentences for the
-    user.
+    user; ``embeddings`` says where the texts' embeddings came from.
     """
 
     images: tuple[Picture, ...]
@@ -54,3 +78,4 @@ class RenderResult:
     fingerprint: str
     device: str
     precision: Precision
+    embeddings: EmbeddingUse = EmbeddingUse()
