@@ -12,6 +12,7 @@ import typer
 import packshot
 from packshot.cli import options as o
 from packshot.cli import terminal
+from packshot.cli.batch import batch
 from packshot.cli.config import app as config_app
 from packshot.cli.cost import app as cost_app
 from packshot.cli.gateway import app as gateway_app
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 app.command()(render)
 app.command()(sheet)
+app.command()(batch)
 app.add_typer(model_app, name="model")
 app.add_typer(cost_app, name="cost")
 app.add_typer(prices_app, name="prices")

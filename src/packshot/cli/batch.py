@@ -1,0 +1,349 @@
+"""``packshot batch``: many pictures from a table, each delivered once, with its cost."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from packshot.cli import options as o
+from packshot.cli import terminal
+from packshot.core.errors import BudgetExceeded, InvalidRequest
+from packshot.core.money import Nanos, decimal_of, nanos_of, show_eur
+from packshot.studio import defaults
+
+if TYPE_CHECKING:
+    from packshot.cli.booking import Books
+    from packshot.ledger.reports.forecast import Forecast
+    from packshot.studio.batch.planning import Source
+    from packshot.studio.batch.report import Report
+    from packshot.studio.batch.runner import Run, Setup
+    from packshot.studio.batch.state import Counts, RunState
+    from packshot.studio.batch.tally import Tally
+    from packshot.studio.objects import Objects
+
+__all__ = ["batch"]
+
+WARM_UP = 3
+"""Pictures that are made to measure, where the ledger knows none of the recipe."""
+
+NOT_ALL = 1
+"""Exit code: the batch is done, and some of it is quarantined."""
+
+RECIPE_HELP = "A recipe's name, or its .yaml file: packshot recipe show."
+YES_HELP = "Spend up to so much without asking; needed where nobody can be asked."
+NAME_HELP = "What it is called in the ledger and its caps."
+AGAIN_HELP = "Give what is quarantined another chance."
+OUT_HELP = "A folder, or s3://bucket/prefix (gs://, az://)."
+
+Items = Annotated[
+    Path, typer.Argument(metavar="ITEMS.csv", help="Or .jsonl, .parquet; columns: docs/batch.md.")
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What the worker is told of the model."""
+
+    model: str
+    device: str
+    precision: str
+    vae_precision: str
+
+
+def batch(
+    items: Items,
+    *,
+    recipe: Annotated[str, typer.Option(metavar="NAME | FILE", help=RECIPE_HELP)] = "text",
+    out: Annotated[str, typer.Option(metavar="DIR | URL", help=OUT_HELP)] = defaults.OUT,
+    yes_up_to: Annotated[str | None, typer.Option(metavar="EUR", help=YES_HELP)] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")] = False,
+    retry_quarantined: Annotated[
+        bool, typer.Option("--retry-quarantined", help=AGAIN_HELP)
+    ] = False,
+    name: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help=NAME_HELP, show_default="after the table"),
+    ] = None,
+    as_json: o.AsJson = False,
+    model: o.Model = defaults.MODEL,
+    device: o.Device = "auto",
+    precision: o.Precision = "auto",
+    vae_precision: o.VaePrecision = "auto",
+) -> None:
+    """Render every row of a table of items; run it again to go on where it stopped."""
+    from packshot.cli.booking import bookkeeping
+    from packshot.studio.batch.planning import Source, run_folder
+    from packshot.studio.batch.state import RunState
+    from packshot.studio.models import open_model
+    from packshot.studio.objects import Objects
+    from packshot.studio.recipes.recipe import load_recipe
+
+    agreed = None if yes_up_to is None else _agreed(yes_up_to)
+    wanted = load_recipe(recipe)
+    needs_engine = "engine" in wanted.needs
+    source = Source(items, wanted, open_model(model).fingerprint if needs_engine else "")
+    store = Objects(out)
+    engine = Engine(model, device, precision, vae_precision)
+    state = RunState(run_folder(out))
+    try:
+        store.probe()
+        called = _plan(state, source, name, again=retry_quarantined)
+        with bookkeeping(wanted.name) as books:
+            desk = Desk(state, source, store, engine, books, called)
+            _go(desk, agreed, dry_run=dry_run, as_json=as_json)
+    finally:
+        state.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """All that a batch is made with."""
+
+    state: RunState
+    source: Source
+    store: Objects
+    engine: Engine
+    books: Books
+    name: str
+
+
+def _agreed(text: str) -> Nanos:
+    amount = nanos_of(decimal_of(text, "--yes-up-to"))
+    if amount < 0:
+        raise InvalidRequest(f"--yes-up-to must not be negative, got {text}")
+    return amount
+
+
+def _plan(state: RunState, source: Source, name: str | None, *, again: bool) -> str:
+    """Have the plan be that of the source, and return the batch's name."""
+    from packshot.cli.progress import spinner
+    from packshot.core.ids import new_id
+    from packshot.studio.batch.planning import plan_batch
+    from packshot.studio.store import slug
+
+    with spinner(f"reading {source.items.name}"):
+        plan_batch(state, source)
+    if again:
+        state.release()
+    called = name or state.noted("batch") or f"{slug(source.items.stem)}-{new_id()[-6:]}"
+    if called != state.noted("batch"):
+        state.note("batch", called)
+    return called
+
+
+def _go(desk: Desk, agreed: Nanos | None, *, dry_run: bool, as_json: bool) -> None:
+    """Show the plan, ask, run, and report."""
+    from packshot.studio.batch.report import catch_up
+
+    with _ledger_store() as ledger:
+        catch_up(desk.state, ledger, _books_of(desk, None))
+    counts, forecast = desk.state.counts(), _forecast(desk)
+    if not as_json or dry_run:
+        _show_plan(desk, counts, forecast, as_json=as_json)
+    if dry_run:
+        return
+    stopped = False
+    if counts.left:
+        if forecast is None and _may_measure(agreed):
+            stopped = _run(desk, agreed, WARM_UP)
+            forecast = _forecast(desk)
+        counts = desk.state.counts()
+    if counts.left and not stopped:
+        limit = _consent(desk, counts, forecast, agreed)
+        stopped = _run(desk, limit, None)
+    _end(desk, stopped=stopped, as_json=as_json)
+
+
+# ------------------------------------------------------------------------------ money
+
+
+@contextmanager
+def _ledger_store() -> Generator[Any]:
+    """Yield the ledger's store, with all in it that the journals have."""
+    from packshot.cli.booking import drain
+    from packshot.ledger.settings import load_settings
+    from packshot.ledger.stores import open_store
+
+    settings = load_settings()
+    drain(settings)
+    store = open_store(settings.store)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+def _forecast(desk: Desk) -> Forecast | None:
+    from packshot.studio.batch.planning import foretold
+
+    left = desk.state.counts().left
+    if not left:
+        return None
+    with _ledger_store() as store:
+        return foretold(store, left, desk.source.recipe.name, desk.name)
+
+
+def _may_measure(agreed: Nanos | None) -> bool:
+    """Return whether a few pictures may be made to measure; refuse where nobody can say so."""
+    if agreed is not None:
+        return agreed > 0
+    said = f"the ledger knows no picture of this recipe: make {WARM_UP} of them to measure?"
+    return _ask(said)
+
+
+def _consent(
+    desk: Desk, counts: Counts, forecast: Forecast | None, agreed: Nanos | None
+) -> Nanos | None:
+    """Return what the run may cost, None for no limit; refuse to spend beyond what was agreed.
+
+    Raises:
+        BudgetExceeded: the forecast is above ``agreed``, and nobody can be asked.
+    """
+    high = 0 if forecast is None else forecast.amount_high or forecast.amount
+    if agreed is not None and high <= agreed:
+        return agreed
+    said = f"{counts.left} pictures may cost up to {show_eur(high, 4)} EUR"
+    if forecast is None:
+        said = f"what {counts.left} pictures will cost is not known"
+    if agreed is not None and not _can_ask():
+        raise BudgetExceeded(
+            f"{said}, and --yes-up-to says {show_eur(agreed, 4)}: say more, or divide the batch"
+        )
+    if not _ask(f"{said}. Go on?"):
+        raise InvalidRequest(f"nothing more was rendered; the plan is kept in {desk.state.folder}")
+    return None
+
+
+def _can_ask() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
+def _ask(question: str) -> bool:
+    if not _can_ask():
+        raise InvalidRequest(
+            f"{question.partition('?')[0].partition(':')[0]}, and nobody can be asked: say "
+            "--yes-up-to EUR, or look first with --dry-run"
+        )
+    return typer.confirm(question, err=True)
+
+
+# ------------------------------------------------------------------------------ the run
+
+
+def _books_of(desk: Desk, agreed: Nanos | None) -> Any:  # noqa: ANN401 - `runner.Books`, imported late
+    from packshot.studio.batch.runner import Books as RunBooks
+
+    needs_engine = "engine" in desk.source.recipe.needs
+    return RunBooks(
+        desk.books.ledger,
+        desk.books.book,
+        desk.source.recipe.name,
+        desk.name,
+        Path(desk.engine.model).name if needs_engine else "",
+        agreed,
+    )
+
+
+def _setup(desk: Desk, agreed: Nanos | None) -> Setup:
+    from packshot.studio.batch.perform import FACTORY
+    from packshot.studio.batch.runner import Setup
+    from packshot.studio.batch.supervise import Order
+
+    settings = {"recipe": desk.source.recipe.facts(), **asdict(desk.engine)}
+    order = Order(FACTORY, settings, desk.state.folder)
+    return Setup(order, desk.store, _books_of(desk, agreed))
+
+
+def _run(desk: Desk, agreed: Nanos | None, most: int | None) -> bool:
+    """Run, with progress; return whether the user stopped it."""
+    from packshot.cli.batch_progress import shown
+    from packshot.studio.batch.runner import Run
+
+    run = Run(desk.state, _setup(desk, agreed))
+    with _interrupts(run), shown(run.tally) as tell:
+
+        def tick(tally: Tally) -> None:
+            tell(tally)
+            desk.books.ledger.tick()
+
+        tally = run.go(tick, most=most)
+    if tally.problem:
+        terminal.warn(f"some of the cost is not booked: {tally.problem}")
+    return bool(run.stop.level)
+
+
+@contextmanager
+def _interrupts(run: Run) -> Generator[None]:
+    """Have Ctrl-C end the run after the picture in work, and a second one at once."""
+
+    def heard(number: int, _frame: object) -> None:
+        again = run.stop.level > 0
+        run.stop.ask(2 if again else 1, signal.Signals(number).name)
+        if not again:
+            terminal.note("stopping after the picture in work; Ctrl-C again stops at once")
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before: list[Any] = [signal.signal(number, heard) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+# ------------------------------------------------------------------------------ the end
+
+
+def _end(desk: Desk, *, stopped: bool, as_json: bool) -> None:
+    """Report; write the manifest where nothing is left, and say how to go on where something is."""
+    from packshot.cli import batch_report
+    from packshot.studio.batch.manifest import publish_manifest
+    from packshot.studio.batch.report import report_of, sample_sheet
+
+    with _ledger_store() as ledger:
+        report = report_of(desk.state, ledger, desk.name)
+    manifest = sheet = ""
+    counts = report.counts
+    if not counts.left:
+        facts = desk.source.recipe.facts()
+        manifest = publish_manifest(desk.state, desk.store, desk.name, facts, counts).key
+        sheet = _sheet(desk, sample_sheet(desk.state, desk.store))
+        content = json.dumps(report.facts(), indent=2).encode()
+        desk.store.publish(f"reports/{desk.name}.json", content, replace=True)
+    where = desk.store.place.shown.rstrip("/")
+    if as_json:
+        batch_report.print_facts(report, where, manifest, sheet)
+    else:
+        batch_report.show(report, where, manifest, sheet)
+    _exit(report, stopped=stopped)
+
+
+def _sheet(desk: Desk, content: bytes | None) -> str:
+    if content is None:
+        return ""
+    return desk.store.publish(f"reports/{desk.name}.png", content, replace=True).key
+
+
+def _exit(report: Report, *, stopped: bool) -> None:
+    counts = report.counts
+    if counts.left:
+        terminal.note(f"{counts.left} pictures are left: run the same command again to go on")
+        raise typer.Exit(130 if stopped else NOT_ALL)
+    if counts.quarantined:
+        raise typer.Exit(NOT_ALL)
+
+
+def _show_plan(desk: Desk, counts: Counts, forecast: Forecast | None, *, as_json: bool) -> None:
+    from packshot.cli import batch_report
+
+    where = desk.store.place.shown
+    show: Callable[..., None] = batch_report.print_plan if as_json else batch_report.show_plan
+    show(desk.name, desk.source, where, counts, forecast)
