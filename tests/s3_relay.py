@@ -14,7 +14,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
 
-Fault = Literal["", "slow down", "reset", "reset after", "500", "404 bucket"]
+Fault = Literal["", "slow down", "reset", "reset after", "500", "404 bucket", "hold"]
 Choose = Callable[[str, str], Fault]
 """Called with a request's method and path with query; returns what is to go wrong with it."""
 
@@ -34,6 +34,7 @@ class S3Relay:
         self.seen: list[str] = []
         self.failed: list[str] = []
         self.lock = threading.Lock()
+        self.held = threading.Event()
         relay = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -60,6 +61,10 @@ class S3Relay:
         self.server.shutdown()
         self.server.server_close()
 
+    def let_go(self) -> None:
+        """End the requests that were held, with a reset."""
+        self.held.set()
+
     def pass_on(self, request: BaseHTTPRequestHandler) -> None:
         """Answer one request: spoilt, or as the server answers it."""
         said = f"{request.command} {request.path}"
@@ -69,12 +74,23 @@ class S3Relay:
             if fault:
                 self.failed.append(f"{fault}: {said}")
         length = int(request.headers.get("Content-Length") or 0)
+        if fault == "hold":
+            self.held.wait(60)
+            return _reset(request)
         if fault == "reset":
             request.rfile.read(length // 2)
             return _reset(request)
         body = request.rfile.read(length)
         if fault in BODIES:
             return _answer(request, *BODIES[fault])
+        status, headers, content = self._forward(request, body)
+        if fault == "reset after":
+            return _reset(request)
+        return _send(request, status, headers, content)
+
+    def _forward(
+        self, request: BaseHTTPRequestHandler, body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         link = http.client.HTTPConnection("127.0.0.1", self.target, timeout=30)
         try:
             as_it_came = {"skip_host": True, "skip_accept_encoding": True}
@@ -83,30 +99,28 @@ class S3Relay:
                 link.putheader(name, value)
             link.endheaders(body)
             answer = link.getresponse()
-            content = answer.read()
+            return answer.status, answer.getheaders(), answer.read()
         finally:
             link.close()
-        if fault == "reset after":
-            return _reset(request)
-        request.send_response_only(answer.status)
-        for name, value in answer.getheaders():
-            if name.lower() not in {"transfer-encoding", "connection"}:
-                request.send_header(name, value)
-        if answer.getheader("Content-Length") is None:
-            request.send_header("Content-Length", str(len(content)))
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(content)
-        return None
+
+
+def _send(
+    request: BaseHTTPRequestHandler, status: int, headers: list[tuple[str, str]], content: bytes
+) -> None:
+    request.send_response_only(status)
+    for name, value in headers:
+        if name.lower() not in {"transfer-encoding", "connection"}:
+            request.send_header(name, value)
+    if "content-length" not in {name.lower() for name, _ in headers}:
+        request.send_header("Content-Length", str(len(content)))
+    request.end_headers()
+    if request.command != "HEAD":
+        request.wfile.write(content)
 
 
 def _answer(request: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
     content = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
-    request.send_response_only(status)
-    request.send_header("Content-Length", str(len(content)))
-    request.end_headers()
-    if request.command != "HEAD":
-        request.wfile.write(content)
+    _send(request, status, [], content)
 
 
 def _reset(request: BaseHTTPRequestHandler) -> None:

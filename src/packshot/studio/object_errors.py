@@ -10,7 +10,7 @@ import re
 
 from packshot.core.errors import OutputError
 
-__all__ = ["Different", "is_lasting", "is_missing_bucket", "told"]
+__all__ = ["Different", "code_of", "is_lasting", "is_missing_bucket", "told"]
 
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
@@ -38,7 +38,7 @@ class Different(OutputError):
 
 def is_missing_bucket(error: Exception) -> bool:
     """Tell whether it is the bucket that is not there; else, of a 404, the object."""
-    return _code(str(error)) in {"NoSuchBucket", "ContainerNotFound"}
+    return code_of(str(error)) in {"NoSuchBucket", "ContainerNotFound"}
 
 
 def is_lasting(error: Exception, scheme: str) -> bool:
@@ -56,7 +56,7 @@ def is_lasting(error: Exception, scheme: str) -> bool:
     if not scheme or isinstance(error, lasting):
         return True
     text = str(error)
-    code, status = _code(text), _status(text)
+    code, status = code_of(text), _status(text)
     if code in NOT_NOW:
         return False
     return code in LASTING_CODES or (400 <= status < 500 and status not in COMES_BACK)
@@ -69,7 +69,7 @@ def told(error: Exception, what: str, scheme: str, bucket: str) -> OutputError:
 
 def _why(error: Exception, scheme: str, bucket: str) -> str:
     text = str(error)
-    code, status = _code(text), _status(text)
+    code, status = code_of(text), _status(text)
     said = f" ({code})" if code else ""
     refused = type(error).__name__ in REFUSED or status in {401, 403}
     if not scheme:
@@ -95,7 +95,8 @@ def _status(text: str) -> int:
     return int(found[1]) if found else 0
 
 
-def _code(text: str) -> str:
+def code_of(text: str) -> str:
+    """Return the server's word for what is wrong, of its answer in XML: "SlowDown"."""
     found = CODE.search(text)
     return found[1] if found else ""
 
