@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 from pathlib import Path
 from time import monotonic
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2 as httpx
 import pytest
@@ -18,8 +20,10 @@ from packshot.gateway.money import Money
 from packshot.gateway.once import Once
 from packshot.gateway.telemetry import Telemetry
 from packshot.gateway.virtual_key import VirtualKey
+from packshot.gateway.waits import Waits
+from packshot.ledger.ledger import Ledger, MustWait
 from packshot.providers.fake_script import Settings
-from tests.gateway.launched import http_post
+from tests.gateway.launched import http_post, until
 from tests.gateway.test_changed import job_of
 from tests.gateway.world import World, world
 
@@ -117,7 +121,7 @@ class Slow:
 
 def test_a_caller_who_hangs_up_while_the_key_is_noted_may_come_again() -> None:
     ledger = Slow()
-    once = Once(ledger, None, Telemetry())  # type: ignore[arg-type]
+    once = Once(ledger, None, Telemetry(), Waits())  # type: ignore[arg-type]
 
     async def hang_up() -> bool:
         task = asyncio.ensure_future(once.answer(job_of(VirtualKey("k")), b"k", b"{}"))
@@ -154,3 +158,126 @@ def test_a_key_that_comes_back_is_tried_by_one_call_even_where_the_hold_waits() 
     asyncio.run(attempt())
     assert breaker.allows(monotonic()), "that call was not made: the next one decides"
     key.breakers.clear()
+
+
+# ------------------------------------------------------------------------- what waits too long
+SHORT = YAML + "server: {ledger_wait_s: 0.2, max_body_bytes: 1000000, max_bodies_bytes: 1500000}\n"
+
+
+def stuck(go_on: threading.Event, method: Any) -> Any:
+    """Return a method of the ledger that waits, as for a database that hangs."""
+
+    def waiting(*given: Any, **named: Any) -> Any:
+        if named.get("wait") is False:
+            raise MustWait
+        assert go_on.wait(20)
+        return method(*given, **named)
+
+    return waiting
+
+
+def test_a_database_that_hangs_is_not_waited_for_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    with world(tmp_path, SHORT, one=Settings()) as there:
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "hold", stuck(go_on, Ledger.hold))
+            got = ask(there)
+        assert (got.status_code, got.json()["error"]["code"]) == (503, "ledger_unavailable")
+        assert got.headers["x-should-retry"] == "true"
+        assert "retry-after" in got.headers
+        assert not there.fakes["one"].truth, "no hold, and no call"
+        go_on.set()
+        waits = there.worker.gateway._money.waits
+        until(lambda: not waits._out)
+        assert ask(there).status_code == 200
+        late, made = there.booked()
+        assert (late.outcome, late.amount, late.reason) == (
+            *("failed_free", 0),
+            "nobody waited for the hold",
+        )
+        assert made.outcome == "succeeded"
+        assert [str(error) for error in there.errors] == ["no answer of the ledger within 0.2 s"]
+        there.errors.clear()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_disk_that_hangs_at_the_end_is_told_as_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    go_on = threading.Event()
+    power = SHORT + "ledger: {store: ledger.db, journal: journal, durability: power}\n"
+    with world(tmp_path, power, one=Settings()) as there:
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "flush", stuck(go_on, Ledger.flush))
+            got = ask(there, stream=stream)
+            go_on.set()
+        if stream:
+            assert "internal_error" in got.text.strip().rpartition("data: ")[2]
+        else:
+            assert got.status_code == 503
+            assert "may have billed" in got.text
+            assert got.headers["x-should-retry"] == "false"
+        there.errors.clear()
+
+
+def test_an_idempotency_key_that_was_noted_too_late_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    with world(tmp_path, SHORT, one=Settings()) as there:
+        with monkeypatch.context() as patch:
+            patch.setattr(Ledger, "once", stuck(go_on, Ledger.once))
+            got = ask(there, headers={"idempotency-key": "k"})
+        assert got.status_code == 503
+        assert not there.fakes["one"].truth
+        go_on.set()
+        until(lambda: ask(there, headers={"idempotency-key": "k"}).status_code == 200)
+        there.errors.clear()
+
+
+def test_no_more_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("packshot.gateway.waits.MOST", 2)
+    go_on = threading.Event()
+
+    async def scene() -> None:
+        waits = Waits(0.05)
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailable, match=r"within 0\.05 s"):
+                await waits.run(lambda: go_on.wait(20))
+        with pytest.raises(LedgerUnavailable, match="the most that may"):
+            await waits.run(lambda: None)
+        go_on.set()
+        while waits._out:  # noqa: ASYNC110 - a thread's end is what is waited for
+            await asyncio.sleep(0.01)
+        assert await waits.run(lambda: 7) == 7
+
+    asyncio.run(scene())
+
+
+# ------------------------------------------------------------------------- bodies in memory
+@pytest.mark.parametrize("chunked", [False, True])
+def test_bodies_have_one_room_together(tmp_path: Path, chunked: bool) -> None:
+    said = json.dumps({**HELLO, "user": "x" * 900_000}).encode()
+    framing = b"content-length: %d" % len(said)
+    before, last = said[:-100], said[-100:]
+    if chunked:  # counted as it comes, not as it is announced
+        framing = b"transfer-encoding: chunked"
+        before, last = (b"%x\r\n%b\r\n" % (len(part), part) for part in (before, last))
+        last += b"0\r\n\r\n"
+    with world(tmp_path, SHORT, one=Settings()) as there:
+        room, place = there.worker.gateway._room, urlsplit(there.url)
+        with socket.create_connection((str(place.hostname), int(place.port or 0)), 20) as slow:
+            slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n%b\r\n\r\n" % framing)
+            slow.sendall(before)
+            until(lambda: room.left < 700_000)
+            got = ask(there, user="x" * 900_000)
+            assert (got.status_code, got.json()["error"]["code"]) == (503, "saturated")
+            assert got.headers["retry-after"] == "1"
+            assert ask(there).status_code == 200, "a small one is no burden"
+            slow.sendall(last)
+            assert slow.recv(65536).startswith(b"HTTP/1.1 200")
+            until(lambda: room.left == 1_500_000)
+            assert ask(there, user="x" * 900_000).status_code == 200
+        until(lambda: room.left == 1_500_000)

@@ -8,6 +8,7 @@ forge. Serve it on loopback, or behind TLS.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -49,6 +50,7 @@ from packshot.gateway.keystore import (
 )
 from packshot.gateway.snapshots import CONTENT_TYPE
 from packshot.gateway.virtual_key import DefaultsEntry, VirtualKeyEntry, micros_of
+from packshot.gateway.waits import LONGEST_S
 from packshot.ledger.periods import label_of
 from packshot.state.limits import Ask, MemoryLimits
 
@@ -386,8 +388,16 @@ async def _row(desk: AdminDesk, key_id: str) -> KeyRow:
 
 
 async def _thread(work: Callable[[], T]) -> T:
-    """Run what waits for a database in a thread of the pool: 40 at the most, says anyio."""
-    return await run_sync(work)
+    """Run what waits for a database in a thread of the pool: 40 at the most, says anyio.
+
+    Raises:
+        LedgerUnavailable: it did not end in time; the thread goes on.
+    """
+    try:
+        async with asyncio.timeout(LONGEST_S):
+            return await run_sync(work, abandon_on_cancel=True)
+    except TimeoutError:
+        raise LedgerUnavailable(f"no answer of the store within {LONGEST_S:g} s") from None
 
 
 def _failed(error: PackshotError) -> Response:

@@ -34,7 +34,9 @@ from packshot.gateway.intake import (
     Door,
     Gone,
     Receive,
+    Room,
     Scope,
+    Share,
     make_job,
     read_body,
     too_large,
@@ -105,6 +107,8 @@ class Visit:
     """Its id, where it did not become a job."""
     code: str = ""
     """Of the error that was sent."""
+    share: Share | None = None
+    """What its body takes of the room for all, where it did not come in one piece."""
 
     @property
     def id(self) -> str:
@@ -150,7 +154,10 @@ class Gateway:
         self._dispatcher = Dispatcher(money, telemetry, settings.server)
         self._raw = RawDispatcher(money, telemetry, settings.server)
         once = settings.server.idempotency
-        self._once = Once(money.ledger, self._dispatcher, telemetry) if once else None
+        self._once = None
+        if once:
+            self._once = Once(money.ledger, self._dispatcher, telemetry, money.waits)
+        self._room = Room(settings.server.max_bodies_bytes)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
@@ -199,7 +206,8 @@ class Gateway:
             raise Saturated("as many calls are under way as there may be", 1.0)
         body = None if cycle is None else cycle.take_body()
         if body is None:
-            body = await read_body(visit.receive, headers, server.max_body_bytes)
+            visit.share = Share(self._room)
+            body = await read_body(visit.receive, headers, server.max_body_bytes, visit.share)
         elif len(body) > server.max_body_bytes:
             raise too_large(server.max_body_bytes)
         return headers, owner, body
@@ -257,6 +265,8 @@ class Gateway:
             status = await self._tell(visit, of_error(PackshotError()))
         finally:
             self.in_flight -= 1
+            if visit.share is not None:
+                visit.share.give_back()
             if cycle is not None:
                 cycle.cancels = False
             seconds = perf_counter() - visit.began

@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from packshot.core.errors import BodyTooLarge, InvalidRequest, unknown_name
+from packshot.core.errors import BodyTooLarge, InvalidRequest, Saturated, unknown_name
 from packshot.core.ids import new_id
 from packshot.core.types import STAGES
 from packshot.gateway.access import VirtualKey
@@ -41,7 +41,9 @@ __all__ = [
     "Door",
     "Gone",
     "Receive",
+    "Room",
     "Scope",
+    "Share",
     "annotate",
     "make_job",
     "read_body",
@@ -98,16 +100,63 @@ DOORS: dict[str, Door] = {
 }
 
 
-async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int) -> bytes:
+class Room:
+    """Bytes that the bodies of all requests in flight may have together, in one worker.
+
+    A body that is there at once, in one segment of the network, is not counted: as many of these as
+    there may be calls have room. In memory a body is there up to three times: as it came, as it is
+    sent on, and what of it waits to be written.
+    """
+
+    __slots__ = ("left",)
+
+    def __init__(self, most: int) -> None:
+        self.left = most
+
+
+class Share:
+    """What one request has taken of a `Room`."""
+
+    __slots__ = ("_room", "_size")
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+        self._size = 0
+
+    def reach(self, size: int) -> None:
+        """Have room for ``size`` bytes in all.
+
+        Raises:
+            Saturated: the other requests leave too little.
+        """
+        more = size - self._size
+        if more <= 0:
+            return
+        if more > self._room.left:
+            raise Saturated("as many bytes of requests are in memory as there may be", 1.0)
+        self._room.left -= more
+        self._size = size
+
+    def give_back(self) -> None:
+        """Take no more room."""
+        self._room.left += self._size
+        self._size = 0
+
+
+async def read_body(
+    receive: Receive, headers: Mapping[bytes, bytes], limit: int, share: Share
+) -> bytes:
     """Return the request's body.
 
     Raises:
         BodyTooLarge: it has, or announces, more than ``limit`` bytes.
+        Saturated: there is no room for it beside those of other requests.
         Gone: the caller hung up in the middle.
     """
     announced = headers.get(b"content-length", b"0")
     if not announced.isdigit() or int(announced) > limit:
         raise too_large(limit)
+    share.reach(int(announced))
     message = await receive()
     body: bytes = message.get("body", b"")
     if not message.get("more_body"):
@@ -124,6 +173,7 @@ async def read_body(receive: Receive, headers: Mapping[bytes, bytes], limit: int
         size += len(parts[-1])
         if size > limit:
             raise too_large(limit)
+        share.reach(size)
     return b"".join(parts)
 
 

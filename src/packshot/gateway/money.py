@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from asyncio import CancelledError
-from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
 
@@ -14,6 +12,7 @@ from packshot.core.money import eur, nanos_of
 from packshot.core.types import Usage
 from packshot.gateway.job import Job
 from packshot.gateway.plan import Target
+from packshot.gateway.waits import LONGEST_S, Waits
 from packshot.ledger.ledger import Hold, Ledger, MustWait
 from packshot.ledger.prices.book import PriceBook
 from packshot.ledger.records import Dimensions, Outcome
@@ -30,9 +29,16 @@ MARGIN_S = 120
 class Money:
     """The books of one worker's gateway."""
 
-    def __init__(self, ledger: Ledger, book: PriceBook, clock: Clock = wall_us) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        book: PriceBook,
+        clock: Clock = wall_us,
+        longest_s: float = LONGEST_S,
+    ) -> None:
         self.ledger = ledger
         self.book = book
+        self.waits = Waits(longest_s)
         self._clock = clock
         self._dimensions: dict[tuple[object, ...], Dimensions] = {}
 
@@ -80,8 +86,9 @@ class Money:
             try:
                 return hold(dimensions, bound, priced=priced, expires_in_s=expires_in_s, wait=False)
             except MustWait:
-                return await self._in_thread(
-                    partial(hold, dimensions, bound, priced=priced, expires_in_s=expires_in_s)
+                return await self.waits.run(
+                    partial(hold, dimensions, bound, priced=priced, expires_in_s=expires_in_s),
+                    self._not_wanted,
                 )
         except Unpriced as error:
             if job.route.id or "/" in job.model:
@@ -93,21 +100,12 @@ class Money:
     async def flush(self) -> None:
         """Return when what was settled is as durable as was promised."""
         if self.ledger.durable:
-            await asyncio.to_thread(self.ledger.flush)
-
-    async def _in_thread(self, make: Callable[[], Hold]) -> Hold:
-        """Make a hold where waiting for a disk or a database holds nobody up."""
-        future = asyncio.get_running_loop().run_in_executor(None, make)
-        try:
-            return await asyncio.shield(future)
-        except CancelledError:
-            future.add_done_callback(self._not_wanted)
-            raise
+            await self.waits.run(self.ledger.flush)
 
     def _not_wanted(self, future: asyncio.Future[Hold]) -> None:
-        """Void a hold whose caller hung up while it was made."""
+        """Void a hold that came when its caller was gone, or had been told that there is none."""
         if not future.cancelled() and future.exception() is None:
-            self.ledger.void(future.result(), "the caller hung up", wait=False)
+            self.ledger.void(future.result(), "nobody waited for the hold", wait=False)
 
     def post(
         self, job: Job, hold: Hold, usage: Usage | None, outcome: Outcome, reason: str = ""

@@ -7,13 +7,14 @@ takes no idempotency key: what was delivered of it cannot be known.
 from __future__ import annotations
 
 import asyncio
-from asyncio import CancelledError
+from contextlib import suppress
 from functools import partial
 
-from packshot.core.errors import InvalidRequest, PackshotError
+from packshot.core.errors import InvalidRequest, LedgerUnavailable, PackshotError
 from packshot.gateway.dispatch import Answer, Dispatcher
 from packshot.gateway.job import Job
 from packshot.gateway.telemetry import Telemetry
+from packshot.gateway.waits import Waits
 from packshot.ledger.ledger import Ledger
 
 __all__ = ["Once"]
@@ -25,8 +26,11 @@ MAX_KEY = 255
 class Once:
     """Answers calls that carry an idempotency key."""
 
-    def __init__(self, ledger: Ledger, dispatcher: Dispatcher, telemetry: Telemetry) -> None:
+    def __init__(
+        self, ledger: Ledger, dispatcher: Dispatcher, telemetry: Telemetry, waits: Waits
+    ) -> None:
         self._ledger = ledger
+        self._waits = waits
         self._dispatcher = dispatcher
         self._telemetry = telemetry
 
@@ -50,12 +54,13 @@ class Once:
             got = await self._dispatcher.answer(job)
         except BaseException:
             # A failed call is worth repeating. Not awaited where we were cancelled ourselves.
-            await asyncio.shield(asyncio.to_thread(self._ledger.forget, key, scope))
+            with suppress(LedgerUnavailable):  # then it is refused for a while
+                await self._waits.run(partial(self._forget, key, scope))
             raise
         if not isinstance(got, Answer):
             raise TypeError("a call that is not streamed is answered whole")
         try:
-            await asyncio.to_thread(self._ledger.remember, key, got.body, scope)
+            await self._waits.run(partial(self._ledger.remember, key, got.body, scope))
         except PackshotError as error:
             # It is made and paid for. The key is refused for a while, rather than spent on twice.
             self._telemetry.error(job, error)
@@ -63,13 +68,10 @@ class Once:
 
     async def _first(self, key: str, body: bytes, scope: str) -> bytes | None:
         """Return the first answer to a key, None where this call is the first: it is noted."""
-        asked = asyncio.ensure_future(asyncio.to_thread(self._ledger.once, key, body, scope))
-        try:
-            return await asyncio.shield(asked)
-        except CancelledError:
-            # The thread goes on, and may note a call that will not be made.
-            asked.add_done_callback(partial(self._let_go, key, scope))
-            raise
+        # Where nobody waits for it, the thread goes on, and may note a call that is not made.
+        return await self._waits.run(
+            partial(self._ledger.once, key, body, scope), partial(self._let_go, key, scope)
+        )
 
     def _let_go(self, key: str, scope: str, asked: asyncio.Future[bytes | None]) -> None:
         if asked.cancelled() or asked.exception() is not None or asked.result() is not None:

@@ -222,8 +222,10 @@ class ServerEntry:
     """The server and its limits.
 
     Bytes: ``max_body_bytes`` of a request, ``max_reply_bytes`` of an answer that is not streamed.
+    ``max_bodies_bytes`` is what the bodies of all requests in flight may have together, per worker.
     ``max_in_flight`` calls and ``max_connections`` per worker, beyond which new ones are told to
     come back. ``max_wait_s`` is the longest wait before a retry, or for a key that cools down.
+    ``ledger_wait_s`` is the longest that a call waits for the ledger or the key store.
     ``default_max_output_tokens`` is put into a call without a limit where money is capped.
     ``replicas`` is how many gateways share the limits, for when their shared store is away.
     ``limits`` is "memory" (one worker), "shared" (all workers of this machine) or a ``redis://``
@@ -237,11 +239,13 @@ class ServerEntry:
     behind_proxy: bool = False
     max_body_bytes: int = 10 << 20
     max_reply_bytes: int = 64 << 20
+    max_bodies_bytes: int = 512 << 20
     max_in_flight: int = 1000
     max_connections: int = 1000
     max_attempts: int = 8
     default_max_output_tokens: int = 4096
     max_wait_s: float = 20.0
+    ledger_wait_s: float = 10.0
     replicas: int = 1
     limits: str = field(default="", repr=False)
     grace_s: float = 30.0
@@ -256,6 +260,13 @@ class ServerEntry:
             raise InvalidRequest(f"a port is 0 to 65535, got {self.port} and {self.admin_port}")
         if min(self.max_body_bytes, self.max_reply_bytes, self.max_in_flight) < 1:
             raise InvalidRequest("max_body_bytes, max_reply_bytes, max_in_flight are 1 or more")
+        if self.max_bodies_bytes < self.max_body_bytes:
+            raise InvalidRequest(
+                f"max_bodies_bytes ({self.max_bodies_bytes}) has room for one body of "
+                f"max_body_bytes ({self.max_body_bytes}) at least"
+            )
+        if not 0 < self.ledger_wait_s <= 300:
+            raise InvalidRequest(f"ledger_wait_s is above 0, at most 300, got {self.ledger_wait_s}")
         if not 1 <= self.max_attempts <= 32:
             raise InvalidRequest(f"max_attempts is 1 to 32, got {self.max_attempts}")
 

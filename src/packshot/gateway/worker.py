@@ -120,7 +120,7 @@ class Worker:
             plan,
             self._access,
             Limiter(self._limits),
-            Money(self._ledger, book),
+            Money(self._ledger, book, longest_s=settings.server.ledger_wait_s),
             self.telemetry,
         )
         gateway, limits = self._gateway, self._limits
