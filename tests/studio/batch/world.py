@@ -10,6 +10,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from packshot.core.clock import wall_us
 from packshot.core.errors import OutputError
 from packshot.core.types import Usage
@@ -18,7 +20,7 @@ from packshot.ledger.prices.book import PriceBook, book_of
 from packshot.ledger.settings import load_settings
 from packshot.ledger.stores import open_store
 from packshot.ledger.wiring import bring_in, local_ledger
-from packshot.studio.batch.items import Item, digest_of
+from packshot.studio.batch.items import Item
 from packshot.studio.batch.runner import Books, Rules, Run, Setup
 from packshot.studio.batch.state import RunState
 from packshot.studio.batch.supervise import Order, Watch
@@ -67,6 +69,11 @@ class Shelf:
         return Kept(path.name, digest, len(data), requests=1)
 
 
+def work_of(item: Item) -> bytes:
+    """Return what stands for all that an item asks for, whatever it is called."""
+    return sha256(msgspec.msgpack.encode((item.brief, item.seed, item.parameters))).digest()
+
+
 def items_of(briefs: Sequence[str]) -> list[Item]:
     return [Item(f"i{seed}", brief, seed) for seed, brief in enumerate(briefs)]
 
@@ -89,7 +96,7 @@ class World:
         self.plan(items_of(briefs))
 
     def plan(self, items: Sequence[Item]) -> None:
-        rows = ((n, digest_of(item), item) for n, item in enumerate(items, 1))
+        rows = ((n, work_of(item), item) for n, item in enumerate(items, 1))
         self.state.replan(rows, "here")
 
     def setup(self, ledger: Ledger, watch: Watch = QUICK, rules: Rules = RULES) -> Setup:

@@ -6,8 +6,8 @@ recipe needs no brief):
 - ``id``: the caller's name for it; without one it is named after what it asks for;
 - ``brief``: what to photograph, or where to put the product;
 - ``photo``, ``mask``: files, seen from the folder of the items' file, or ``s3://…`` addresses;
-- ``seed``: 0 to 2**63 - 1; without one it follows from the rest of the row, so that the same row
-  gives the same picture again;
+- ``seed``: 0 to 2**63 - 1; without one it follows from the brief and the photo's name, so that the
+  same row gives the same picture again;
 - ``size``: "WxH" or one number, in pixels; without one the recipe's;
 - ``step.parameter``: a parameter of a step of the recipe, for this item alone. In JSON it may be an
   object by the name of the step, too.
@@ -31,7 +31,7 @@ import msgspec
 from packshot.core.errors import InvalidRequest, OutputError, PackshotError, unknown_name
 from packshot.engine.limits import MAX_SEED
 
-__all__ = ["FORMATS", "MAX_ITEMS", "Item", "Value", "digest_of", "read_items"]
+__all__ = ["FORMATS", "MAX_ITEMS", "Item", "Value", "read_items"]
 
 COLUMNS = ("id", "brief", "photo", "mask", "seed", "size")
 PARAMETER = re.compile(r"[a-z][a-z0-9_-]*\.[a-z][a-z0-9_]*")
@@ -120,19 +120,6 @@ def read_items(
         raise InvalidRequest(f"{path} has no rows: expected one for each picture")
 
 
-def digest_of(item: Item) -> bytes:
-    """Return 32 bytes that stand for all that an item asks for, whatever it is called."""
-    wanted = (
-        item.brief,
-        item.photo,
-        item.mask,
-        item.seed,
-        item.size,
-        sorted(item.parameters.items()),
-    )
-    return sha256(msgspec.msgpack.encode(wanted)).digest()
-
-
 def _all_of(path: Path, problems: Sequence[Problem], bad: int, count: int) -> str:
     said = "; ".join(f"row {problem.row}: {problem.why}" for problem in problems)
     more = f"; and {bad - len(problems)} more" if bad > len(problems) else ""
@@ -164,14 +151,18 @@ def _item(cells: Mapping[str, Any], folder: Path, *, brief: bool) -> Item:
     )
     if item.mask and not item.photo:
         raise InvalidRequest("mask is given and photo is not: which photo is it the mask of?")
-    digest = digest_of(item)
-    seed = int.from_bytes(digest[:8]) % DERIVED_SEEDS
+    shown = (text, _text(cells, "photo"), _text(cells, "mask"))
+    seed = int.from_bytes(_sum_of(shown)[:8]) % DERIVED_SEEDS
     if "seed" in cells:
         seed = _seed(cells["seed"])
     item = msgspec.structs.replace(item, seed=seed)
     if "id" in cells:
         return msgspec.structs.replace(item, id=_id(_text(cells, "id")))
-    return msgspec.structs.replace(item, id=digest_of(item).hex()[:16], named=False)
+    return msgspec.structs.replace(item, id=_sum_of(sorted(cells.items())).hex()[:16], named=False)
+
+
+def _sum_of(what: object) -> bytes:
+    return sha256(msgspec.msgpack.encode(what)).digest()
 
 
 def _text(cells: Mapping[str, Any], name: str) -> str:
