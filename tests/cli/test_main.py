@@ -44,7 +44,9 @@ def test_the_commands_are_these(packshot: Packshot) -> None:
     assert [line.split()[0] for line in listed.strip().splitlines()] == [
         "render",
         "sheet",
+        "batch",
         "doctor",
+        "recipe",
         "model",
         "cost",
         "prices",

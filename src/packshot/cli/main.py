@@ -20,6 +20,7 @@ from packshot.cli.keys import app as keys_app
 from packshot.cli.ledger import app as ledger_app
 from packshot.cli.model import app as model_app
 from packshot.cli.prices import app as prices_app
+from packshot.cli.recipe import app as recipe_app
 from packshot.cli.render import render
 from packshot.cli.sheet import sheet
 from packshot.core.errors import PackshotError
@@ -41,6 +42,7 @@ app = typer.Typer(
 app.command()(render)
 app.command()(sheet)
 app.command()(batch)
+app.add_typer(recipe_app, name="recipe")
 app.add_typer(model_app, name="model")
 app.add_typer(cost_app, name="cost")
 app.add_typer(prices_app, name="prices")
