@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from packshot.core.errors import BadPhoto, MaskNeeded
 from packshot.studio.colour import lab, linear
+from packshot.studio.filters import boxed, grown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -294,7 +295,7 @@ def _confidence(
     """Return how sure a cut is, 0 to 1: its weakest sign, and what that says."""
     share = float(kept.mean())
     frame = ~_prior(kept.shape)
-    near = _grown(frame) & ~frame
+    near = grown(frame, 1) & ~frame
     both = max(1, int((inside | before).sum()))
     signs = (
         (min(1.0, share / 0.02), "what differs from the borders is very small"),
@@ -307,16 +308,6 @@ def _confidence(
     )
     worst, why = min((max(0.0, float(sign)), said) for sign, said in signs)
     return worst, "" if worst >= MIN_CONFIDENCE else why
-
-
-def _grown(inside: NDArray[np.bool_], by: int = 1) -> NDArray[np.bool_]:
-    """Return a shape grown by some pixels in all eight directions."""
-    import numpy as np
-    from PIL.Image import fromarray
-    from PIL.ImageFilter import MaxFilter
-
-    grown = fromarray(inside.astype(np.uint8)).filter(MaxFilter(2 * by + 1))
-    return np.asarray(grown) > 0
 
 
 def _soft_edge(pixels: Bytes, kept: NDArray[np.bool_]) -> Bytes:
@@ -338,29 +329,15 @@ def _soft_edge(pixels: Bytes, kept: NDArray[np.bool_]) -> Bytes:
     radius = max(2, round(1.5 * max(size) / max(kept.shape)))
     soft = _guided(line.astype(np.float32), rough, radius)
     alpha = np.clip((soft - 0.2) / 0.6, 0, 1)  # its ends are never quite 0 and 1
-    alpha = np.where(_grown(rough > 0.5, radius), alpha, 0)
-    alpha = np.where(_grown(rough < 0.5, radius), alpha, 1)
+    alpha = np.where(grown(rough > 0.5, radius), alpha, 0)
+    alpha = np.where(grown(rough < 0.5, radius), alpha, 1)
     found = fromarray((alpha * 255 + 0.5).astype(np.uint8))
     return np.asarray(found.resize((width, height), Resampling.BILINEAR), dtype=np.uint8)
 
 
 def _guided(guide: Floats, rough: Floats, radius: int) -> Floats:
     """Return ``rough`` with the edges of ``guide``: in each window a line of it (He et al.)."""
-    mean, target = _boxed(guide, radius), _boxed(rough, radius)
-    together = _boxed(guide * rough, radius) - mean * target
-    slope = together / (_boxed(guide * guide, radius) - mean * mean + GUIDE_NOISE)
-    return _boxed(slope, radius) * guide + _boxed(target - slope * mean, radius)
-
-
-def _boxed(values: Floats, radius: int) -> Floats:
-    """Return the mean in a window of 2 * ``radius`` + 1 pixels a side; the borders repeat."""
-    import numpy as np
-
-    side = 2 * radius + 1
-    for axis in (0, 1):
-        pad = [(radius + 1, radius) if axis == a else (0, 0) for a in (0, 1)]
-        sums = np.cumsum(np.pad(values, pad, mode="edge"), axis=axis, dtype=np.float64)
-        length = sums.shape[axis]
-        ends = np.take(sums, range(side, length), axis) - np.take(sums, range(length - side), axis)
-        values = (ends / side).astype(np.float32)
-    return values
+    mean, target = boxed(guide, radius), boxed(rough, radius)
+    together = boxed(guide * rough, radius) - mean * target
+    slope = together / (boxed(guide * guide, radius) - mean * mean + GUIDE_NOISE)
+    return boxed(slope, radius) * guide + boxed(target - slope * mean, radius)

@@ -1,0 +1,179 @@
+"""The product on its new ground: its own pixels where it is all product, light mixed on the rim.
+
+The promise: where alpha is full, the picture has the very pixels of the photograph. What lies on
+the rim is ``alpha * F + (1 - alpha) * B`` in linear light, ``F`` being the product's own colour
+there, estimated, and never the old ground.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from packshot.core.errors import BadPhoto
+from packshot.studio.colour import linear, srgb
+from packshot.studio.filters import boxed, shrunk
+
+if TYPE_CHECKING:
+    from packshot.studio.colour import Bytes, Floats
+    from packshot.studio.filters import Mask
+    from packshot.studio.matte import Matte
+    from packshot.studio.photo import Photo
+
+__all__ = ["CORE_MARGIN", "Cutout", "composite", "cutout_of", "placed"]
+
+CORE_MARGIN = 1
+"""Pixels between the core and whatever is not all product (r in docs/background.md)."""
+
+LANCZOS_REACH = 3
+"""Pixels, of the smaller picture, that Lanczos' kernel reaches to each side."""
+
+GUIDE_SIDE = 1600
+"""Longer side of the copy in which colours of the rim are estimated: they change slowly."""
+
+WINDOWS = (0.045, 0.004)
+"""Radii of the two estimates of a rim colour, as shares of the longer side: 90 and 6 pixels of
+about 2,000 in the paper."""
+
+BAND = 512
+"""Rows that are composed at a time, so that memory does not grow with the photograph."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cutout:
+    """A product ready to be put on a ground.
+
+    ``colours`` [height, width, 3] uint8 sRGB: the photograph's where ``alpha`` [height, width] is
+    255, the estimated colour of the product elsewhere. ``core`` is where the promise holds and is
+    checked: alpha 255 there and ``margin`` pixels around. ``digest`` is the SHA-256, in hex, of the
+    core's pixels: R, G, B, row by row. ``scale`` is 1, or what the photograph was shrunk by.
+    """
+
+    colours: Bytes = field(repr=False)
+    alpha: Bytes = field(repr=False)
+    core: Mask = field(repr=False)
+    digest: str
+    margin: int = CORE_MARGIN
+    scale: float = 1.0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.alpha.shape[1], self.alpha.shape[0]
+
+
+def cutout_of(photo: Photo, matte: Matte) -> Cutout:
+    """Return the product of a photo, with its own colours on the rim and beyond.
+
+    Raises:
+        BadPhoto: no pixel is product alone, with a margin.
+    """
+    import numpy as np
+
+    colours = np.where(
+        (matte.alpha == 255)[..., None], photo.pixels, _own_colours(photo.pixels, matte)
+    )
+    return _cutout(colours, matte.alpha, CORE_MARGIN, 1.0, photo.name)
+
+
+def placed(cutout: Cutout, size: tuple[int, int]) -> Cutout:
+    """Return a cutout on a canvas of ``size`` (width, height), in its middle.
+
+    It is shrunk, by Lanczos, where it would not fit, and never enlarged.
+    """
+    import numpy as np
+    from PIL.Image import Resampling, fromarray
+
+    width, height = cutout.size
+    scale = min(1.0, size[0] / width, size[1] / height)
+    colours, alpha, margin = fromarray(cutout.colours), fromarray(cutout.alpha), cutout.margin
+    if scale < 1:
+        small = (max(1, round(width * scale)), max(1, round(height * scale)))
+        colours = colours.resize(small, Resampling.LANCZOS)
+        alpha = alpha.resize(small, Resampling.BOX)
+        margin = cutout.margin + LANCZOS_REACH
+    at = ((size[0] - colours.width) // 2, (size[1] - colours.height) // 2)
+    if at == (0, 0) and scale == 1:
+        return cutout
+    canvas, cover = fromarray(np.zeros((size[1], size[0], 3), np.uint8)), None
+    canvas.paste(colours, at)
+    cover = fromarray(np.zeros((size[1], size[0]), np.uint8))
+    cover.paste(alpha, at)
+    return _cutout(np.array(canvas), np.array(cover), margin, scale, "the photograph")
+
+
+def composite(cutout: Cutout, ground: Bytes, layer: Floats | None = None) -> Bytes:
+    """Return the product on ``ground`` [height, width, 3], shaded by ``layer`` [height, width].
+
+    Where alpha is 255 the pixels are the cutout's, whatever ground and shadow are.
+    """
+    import numpy as np
+
+    done = np.empty_like(ground)
+    for first in range(0, ground.shape[0], BAND):
+        rows = slice(first, first + BAND)
+        alpha, colours = cutout.alpha[rows], cutout.colours[rows]
+        below = linear(ground[rows])
+        if layer is not None:
+            below *= layer[rows, :, None]
+        rim = (alpha > 0) & (alpha < 255)
+        share = (alpha[rim].astype(np.float32) / 255)[:, None]
+        below[rim] = share * linear(colours[rim]) + (1 - share) * below[rim]
+        band = srgb(below)
+        full = alpha == 255
+        band[full] = colours[full]
+        done[rows] = band
+    return done
+
+
+def _cutout(colours: Bytes, alpha: Bytes, margin: int, scale: float, name: str) -> Cutout:
+    core = shrunk(alpha == 255, margin)
+    if not core.any():
+        raise BadPhoto(
+            f"{name}: no pixel is product alone with {margin} pixels of product around it; "
+            "is its alpha full where the product is?"
+        )
+    digest = hashlib.sha256(colours[core].tobytes()).hexdigest()
+    return Cutout(colours, alpha, core, digest, margin, scale)
+
+
+def _own_colours(pixels: Bytes, matte: Matte) -> Bytes:
+    """Estimate the product's colour where it is mixed with the ground, and carry it outwards.
+
+    Blur fusion (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021), twice, in
+    linear light, and in a copy of at most `GUIDE_SIDE`, as the estimate is smooth. Where the file
+    holds the product's own colours (`Matte.mixed` is false), those are kept, and fade into the
+    estimate as alpha does: what is nearly transparent has no reliable colour.
+    """
+    import numpy as np
+    from PIL.Image import Resampling, fromarray
+
+    height, width = matte.alpha.shape
+    scale = min(1.0, GUIDE_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    seen = linear(np.asarray(fromarray(pixels).resize(size, Resampling.BOX), dtype=np.uint8))
+    cover = np.asarray(fromarray(matte.alpha).resize(size, Resampling.BOX), np.float32)[..., None]
+    cover = cover / 255
+    product, ground = seen, seen
+    for window in WINDOWS:
+        radius = max(1, round(window * max(size)))
+        near, behind = _means(product, cover, radius), _means(ground, 1 - cover, radius)
+        over = seen - cover * near - (1 - cover) * behind if matte.mixed else seen - near
+        product = np.clip(near + cover * over, 0, 1)
+        ground = np.clip(behind + (1 - cover) * over, 0, 1) if matte.mixed else ground
+    smooth = fromarray(srgb(product))
+    estimate = np.asarray(smooth.resize((width, height), Resampling.BILINEAR), dtype=np.uint8)
+    if matte.mixed or scale == 1:
+        return estimate
+    share = (matte.alpha.astype(np.float32) / 255)[..., None]
+    return srgb(share * linear(pixels) + (1 - share) * linear(estimate))
+
+
+def _means(colours: Floats, weight: Floats, radius: int) -> Floats:
+    """Return the weighted mean around each pixel; where nothing has weight, the whole's."""
+    import numpy as np
+
+    sums, weights = boxed(colours * weight, radius), boxed(weight, radius)
+    whole = (colours * weight).sum((0, 1)) / max(float(weight.sum()), 1e-6)
+    return np.where(weights > 1e-4, sums / np.maximum(weights, 1e-4), whole).astype(np.float32)
