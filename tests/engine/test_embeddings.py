@@ -13,13 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from packshot.core.types import RenderRequest
+from packshot.core.types import EmbeddingUse, RenderRequest
 from packshot.engine.conditioning import EncodedTexts, encode_texts
 from packshot.engine.embeddings import TextReader, pack, unpack
 from packshot.engine.engine import Engine
 from packshot.engine.folder import ModelFolder, make_manifest
 from packshot.engine.model import Model
-from packshot.engine.results import EmbeddingUse
 from tests.tiny import CORPUS
 
 REQUEST = RenderRequest(CORPUS[0], (7,), 64, 64, 2, 4.0, negative_prompt="blurred")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,10 @@ import torch
 
 from packshot.core.errors import Cancelled, InvalidRequest, ModelNotFound, RenderFailed
 from packshot.core.types import RenderRequest
-from packshot.engine import engine as engine_module
 from packshot.engine.engine import Engine
 from packshot.engine.networks.vae import VAE
 from packshot.engine.results import Progress
+from packshot.engine.runner import PlainRunner
 
 REQUEST = RenderRequest("white sneakers on a sandy beach", (7,), 64, 64, 3, 4.0)
 
@@ -58,12 +59,9 @@ def test_a_render_neither_reads_nor_moves_the_global_generator(engine):
 def test_pictures_made_together_are_those_made_alone_but_for_rounding(engine, monkeypatch):
     """What a GPU does; here on the CPU, by making the batches that it would make."""
 
-    def all_at_once(request, device):
-        yield 0, request.seeds
-
     request = replace(REQUEST, seeds=(7, 8, 9), sampler="euler-ancestral")
     alone = engine.render(request).images
-    monkeypatch.setattr(engine_module, "_batches", all_at_once)
+    monkeypatch.setattr(engine.runner, "batches", lambda pictures, pixels: (pictures,))
     for a, b in zip(alone, engine.render(request).images, strict=True):
         assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
 
@@ -71,17 +69,15 @@ def test_pictures_made_together_are_those_made_alone_but_for_rounding(engine, mo
 @pytest.mark.parametrize(
     ("size", "device", "expected"),
     [
-        (1024, "cuda", [(0, 4), (4, 4), (8, 1)]),
-        (2048, "cuda", [(i, 1) for i in range(9)]),
-        (256, "cuda", [(0, 9)]),
-        (256, "cpu", [(i, 1) for i in range(9)]),
+        (1024, "cuda", (4, 4, 1)),
+        (2048, "cuda", (1,) * 9),
+        (256, "cuda", (9,)),
+        (256, "cpu", (1,) * 9),
     ],
 )
 def test_a_gpu_makes_as_many_pictures_together_as_fit(size, device, expected):
-    request = replace(REQUEST, width=size, height=size, seeds=tuple(range(9)))
-    batches = list(engine_module._batches(request, torch.device(device)))
-    assert [(first, len(seeds)) for first, seeds in batches] == expected
-    assert sum((seeds for _, seeds in batches), ()) == request.seeds
+    runner = PlainRunner(SimpleNamespace(device=torch.device(device)))
+    assert runner.batches(9, size * size) == expected
 
 
 # ---------------------------------------------------------------- guidance

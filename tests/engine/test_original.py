@@ -11,7 +11,6 @@ import torch
 
 from packshot.core.errors import Cancelled, InvalidRequest, RenderFailed
 from packshot.core.types import Original, RenderRequest
-from packshot.engine import engine as engine_module
 from packshot.engine.denoise import Kept, denoise
 from packshot.engine.encode import encode_original, free_latents
 from packshot.engine.engine import Engine
@@ -96,12 +95,9 @@ def test_a_picture_of_many_is_the_single_render_of_its_seed_bit_for_bit(engine, 
 def test_pictures_made_together_are_those_made_alone_but_for_rounding(engine, monkeypatch):
     """What a GPU does; here on the CPU, by making the batches that it would make."""
 
-    def all_at_once(request, device):
-        yield 0, request.seeds
-
     request = replace(MASKED, seeds=(7, 8, 9), sampler="euler-ancestral")
     alone = engine.render(request).images
-    monkeypatch.setattr(engine_module, "_batches", all_at_once)
+    monkeypatch.setattr(engine.runner, "batches", lambda pictures, pixels: (pictures,))
     for a, b in zip(alone, engine.render(request).images, strict=True):
         assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
 
@@ -115,9 +111,9 @@ def test_what_may_not_change_ends_in_the_latents_of_the_picture(
     engine, monkeypatch, sampler, strength
 ):
     ended = []
-    denoised = engine_module.denoise
+    denoised = engine.runner.denoise
     monkeypatch.setattr(
-        engine_module, "denoise", lambda *args: ended.append(denoised(*args)) or ended[-1]
+        engine.runner, "denoise", lambda *args: ended.append(denoised(*args)) or ended[-1]
     )
     engine.render(replace(PLAIN, sampler=sampler, original=Original(PICTURE, strength, LEFT)))
     with torch.inference_mode():

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 
 from packshot.engine import limits
-from packshot.engine.conditioning import behind_zeros, condition, encode_texts
-from packshot.engine.decode import decode_checked, decode_preview
-from packshot.engine.denoise import denoise, guided, noise_of, predictor
+from packshot.engine.conditioning import behind_zeros
+from packshot.engine.decode import decode_preview
+from packshot.engine.denoise import noise_of
 from packshot.engine.devices import Meter, device_kind, pick_device
 from packshot.engine.embeddings import EmbeddingCache, TextReader
 from packshot.engine.encode import encode_original
 from packshot.engine.folder import ModelFolder
 from packshot.engine.model import Model
-from packshot.engine.results import EmbeddingUse, OnStep, Picture, Progress, RenderResult
+from packshot.engine.results import OnStep, Picture, Progress, RenderResult
+from packshot.engine.runner import Task, pick_runner
 from packshot.engine.samplers import plan
 from packshot.engine.similarity import cosines
 
@@ -29,27 +30,31 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from packshot.core.types import Precision, RenderRequest
+    from packshot.core.types import EmbeddingUse, Precision, RenderRequest
     from packshot.engine.conditioning import EncodedTexts
     from packshot.engine.denoise import Kept, Watch
+    from packshot.engine.runner import Runner
 
 __all__ = ["Engine"]
-
-# A GPU makes the pictures of one request together, as many as have this many pixels in all.
-BATCH_PIXELS = 4 * 1024 * 1024
 
 
 class Engine:
     """A loaded model. It keeps nothing of a request, so one that fails leaves it as it was.
 
-    ``embeddings`` keeps what the text encoders made of texts; None reads each anew.
+    ``embeddings`` keeps what the text encoders made of texts; None reads each anew. ``runner`` runs
+    the networks; None takes the fastest for the model.
     """
 
-    def __init__(self, model: Model, embeddings: EmbeddingCache | None = None) -> None:
+    def __init__(
+        self,
+        model: Model,
+        embeddings: EmbeddingCache | None = None,
+        runner: Runner | None = None,
+    ) -> None:
         self.model = model
         self.embeddings = embeddings
-        encode = partial(encode_texts, *model.readers)
-        self._texts = TextReader(model, encode, cache=embeddings)
+        self.runner = pick_runner(model) if runner is None else runner
+        self._texts = TextReader(model, self.runner.encode, self.runner.name, cache=embeddings)
 
     @classmethod
     def load(
@@ -133,7 +138,7 @@ class Engine:
         on_step: OnStep | None,
     ) -> Iterator[Tensor]:
         """Yield the clean latents of the pictures, batch after batch."""
-        model, unet = self.model, self.model.unet
+        model = self.model
         steps = plan(
             model.noise,
             sampler=request.sampler,
@@ -143,13 +148,14 @@ class Engine:
             device=model.device,
             enter=_entry(request),
         )
-        told = condition(unet, texts, steps.timesteps, width=request.width, height=request.height)
-        shape = (unet.config.in_channels, *_latent_size(request))
-        for first, seeds in _batches(request, model.device):
-            predict = predictor(unet, told.repeated(len(seeds)))
-            predict = predict if request.guidance == 1 else guided(predict, request.guidance)
-            noise = noise_of(seeds, shape, model.device)
-            yield denoise(predict, steps, noise, self._watch(request, first, on_step), kept)
+        task = Task(steps, texts, request.width, request.height, request.guidance, kept)
+        shape = (model.unet.config.in_channels, *_latent_size(request))
+        first = 0
+        for count in self.runner.batches(len(request.seeds), request.width * request.height):
+            noise = noise_of(request.seeds[first : first + count], shape, model.device)
+            watch = self._watch(request, first, on_step)
+            yield self.runner.denoise(task, count, noise, watch)
+            first += count
 
     def _watch(self, request: RenderRequest, first: int, on_step: OnStep | None) -> Watch | None:
         """Turn a step of a batch into one ``Progress`` for each of its pictures."""
@@ -167,11 +173,7 @@ class Engine:
         return decode_preview(latents, self.model.tiny_vae)
 
     def _decode(self, latents: Sequence[Tensor]) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
-        """Decode one picture at a time: the VAE is where memory peaks."""
-        decoded = [
-            decode_checked(row[None], self.model.vae, lambda: self.model.vae_fp32)
-            for row in latents
-        ]
+        decoded = self.runner.decode(latents)
         images = tuple(image for image, _ in decoded)
         return images, tuple(warning for _, warnings in decoded for warning in warnings)
 
@@ -200,18 +202,6 @@ class Engine:
         """Say why embeddings are not kept, where they should be."""
         problem = self.embeddings.problem if self.embeddings else ""
         return (f"text embeddings are kept in memory only: {problem}",) if problem else ()
-
-
-def _batches(request: RenderRequest, device: torch.device) -> Iterator[tuple[int, tuple[int, ...]]]:
-    """Yield (index of the first picture, seeds) of the pictures that are made together.
-
-    On a CPU that is one: its kernels round differently for another batch, and a seed is to mean
-    the same bits in company as alone.
-    """
-    fit = max(1, BATCH_PIXELS // (request.width * request.height))
-    size = 1 if device.type == "cpu" else fit
-    for first in range(0, len(request.seeds), size):
-        yield first, request.seeds[first : first + size]
 
 
 def _latent_size(request: RenderRequest) -> tuple[int, int]:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Decoded", "PlainRunner", "Runner", "Task", "pick_runner"]
 
+BATCH_PIXELS = 4 * 1024 * 1024
+"""How many the plain networks make together on a GPU."""
+
 Decoded = tuple["Picture", tuple[str, ...]]
 """A picture, and warnings for the user."""
 
@@ -46,7 +49,12 @@ class Task:
 
 
 class Runner(Protocol):
-    """Runs a model's networks on its device."""
+    """Runs a model's networks on its device. ``name`` tells it from those that round otherwise."""
+
+    @property
+    def name(self) -> str:
+        """What it is called."""
+        ...
 
     def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
         """Return how many of ``pictures``, of ``pixels`` each, are made together, batch by batch."""
@@ -68,19 +76,22 @@ class Runner(Protocol):
 
 
 class PlainRunner:
-    """The networks as they are written, one picture at a time."""
+    """The networks as they are written."""
+
+    name = "plain"
 
     def __init__(self, model: Model) -> None:
         self._model = model
 
     def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
-        """One by one.
+        """On a GPU as many together as have `BATCH_PIXELS`; on a CPU one by one.
 
-        Kernels round differently for another batch, and a seed is to mean the same bits in company
-        as alone.
+        There kernels round differently for another batch, and a seed is to mean the same bits in
+        company as alone.
         """
-        del pixels
-        return (1,) * pictures
+        fit = 1 if self._model.device.type == "cpu" else max(1, BATCH_PIXELS // pixels)
+        whole, rest = divmod(pictures, fit)
+        return (fit,) * whole + ((rest,) if rest else ())
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """As `Runner.encode`."""

@@ -44,6 +44,8 @@ class FastRunner:
             made one at a time: a library's kernels, and what they round to, depend on the batch.
     """
 
+    name = "fast"
+
     def __init__(
         self,
         model: Model,

@@ -1,0 +1,114 @@
+"""One kernel, run and compared: prints its relative error. See test_kernels."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from packshot.engine.fast import kernels, reference
+from packshot.engine.fast.reference import GroupNorm
+
+B, P, C = 2, 100, 96
+
+
+def drawn(*shape: int) -> Tensor:
+    return torch.randn(shape)
+
+
+def far_from_zero() -> Tensor:
+    return drawn(B, P, C) + 50 * drawn(C)
+
+
+def norm_of(channels: int, groups: int = 8) -> GroupNorm:
+    return GroupNorm(drawn(channels), drawn(channels), groups, 1e-5)
+
+
+def join(ops) -> list[Tensor]:
+    return [
+        ops.join(x := drawn(B, P, C), drawn(B, P, C), drawn(C), drawn(B, P, 32)),
+        ops.join(x, None, None, drawn(B, P, 32)),
+        ops.join(x, drawn(B, P, C), None),
+    ]
+
+
+def group_norm(ops) -> list[Tensor]:
+    plain = ops.group_norm(far_from_zero(), norm_of(C), shift=drawn(B, C))
+    joined = ops.group_norm(
+        drawn(B, P, C), norm_of(C + 32), add=drawn(B, P, C), bias=drawn(C), skip=drawn(B, P, 32)
+    )
+    return [plain[0], *plain[1], joined[0], *joined[1]]
+
+
+def group_norm_of_many_strips(ops) -> list[Tensor]:
+    kernels.SPLITS = 8
+    return list(ops.group_norm(drawn(1, 5000, C) + 100, norm_of(C))[1])
+
+
+def affine(ops) -> list[Tensor]:
+    by = reference.Affine(drawn(B, C), drawn(B, C))
+    x = drawn(B, P, C)
+    return [ops.affine(x, by, silu=True), ops.affine(x, by, silu=False)]
+
+
+def layer_norm(ops) -> list[Tensor]:
+    return [ops.layer_norm(drawn(50, C), drawn(C), drawn(C), 1e-5, shift=drawn(C))]
+
+
+def layer_norm_adds(ops) -> list[Tensor]:
+    x = drawn(51, C)
+    return [ops.layer_norm(x, drawn(C), drawn(C), 1e-5, add=drawn(51, C)), x]
+
+
+def geglu(ops) -> list[Tensor]:
+    return [
+        ops.geglu(drawn(100, 160), drawn(448, 160), drawn(448)),
+        ops.geglu(drawn(20, 64), drawn(256, 64), drawn(256), scale=torch.tensor(0.25)),
+    ]
+
+
+def attend_text(ops) -> list[Tensor]:
+    kv = drawn(B, 77, 500)
+    return [ops.attend_text(drawn(B, 300, 128), kv[..., 10:138], kv[..., 200:328], 4)]
+
+
+def interleave(ops) -> list[Tensor]:
+    return [ops.interleave(drawn(B, 5 * 7, 4 * C), (4, 6), drawn(C))]
+
+
+def softmax(ops) -> list[Tensor]:
+    return [ops.softmax(5 * drawn(4, 5000), torch.float32)]
+
+
+def to_uint8(ops) -> list[Tensor]:
+    halves = torch.arange(-300, 300) / 255 + 1 / 510
+    return [ops.to_uint8(torch.cat([drawn(3000), halves]))]
+
+
+def advance(ops) -> list[Tensor]:
+    latents, clean = drawn(B, P, 4), drawn(B, P, 4)
+    network_in, table = torch.zeros(2 * B, P, 4), drawn(5, 8)
+    index, guidance = torch.tensor([3], dtype=torch.int32), torch.tensor([5.0, 7.0])
+    ops.advance(
+        latents, clean, drawn(2 * B, P, 4), network_in, drawn(B, P, 4), table, index, guidance
+    )
+    return [latents, clean, network_in]
+
+
+def error(case: Callable[..., list[Tensor]]) -> float:
+    """Return the largest relative error of a case's outputs, from the same draws."""
+    results: list[list[Tensor]] = []
+    for ops in (kernels, reference):
+        torch.manual_seed(0)
+        results.append(case(ops))
+    got, want = results
+    return max(
+        float((a.double() - b.double()).norm() / b.double().norm())
+        for a, b in zip(got, want, strict=True)
+    )
+
+
+if __name__ == "__main__":
+    print(error(globals()[sys.argv[1]]))

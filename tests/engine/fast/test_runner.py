@@ -1,0 +1,170 @@
+"""The fast runner against the plain one, on the plain meaning of its kernels, in fp32 on a CPU.
+
+What runs here is all of the fast path but the kernels themselves (`test_kernels`) and the capture.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from packshot.engine.conditioning import together
+from packshot.engine.denoise import Kept, noise_of
+from packshot.engine.engine import Engine
+from packshot.engine.fast import graphs, reference
+from packshot.engine.fast.calibration import calibrate, to_fp8
+from packshot.engine.fast.graphs import Graphs, Shape, StepGraph
+from packshot.engine.fast.runner import FastRunner
+from packshot.engine.fast.unet import FastUNet
+from packshot.engine.folder import ModelFolder
+from packshot.engine.model import Model
+from packshot.engine.networks.unet import UNet
+from packshot.engine.networks.vae import VAE
+from packshot.engine.runner import PlainRunner, Task
+from packshot.engine.samplers import SAMPLERS, plan
+from packshot.engine.weights import load
+
+TEXTS = ("a red mug", "white sneakers on a sandy beach")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_sdxl: Path) -> Model:
+    made = Model(ModelFolder.open(tiny_sdxl), torch.device("cpu"), "fp32", "fp32")
+    # As written: what a CPU is prepared with is not what a GPU has.
+    made.unet = load(UNet, made.folder, "unet", channels_last=True)
+    made.vae = load(VAE, made.folder, "vae", channels_last=True)
+    return made
+
+
+def difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def task_of(model: Model, sampler: str, guidance: float, kept: Kept | None, steps: int = 5) -> Task:
+    texts = TEXTS[1:] if guidance == 1 else TEXTS
+    read = PlainRunner(model).encode(texts)
+    steps_ = plan(
+        model.noise, sampler=sampler, schedule="karras", spacing="leading", steps=steps,
+        device=model.device,
+    )  # fmt: skip
+    return Task(steps_, read, 96, 64, guidance, kept)
+
+
+def kept_half() -> Kept:
+    generator = torch.Generator().manual_seed(5)
+    latents = torch.randn(1, 4, 8, 12, generator=generator)
+    return Kept(latents, torch.rand(1, 1, 8, 12, generator=generator) > 0.5)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("masked", [False, True])
+def test_latents_and_previews_are_the_plain_ones(model, sampler, guidance, masked):
+    task = task_of(model, sampler, guidance, kept_half() if masked else None)
+    seen: list[list[torch.Tensor]] = [[], []]
+    ends: list[torch.Tensor] = []
+    with torch.inference_mode():
+        for runner, clean in zip((FastRunner(model), PlainRunner(model)), seen, strict=True):
+            noise = noise_of((1, 2), (4, 8, 12), model.device)
+            ends.append(
+                runner.denoise(task, 2, noise, lambda _, c, clean=clean: clean.append(c))
+            )
+    assert difference(*ends) < 1e-5
+    assert difference(*(torch.stack(clean) for clean in seen)) < 1e-5
+
+
+def test_more_steps_than_lie_on_the_device_are_loaded_as_they_come(model, monkeypatch):
+    from packshot.engine.fast import runner as module
+
+    monkeypatch.setattr(graphs, "WINDOW", 3)
+    monkeypatch.setattr(module, "WINDOW", 3)
+    task = task_of(model, "dpmpp-2m", 5.0, None, steps=8)
+    with torch.inference_mode():
+        ends = [
+            runner.denoise(task, 1, noise_of((1,), (4, 8, 12), model.device), None)
+            for runner in (FastRunner(model), PlainRunner(model))
+        ]
+    assert difference(*ends) < 1e-5
+
+
+def test_pictures_are_the_plain_ones_within_a_level(model):
+    latents = torch.randn(2, 4, 8, 12, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        fast, plain = (r.decode(list(latents)) for r in (FastRunner(model), PlainRunner(model)))
+    for (a, told), (b, _) in zip(fast, plain, strict=True):
+        assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
+        assert told == ()
+
+
+def test_a_picture_of_one_colour_is_decoded_again_and_said(model, monkeypatch):
+    runner = FastRunner(model)
+    monkeypatch.setattr(reference, "to_uint8", lambda x: torch.zeros(x.shape, dtype=torch.uint8))
+    latents = torch.randn(4, 8, 12, generator=torch.Generator().manual_seed(1))
+    with torch.inference_mode():
+        ((picture, _),) = runner.decode([latents])
+    assert picture.std() > 0
+
+
+def test_an_odd_size_goes_the_plain_way_up(model):
+    task = task_of(model, "euler", 5.0, None)
+    with torch.inference_mode():
+        ends = [
+            runner.denoise(task, 1, noise_of((1,), (4, 9, 11), model.device), None)
+            for runner in (FastRunner(model), PlainRunner(model))
+        ]
+    assert difference(*ends) < 1e-5
+
+
+def test_texts_are_read_alone_and_bit_for_bit_as_plainly(model):
+    plain = PlainRunner(model)
+    with torch.inference_mode():
+        got = FastRunner(model).encode(TEXTS)
+        want = together([plain.encode([text]) for text in TEXTS])
+    assert torch.equal(got.tokens, want.tokens)
+    assert torch.equal(got.pooled, want.pooled)
+
+
+def test_an_engine_on_the_fast_runner_makes_the_plain_engine_s_picture(model):
+    from packshot.core.types import RenderRequest
+
+    request = RenderRequest(TEXTS[1], (7, 8), 64, 64, 4, 5.0)
+    fast = Engine(model, runner=FastRunner(model)).render(request)
+    plain = Engine(model, runner=PlainRunner(model)).render(request)
+    for a, b in zip(fast.images, plain.images, strict=True):
+        assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
+
+
+def test_fp8_stays_near_and_says_how_near(model):
+    unet = FastUNet(model.unet, reference, torch.nn.functional.scaled_dot_product_attention)
+    graph = StepGraph(unet, Shape(1, 8, 8), model.device, None)
+    x = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(2))
+    shifts = torch.randn(2, sum(unet.widths), generator=torch.Generator().manual_seed(3))
+    text = torch.randn(2, 77, unet.kv_weight.shape[1], generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        kv = unet.split_kv(text @ unet.kv_weight.t())
+        exact = unet(x, (8, 8), shifts, kv)
+        graph.put(torch.randn(1, 4, 8, 8), torch.tensor(1.0))
+        to_fp8(unet, calibrate(unet, graph.step, 3))
+        got = difference(unet(x, (8, 8), shifts, kv), exact)
+    assert 1e-3 < got < 0.1
+
+
+@pytest.mark.parametrize(
+    ("pictures", "side", "expected"),
+    [(9, 1024, (8, 1)), (7, 1024, (4, 2, 1)), (3, 2048, (2, 1)), (1, 4096, (1,))],
+)
+def test_batches_are_powers_of_two(model, pictures, side, expected):
+    assert FastRunner(model).batches(pictures, side * side) == expected
+    assert FastRunner(model, invariant=True).batches(pictures, side * side) == (1,) * pictures
+
+
+def test_the_least_recently_used_graph_goes_first():
+    held: Graphs[int, str] = Graphs(2)
+    made: list[int] = []
+    for key in (1, 2, 1, 3, 1, 2):
+        held.of(key, lambda key=key: made.append(key) or str(key))
+    assert made == [1, 2, 3, 2]
+    assert list(held) == [1, 2]
