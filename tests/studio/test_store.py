@@ -113,3 +113,8 @@ def test_slugs_end_at_a_word() -> None:
     assert slug(long) == "white-sneakers-on-a-sandy-beach-bright-daylight"
     assert slug("Crème brûlée № 5") == "creme-brulee-no-5"
     assert slug("靴") == "render"
+
+
+def test_a_bucket_is_no_folder_of_that_name() -> None:
+    with pytest.raises(InvalidRequest, match="`packshot batch` writes to buckets"):
+        targets("s3://bucket/prefix", "a mug", (1,))

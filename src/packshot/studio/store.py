@@ -64,7 +64,14 @@ def targets(out: str | None, brief: str, seeds: Sequence[int]) -> tuple[Target, 
     """Return where each seed's picture goes.
 
     ``out`` is a file (numbered where there are several pictures), a folder, or None for ``out/``.
+
+    Raises:
+        InvalidRequest: it is a file of a kind that cannot be written, or no place of this machine.
     """
+    if out is not None and "://" in out:
+        raise InvalidRequest(
+            f"got {out}, expected a file or a folder: `packshot batch` writes to buckets"
+        )
     path = Path(out).expanduser() if out else Path(OUT)
     if out is None or path.is_dir() or out.endswith("/") or not path.suffix:
         return tuple(Target(path / f"{slug(brief)}-{seed}.png", overwrite=False) for seed in seeds)
