@@ -25,7 +25,7 @@ from packshot.studio.plan import Plan
 if TYPE_CHECKING:
     from packshot.engine.folder import ModelFolder
 
-__all__ = ["Order", "Rewritten", "rewrite"]
+__all__ = ["Order", "Rewritten", "Subject", "Written", "rewrite", "write"]
 
 TRIES = 2
 """Answers that are asked for: a model that was told what is wrong twice will not learn it."""
@@ -49,21 +49,45 @@ SHOWN = 2000
 @dataclass(frozen=True, slots=True)
 class Order:
     """How captions are to be written: the gateway's ``route``, the seconds that each may take, and
-    the ``recipe`` that they belong to.
+    the ``recipe``, and ``batch`` if any, that they are booked on.
     """
 
     route: str
     deadline_s: float
     recipe: str
+    batch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A brief, the caption that the rules made of it for the model in ``folder``, and the id of the
+    ``render`` that the calls are booked on.
+    """
+
+    brief: str
+    caption: Caption
+    folder: ModelFolder
+    render: str
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A caption, the rules' with its `Caption.problem` where nothing came of the calls.
+
+    ``cost`` is nano-EUR of all ``calls``, ``priced`` false where one has no known price, ``name``
+    the "provider/model" that was called last, "" where none was.
+    """
+
+    caption: Caption
+    calls: int
+    cost: Nanos
+    priced: bool
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
-    """A plan with the caption that came of it, and what that took.
-
-    ``cost`` is nano-EUR of all calls, ``priced`` false where one has no known price, ``name`` the
-    "provider/model" that was called last, "" where none was.
-    """
+    """A plan with the caption that came of it, and what that took: see `Written`."""
 
     plan: Plan
     calls: int
@@ -78,6 +102,12 @@ def rewrite(plans: Sequence[Plan], client: Client, order: Order) -> tuple[Rewrit
     Ctrl-C ends the calls, what they may cost is booked, and `KeyboardInterrupt` comes out.
     """
     return run(_all(plans, client, order))
+
+
+async def write(subject: Subject, client: Client, order: Order) -> Written:
+    """Return the caption of one brief, as `rewrite` does; the caller closes the client."""
+    talk = _Talk(client, order, load_prompt(), subject)
+    return talk.done(await talk.caption())
 
 
 async def _all(plans: Sequence[Plan], client: Client, order: Order) -> tuple[Rewritten, ...]:
@@ -109,13 +139,16 @@ class _Desk:
     async def write(self, plan: Plan) -> Rewritten:
         """Have one brief rewritten."""
         async with self._room:
-            talk = _Talk(self._client, self._order, self._prompt, plan)
+            subject = Subject(plan.brief, plan.caption, plan.folder, plan.renders[0])
+            talk = _Talk(self._client, self._order, self._prompt, subject)
             if self._unanswered >= ENOUGH:
                 got: Caption | _InVain = _InVain("the briefs before it had no answer", "unanswered")
             else:
                 got = await talk.caption()
                 self._unanswered = 0 if talk.answered else self._unanswered + 1
-            return talk.done(got)
+            told = talk.done(got)
+            made = _with_caption(plan, told.caption)
+            return Rewritten(made, told.calls, told.cost, told.priced, told.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,21 +162,21 @@ class _InVain:
 class _Talk:
     """The calls for one brief."""
 
-    def __init__(self, client: Client, order: Order, prompt: Prompt, plan: Plan) -> None:
+    def __init__(self, client: Client, order: Order, prompt: Prompt, subject: Subject) -> None:
         self._client = client
         self._order = order
         self._prompt = prompt
-        self._plan = plan
-        self._lexicon = load_lexicon(plan.folder.lexicon_path)
+        self._subject = subject
+        self._lexicon = load_lexicon(subject.folder.lexicon_path)
         self._deadline = monotonic() + order.deadline_s
         self._replies: list[Reply] = []
         self.answered = False
 
     async def caption(self) -> Caption | _InVain:
         """Return the caption, or why there is none."""
-        brief, complaint = self._plan.brief, ""
+        brief, complaint = self._subject.brief, ""
         messages = [("system", system_text(self._prompt, self._lexicon)), ("user", brief)]
-        fits = _fitting(self._plan.folder)
+        fits = _fitting(self._subject.folder)
         for _ in range(TRIES):
             if complaint and self._deadline - monotonic() < LEAST_S:
                 near = f"the answer cannot be used, and the deadline is near: {complaint}"
@@ -163,19 +196,21 @@ class _Talk:
 
     async def _ask(self, messages: Sequence[tuple[str, str]]) -> Reply:
         booked_on = {
-            "render": self._plan.renders[0],
+            "render": self._subject.render,
             "recipe": self._order.recipe,
             "stage": "caption",
             "tags": f"prompt={self._prompt.version}",
         }
+        if self._order.batch:
+            booked_on["batch"] = self._order.batch
         ask = Ask(self._order.route, tuple(messages), MAX_TOKENS, self._deadline, booked_on)
         reply = await self._client.chat(ask)
         self._replies.append(reply)
         return reply
 
-    def done(self, got: Caption | _InVain) -> Rewritten:
-        """Return the plan with its new caption, or with the old one and the reason."""
-        old = self._plan.caption
+    def done(self, got: Caption | _InVain) -> Written:
+        """Return the new caption, or the old one and the reason."""
+        old = self._subject.caption
         if isinstance(got, _InVain):
             found, why, said = old, got.why, " ".join(got.said.split())
         else:
@@ -191,8 +226,8 @@ class _Talk:
             why,
         )
         caption = replace(found, writer=writer, problem=said)
-        return Rewritten(
-            _with_caption(self._plan, caption),
+        return Written(
+            caption,
             len(self._replies),
             sum(reply.cost for reply in self._replies),
             all(reply.priced for reply in self._replies),
