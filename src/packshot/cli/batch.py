@@ -15,7 +15,7 @@ import typer
 
 from packshot.cli import options as o
 from packshot.cli import terminal
-from packshot.core.errors import BudgetExceeded, InvalidRequest
+from packshot.core.errors import BudgetExceeded, InvalidRequest, PackshotError
 from packshot.core.money import Nanos, decimal_of, nanos_of, show_eur
 from packshot.studio import defaults
 
@@ -262,11 +262,27 @@ def _setup(desk: Desk, agreed: Nanos | None) -> Setup:
     return Setup(order, desk.store, _books_of(desk, agreed))
 
 
+def _sweep_up(store: Objects) -> None:
+    """End uploads that a killed run left in the bucket; that it cannot be done stops nothing."""
+    from packshot.studio.sweep import sweep
+
+    try:
+        ended = sweep(store).ended
+    except PackshotError as error:
+        terminal.warn(str(error))
+        return
+    if ended:
+        terminal.note(
+            f"{ended} uploads that a killed run had left in {store.place.shown} are ended"
+        )
+
+
 def _run(desk: Desk, agreed: Nanos | None, most: int | None) -> bool:
     """Run, with progress; return whether the user stopped it."""
     from packshot.cli.batch_progress import shown
     from packshot.studio.batch.runner import Run
 
+    _sweep_up(desk.store)
     run = Run(desk.state, _setup(desk, agreed))
     with _interrupts(run), shown(run.tally) as tell:
 

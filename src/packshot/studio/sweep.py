@@ -29,8 +29,8 @@ from packshot.studio.objects import Objects, endpoint
 
 __all__ = ["OLDER_THAN_S", "Swept", "sweep"]
 
-OLDER_THAN_S = 24 * 3600.0
-"""An upload that began so long ago is nobody's: the longest deadline is far below."""
+OLDER_THAN_S = 3600.0
+"""An upload that began so long ago is nobody's: the slowest that our limits allow takes minutes."""
 
 TIMEOUT_S = 30
 MOST_PAGES = 100
