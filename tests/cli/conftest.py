@@ -65,7 +65,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> StubEngine:
         "packshot.ledger.signs.tick_us", lambda: tick_us() + took_us * len(stub.requests)
     )
 
-    def load(plan: object, on_device: Callable[[str], None]) -> StubEngine:
+    def load(plan: object, on_device: Callable[[str], None], embeddings: object) -> StubEngine:
         on_device(stub.device_kind)
         return stub
 

@@ -220,6 +220,20 @@ def test_the_real_engine_from_brief_to_the_same_bits(packshot: Packshot, tiny_sd
         assert x.size == preview.size == (64, 64)
 
 
+def test_a_text_that_was_encoded_before_is_told(packshot: Packshot, tiny_sdxl: Path) -> None:
+    words = ["a red shoe", "--model", str(tiny_sdxl), "--steps", "1", "--negative", "blur"]
+    first = packshot("render", *words, "--seed", "1", "--out", "x.png", "--json").json
+    assert first["embeddings"] == {"hits": 0, "misses": 2, "saved_seconds": 0}
+    done = packshot("render", *words, "--seed", "1", "--out", "y.png")
+    assert re.search(
+        r"^2 of 2 texts encoded before, which saved -?0\.\d{3} s$", done.out, re.MULTILINE
+    )
+    assert Path("x.png").read_bytes() == Path("y.png").read_bytes()
+    Path("packshot.yaml").write_text("studio: {embeddings: {keep: false}}")
+    again = packshot("render", *words, "--out", "z.png", "--json").json
+    assert again["embeddings"]["misses"] == 2
+
+
 def rows(state_home: Path, columns: str, *, accrued: bool = False) -> list[tuple]:
     """Return columns of the store's entries: of renders, or of what accrued beside them."""
     store = open_store(str(state_home / "packshot" / "ledger.db"), read_only=True)

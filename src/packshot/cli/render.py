@@ -150,21 +150,24 @@ def _deliver(
 def _render(plan: Plan, books: Books, *, preview: bool) -> tuple[Delivery, float]:
     """Return what was delivered, and the seconds that loading took with torch's import."""
     from packshot.cli.progress import bar, spinner
+    from packshot.studio.embeddings import kept_embeddings
     from packshot.studio.preview import watch_into
     from packshot.studio.render import load_engine, render
+    from packshot.studio.settings import load_studio
 
     watchers: list[OnStep] = []
     if preview:
         watchers.append(watch_into(plan.targets[0].path.with_name(defaults.PREVIEW_NAME)))
-    start = perf_counter()
-    with spinner(f"loading {plan.folder.name}"), books.session.loading() as on_device:
-        engine = load_engine(plan, on_device)
-    load_seconds = perf_counter() - start
-    with bar(len(plan.request.seeds), plan.request.steps_taken) as tell:
-        watchers.append(tell)
+    with kept_embeddings(load_studio().embeddings) as embeddings:
+        start = perf_counter()
+        with spinner(f"loading {plan.folder.name}"), books.session.loading() as on_device:
+            engine = load_engine(plan, on_device, embeddings)
+        load_seconds = perf_counter() - start
+        with bar(len(plan.request.seeds), plan.request.steps_taken) as tell:
+            watchers.append(tell)
 
-        def on_step(progress: Progress) -> None:
-            for watcher in watchers:
-                watcher(progress)
+            def on_step(progress: Progress) -> None:
+                for watcher in watchers:
+                    watcher(progress)
 
-        return render(plan, engine, on_step, books.keeper), load_seconds
+            return render(plan, engine, on_step, books.keeper), load_seconds

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from packshot.cli import terminal
 from packshot.cli.caption import ELSEWHERE, caption_facts
 from packshot.core.money import Nanos, show_eur
-from packshot.core.types import Stage, Usage
+from packshot.core.types import EmbeddingUse, Stage, Usage
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,8 +76,15 @@ def _show_stages(made: Delivery | Sheet, load_seconds: float, bill: Bill) -> Non
     console.print(_stage_table(made.usage, bill))
     used = f"on {made.device} in {made.precision}; loading took {load_seconds:.2f} s more"
     console.print(used, style="dim")
+    if made.embeddings.hits:
+        console.print(_kept(made.embeddings), style="dim")
     for line in cost_lines(bill):
         console.print(line, soft_wrap=True)
+
+
+def _kept(use: EmbeddingUse) -> str:
+    texts = use.hits + use.misses
+    return f"{use.hits} of {texts} texts encoded before, which saved {use.saved_s:.3f} s"
 
 
 def _stage_table(usage: Sequence[Usage], bill: Bill) -> Table:
@@ -200,6 +207,11 @@ def _machine_facts(
         "device": made.device,
         "precision": made.precision,
         "load_seconds": round(load_seconds, 6),
+        "embeddings": {
+            "hits": made.embeddings.hits,
+            "misses": made.embeddings.misses,
+            "saved_seconds": round(made.embeddings.saved_s, 6),
+        },
         "usage": _usage_facts(made.usage, bill),
         "renders": list(bill.renders),
         "cost_nano_eur": None if bill.problem or bill.unpriced else bill.amount,

@@ -93,12 +93,15 @@ def _deliver(plans: tuple[Plan, ...], choice: Choice, columns: int, *, as_json: 
 def _render(plans: tuple[Plan, ...], books: Books, columns: int) -> tuple[Sheet, float]:
     """Return the sheet, and the seconds that loading took with torch's import."""
     from packshot.cli.progress import bar, spinner
+    from packshot.studio.embeddings import kept_embeddings
     from packshot.studio.render import load_engine
+    from packshot.studio.settings import load_studio
     from packshot.studio.sheet import render_sheet
 
-    start = perf_counter()
-    with spinner(f"loading {plans[0].folder.name}"), books.session.loading() as on_device:
-        engine = load_engine(plans[0], on_device)
-    load_seconds = perf_counter() - start
-    with bar(len(plans), plans[0].request.steps) as tell:
-        return render_sheet(plans, engine, columns, tell, books.keeper), load_seconds
+    with kept_embeddings(load_studio().embeddings) as embeddings:
+        start = perf_counter()
+        with spinner(f"loading {plans[0].folder.name}"), books.session.loading() as on_device:
+            engine = load_engine(plans[0], on_device, embeddings)
+        load_seconds = perf_counter() - start
+        with bar(len(plans), plans[0].request.steps) as tell:
+            return render_sheet(plans, engine, columns, tell, books.keeper), load_seconds

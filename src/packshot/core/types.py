@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "NOTHING_READ",
     "PRECISIONS",
     "SAMPLERS",
     "SCHEDULES",
     "SPACINGS",
     "STAGES",
+    "EmbeddingUse",
     "Original",
     "Precision",
     "RenderRequest",
@@ -40,8 +42,11 @@ Schedule = Literal["default", "karras"]
 Spacing = Literal["leading", "trailing", "linspace"]
 """Which training timesteps the default schedule visits."""
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-"""Arithmetic of the networks; ``auto`` is fp32 on a CPU and bf16 on a GPU."""
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
+"""Arithmetic of the networks; ``auto`` is fp32 on a CPU and bf16 on a GPU.
+
+``fp8`` is bf16 but for the large products of the UNet; on GPUs that have it.
+"""
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
@@ -73,6 +78,8 @@ class RenderRequest:
     ``width`` and ``height`` are pixels of the picture as the model makes it, multiples of 8.
     ``guidance`` 1.0 switches classifier-free guidance off. ``spacing`` None takes the model's own.
     ``steps`` lays out the noise levels; with an ``original`` only the last of them are visited.
+    ``precision`` None is that of the loaded model; one that was loaded in bf16 can also do fp8.
+    ``fine_texture`` marks cloth and the like, which is never made in fp8.
     """
 
     prompt: str
@@ -86,6 +93,8 @@ class RenderRequest:
     schedule: Schedule = "default"
     spacing: Spacing | None = None
     original: Original | None = None
+    precision: Precision | None = None
+    fine_texture: bool = False
 
     @property
     def steps_taken(self) -> int:
@@ -94,6 +103,33 @@ class RenderRequest:
             return self.steps
         # 0.58 of 50 is 29, though the nearest doubles multiply to a little less.
         return min(self.steps, int(self.steps * self.original.strength + 1e-9))
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingUse:
+    """How many texts were read from the engine's `EmbeddingCache` (``hits``) and by the encoders.
+
+    ``saved_s`` is what the hits took when they were encoded, less what it took to find them now;
+    an empty negative prompt that the model reads as zeros counts as neither.
+    """
+
+    hits: int = 0
+    misses: int = 0
+    saved_s: float = 0.0
+
+    @property
+    def rate(self) -> float:
+        """The share of hits, 0 to 1; 0 where there was nothing to read."""
+        return self.hits / max(1, self.hits + self.misses)
+
+    def __add__(self, other: EmbeddingUse) -> EmbeddingUse:
+        """Return the sum of two."""
+        return EmbeddingUse(
+            self.hits + other.hits, self.misses + other.misses, self.saved_s + other.saved_s
+        )
+
+
+NOTHING_READ = EmbeddingUse()
 
 
 class UsageDetail(msgspec.Struct, frozen=True, gc=False):

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Protocol
 import msgspec
 import torch
 
+from packshot.core.types import EmbeddingUse
 from packshot.engine.conditioning import EncodedTexts, together
 from packshot.engine.devices import DTYPES, arithmetic
-from packshot.engine.results import EmbeddingUse
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,9 +9,9 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from packshot.core.types import Precision, RenderRequest, Usage
+from packshot.core.types import NOTHING_READ, EmbeddingUse, Precision, RenderRequest, Usage
 
-__all__ = ["EmbeddingUse", "OnStep", "Picture", "Progress", "RenderResult"]
+__all__ = ["OnStep", "Picture", "Progress", "RenderResult"]
 
 Picture: TypeAlias = NDArray[np.uint8]
 """[height, width, 3], sRGB."""
@@ -37,30 +37,6 @@ OnStep = Callable[[Progress], None]
 """Called after each step of each picture; an exception from it ends the render there."""
 
 
-@dataclass(frozen=True, slots=True)
-class EmbeddingUse:
-    """How many texts were read from the `EmbeddingCache` (``hits``) and by the encoders.
-
-    ``saved_s`` is what the hits took when they were encoded, less what it took to find them now;
-    an empty negative prompt that the model reads as zeros counts as neither.
-    """
-
-    hits: int = 0
-    misses: int = 0
-    saved_s: float = 0.0
-
-    @property
-    def rate(self) -> float:
-        """The share of hits, 0 to 1; 0 where there was nothing to read."""
-        return self.hits / max(1, self.hits + self.misses)
-
-    def __add__(self, other: EmbeddingUse) -> EmbeddingUse:
-        """Return the sum of two."""
-        return EmbeddingUse(
-            self.hits + other.hits, self.misses + other.misses, self.saved_s + other.saved_s
-        )
-
-
 @dataclass(frozen=True, slots=True, eq=False)
 class RenderResult:
     """The pictures, one per seed and in that order, and how they came about.
@@ -78,4 +54,4 @@ class RenderResult:
     fingerprint: str
     device: str
     precision: Precision
-    embeddings: EmbeddingUse = EmbeddingUse()
+    embeddings: EmbeddingUse = NOTHING_READ

@@ -187,20 +187,8 @@ def plan_like(
             f"({record.model.fingerprint[:12]}); {folder.path} is {folder.name} {folder.version} "
             f"({folder.fingerprint[:12]}). Give --model the folder that made it"
         )
-    request = RenderRequest(
-        prompt=record.caption,
-        seeds=(record.seed,),
-        width=record.width,
-        height=record.height,
-        steps=record.steps,
-        guidance=record.guidance,
-        negative_prompt=record.negative,
-        sampler=record.sampler,
-        schedule=record.schedule,
-        spacing=record.spacing,
-    )
     start = start_again(record.source, image, mask, (record.width, record.height))
-    request = _started(request, start)
+    request = _started(_recorded(record), start)
     validate(request)
     check_device(record.device)
     files = targets(out, record.brief, request.seeds)
@@ -276,6 +264,21 @@ def request_of(
     )
     validate(request)
     return request
+
+
+def _recorded(record: Record) -> RenderRequest:
+    return RenderRequest(
+        prompt=record.caption,
+        seeds=(record.seed,),
+        width=record.width,
+        height=record.height,
+        steps=record.steps,
+        guidance=record.guidance,
+        negative_prompt=record.negative,
+        sampler=record.sampler,
+        schedule=record.schedule,
+        spacing=record.spacing,
+    )
 
 
 def _started(request: RenderRequest, start: Start | None) -> RenderRequest:

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from packshot.core.types import STAGES, Precision, RenderRequest, Stage, Usage
+from packshot.core.types import (
+    NOTHING_READ,
+    STAGES,
+    EmbeddingUse,
+    Precision,
+    RenderRequest,
+    Stage,
+    Usage,
+)
 from packshot.studio.caption import Caption
 from packshot.studio.finish import Sharpen, finish
 from packshot.studio.plan import Plan
@@ -21,6 +29,7 @@ from packshot.studio.store import format_of, write_picture
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from packshot.engine.embeddings import EmbeddingCache
     from packshot.engine.folder import ModelFolder
     from packshot.engine.results import OnStep, RenderResult
 
@@ -98,6 +107,7 @@ class Delivery:
     """The pictures of a plan, what each stage consumed (once per stage), and what to tell the user.
 
     ``device`` and ``precision`` are those that were used, where the plan said "auto".
+    ``embeddings`` says how many texts the cache had, and what that saved.
     """
 
     pictures: tuple[Stored, ...]
@@ -105,13 +115,19 @@ class Delivery:
     warnings: tuple[str, ...]
     device: str
     precision: Precision
+    embeddings: EmbeddingUse = NOTHING_READ
 
 
-def load_engine(plan: Plan, on_device: Callable[[str], None] | None = None) -> Renderer:
+def load_engine(
+    plan: Plan,
+    on_device: Callable[[str], None] | None = None,
+    embeddings: EmbeddingCache | None = None,
+) -> Renderer:
     """Return the engine for a plan's model, whose folder is not checked a second time.
 
     This is where torch is imported, and not before. ``on_device`` is told the kind of the device
-    before anything is loaded there; what it raises comes out.
+    before anything is loaded there; what it raises comes out. ``embeddings`` keeps those of texts
+    (`packshot.studio.embeddings`).
     """
     from packshot.engine.devices import device_kind, pick_device
     from packshot.engine.engine import Engine
@@ -123,7 +139,7 @@ def load_engine(plan: Plan, on_device: Callable[[str], None] | None = None) -> R
     device = pick_device(plan.device)
     if on_device is not None:
         on_device(device_kind(device))
-    return Engine(Model(plan.folder, device, plan.precision, plan.vae_precision))
+    return Engine(Model(plan.folder, device, plan.precision, plan.vae_precision), embeddings)
 
 
 def render(
@@ -157,7 +173,14 @@ def render(
                 extra = metadata(format_of(target.path), record, plan.brief)
                 stored.append(Stored(write_picture(picture, target, extra), seed))
     warnings = (*plan.warnings, *result.warnings)
-    return Delivery(tuple(stored), total(meter), warnings, result.device, result.precision)
+    return Delivery(
+        pictures=tuple(stored),
+        usage=total(meter),
+        warnings=warnings,
+        device=result.device,
+        precision=result.precision,
+        embeddings=result.embeddings,
+    )
 
 
 def record_of(origin: Origin, result: RenderResult, seed: int) -> Record:

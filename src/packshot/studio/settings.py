@@ -8,10 +8,12 @@ from pathlib import Path
 from packshot.core.config import Secret, read
 from packshot.core.errors import InvalidRequest
 from packshot.ledger.settings import CONFIG_NAME, SECTIONS
+from packshot.studio.embeddings import EmbeddingSettings
 
 __all__ = ["StudioSettings", "load_studio"]
 
 NO_SECRET = Secret()
+KEPT = EmbeddingSettings()
 
 LONGEST_S = 60.0
 """Of a deadline: nobody waits longer for a caption that the rules write at once."""
@@ -24,13 +26,15 @@ class StudioSettings:
     ``caption_route`` is a route of the gateway, or "provider/model"; "" leaves captions to the
     rules. ``caption_deadline_s`` is how long a caption may take, all tries together. With
     ``gateway_url`` that gateway is asked, with the virtual key ``gateway_key``; without, the call
-    is made in this process, by the providers and routes of the same file.
+    is made in this process, by the providers and routes of the same file. ``embeddings`` says what
+    is kept of texts that were encoded before.
     """
 
     caption_route: str = ""
     caption_deadline_s: float = 8.0
     gateway_url: str = ""
     gateway_key: Secret = NO_SECRET
+    embeddings: EmbeddingSettings = KEPT
 
     def __post_init__(self) -> None:
         """Refuse what could never be meant."""

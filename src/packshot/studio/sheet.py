@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packshot.core.errors import InvalidRequest, OutputError
-from packshot.core.types import Precision, Usage
+from packshot.core.types import NOTHING_READ, EmbeddingUse, Precision, Usage
 from packshot.studio.plan import Options, Plan, draw_seed, plan
 from packshot.studio.record import metadata
 from packshot.studio.render import Booking, Renderer, finished, metered, total
@@ -48,6 +48,7 @@ class Sheet:
     warnings: tuple[str, ...]
     device: str
     precision: Precision
+    embeddings: EmbeddingUse = NOTHING_READ
 
 
 def read_briefs(path: Path) -> tuple[Brief, ...]:
@@ -135,7 +136,15 @@ def render_sheet(
             extra = metadata(format_of(target.path), None, _description(plans))
             path = write_picture(page, target, extra)
     made = results[0]
-    return Sheet(path, page.size, total(meter), tuple(warnings), made.device, made.precision)
+    return Sheet(
+        path=path,
+        size=page.size,
+        usage=total(meter),
+        warnings=tuple(warnings),
+        device=made.device,
+        precision=made.precision,
+        embeddings=sum((result.embeddings for result in results), NOTHING_READ),
+    )
 
 
 def compose(tiles: Sequence[tuple[Image, str]], columns: int) -> Image:

@@ -1,0 +1,154 @@
+"""The machine's cache of embeddings: what it keeps, how long, and what it says when it cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from packshot.core.errors import InvalidRequest
+from packshot.core.types import NOTHING_READ, EmbeddingUse
+from packshot.state.blobs import MemoryBlobs, TieredBlobs
+from packshot.studio import embeddings as embeddings_module
+from packshot.studio.embeddings import (
+    EmbeddingSettings,
+    KeptEmbeddings,
+    cache_folder,
+    kept_embeddings,
+)
+from packshot.studio.plan import Options, plan
+from packshot.studio.record import Maker
+from packshot.studio.render import load_engine, render
+from packshot.studio.sheet import render_sheet
+from tests.state.conftest import Clock
+
+MIB = 1024 * 1024
+
+
+def test_what_is_put_is_found_in_another_process_of_the_machine() -> None:
+    with kept_embeddings(EmbeddingSettings()) as first:
+        assert first is not None
+        assert first.get("k") is None
+        first.put("k", b"value")
+    with kept_embeddings(EmbeddingSettings()) as second:
+        assert second is not None
+        assert second.get("k") == b"value"
+        assert second.problem == ""
+    assert (cache_folder() / "embeddings.db").stat().st_mode & 0o777 == 0o600
+
+
+def test_nothing_is_on_disk_where_nothing_is_to_be() -> None:
+    for settings in (EmbeddingSettings(keep=False), EmbeddingSettings(file_mb=0)):
+        with kept_embeddings(settings) as kept:
+            assert (kept is None) is not settings.keep
+            if kept is not None:
+                kept.put("k", b"value")
+                assert kept.get("k") == b"value"
+    assert not cache_folder().exists()
+
+
+def test_the_settings_are_those_of_the_shelves(tmp_path: Path) -> None:
+    settings = EmbeddingSettings(days=2, memory_mb=3, file=str(tmp_path / "x.db"), file_mb=5)
+    with kept_embeddings(settings) as kept:
+        assert kept is not None
+        assert isinstance(kept.blobs, TieredBlobs)
+        assert kept.ttl_s == 2 * 24 * 3600
+        assert (kept.blobs.front.max_bytes, kept.blobs.back.max_bytes) == (3 * MIB, 5 * MIB)
+    assert (tmp_path / "x.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ({"days": 0}, "days is above 0, at most 365, got 0"),
+        ({"days": 366.0}, "got 366"),
+        ({"days": float("nan")}, "got nan"),
+        ({"memory_mb": 0}, "memory_mb is 1 to 1048576, got 0"),
+        ({"file_mb": -1}, "file_mb is 0 to 1048576, got -1"),
+    ],
+)
+def test_settings_that_are_none_are_refused(choice: dict, said: str) -> None:
+    with pytest.raises(InvalidRequest, match=said):
+        EmbeddingSettings(**choice)
+
+
+def test_what_is_kept_ends_after_its_days() -> None:
+    clock = Clock()
+    kept = KeptEmbeddings(MemoryBlobs(MIB, clock))
+    kept.put("k", b"value")
+    clock.move(30 * 24 * 3600 - 1)
+    assert kept.get("k") == b"value"
+    clock.move(1)
+    assert kept.get("k") is None
+
+
+def test_what_another_version_made_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    blobs = MemoryBlobs(MIB)
+    KeptEmbeddings(blobs).put("k", b"value")
+    assert KeptEmbeddings(blobs).get("k") == b"value"
+    monkeypatch.setattr(embeddings_module, "code_mark", lambda: Maker("packshot", "2", "f" * 16))
+    assert KeptEmbeddings(blobs).get("k") is None
+
+
+def test_a_file_that_cannot_be_used_is_a_problem_and_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"not a database" * 100)
+    with kept_embeddings(EmbeddingSettings(file=str(tmp_path / "x.db"))) as kept:
+        assert kept is not None
+        kept.put("k", b"value")
+        assert kept.get("k") == b"value"
+        assert "x.db is damaged" in kept.problem
+
+
+def test_all_renders_are_counted() -> None:
+    kept = KeptEmbeddings(MemoryBlobs(MIB))
+    kept.count(EmbeddingUse(1, 2, 0.5))
+    kept.count(EmbeddingUse(3, 0, 0.25))
+    assert kept.total == EmbeddingUse(4, 2, 0.75)
+    assert kept.total.rate == pytest.approx(2 / 3)
+    assert NOTHING_READ.rate == 0
+
+
+# ---------------------------------------------------------------- renders
+
+
+@pytest.fixture
+def options(tiny_sdxl: Path, tmp_path: Path) -> Options:
+    return Options(
+        "a red shoe", model=str(tiny_sdxl), out=str(tmp_path / "out"), seed=1, steps=1, size="64"
+    )
+
+
+def test_a_delivery_says_what_the_cache_had_and_its_pictures_are_the_same(
+    options: Options, tmp_path: Path
+) -> None:
+    made = []
+    with kept_embeddings(EmbeddingSettings()) as kept:
+        for cache in (None, kept, kept):
+            planned = plan(replace(options, negative="blurred"))
+            made.append(render(planned, load_engine(planned, None, cache)))
+        assert kept is not None
+        assert kept.total == made[1].embeddings + made[2].embeddings
+        assert kept.blobs.held().values == 2
+    used = [(each.embeddings.hits, each.embeddings.misses) for each in made]
+    assert used == [(0, 2), (0, 2), (2, 0)]
+    pixels = [np.asarray(Image.open(each.pictures[0].path)) for each in made]
+    assert np.array_equal(pixels[0], pixels[1])
+    assert np.array_equal(pixels[0], pixels[2])
+
+
+def test_a_sheet_says_what_the_cache_had(options: Options) -> None:
+    with kept_embeddings(EmbeddingSettings()) as kept:
+        plans = [plan(replace(options, brief=brief)) for brief in ("a shoe", "a mug", "a shoe")]
+        sheet = render_sheet(plans, load_engine(plans[0], None, kept), 3)
+    assert (sheet.embeddings.hits, sheet.embeddings.misses) == (1, 2)
+
+
+def test_a_problem_is_a_warning_of_the_render(options: Options, tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"not a database" * 100)
+    with kept_embeddings(EmbeddingSettings(file=str(tmp_path / "x.db"))) as kept:
+        planned = plan(options)
+        said = render(planned, load_engine(planned, None, kept)).warnings
+    assert "text embeddings are kept in memory only" in said[-1]
