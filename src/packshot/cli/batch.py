@@ -22,12 +22,14 @@ from packshot.studio import defaults
 if TYPE_CHECKING:
     from packshot.cli.booking import Books
     from packshot.ledger.reports.forecast import Forecast
+    from packshot.studio.batch.captions import Ahead
     from packshot.studio.batch.planning import Source
     from packshot.studio.batch.report import Report
     from packshot.studio.batch.runner import Run, Setup
     from packshot.studio.batch.state import Counts, RunState
     from packshot.studio.batch.tally import Tally
     from packshot.studio.objects import Objects
+    from packshot.studio.recipes.recipe import Recipe
 
 __all__ = ["batch"]
 
@@ -73,6 +75,7 @@ def batch(
         typer.Option(metavar="NAME", help=NAME_HELP, show_default="after the table"),
     ] = None,
     as_json: o.AsJson = False,
+    caption: o.CaptionBy = None,
     model: o.Model = defaults.MODEL,
     device: o.Device = "auto",
     precision: o.Precision = "auto",
@@ -87,9 +90,10 @@ def batch(
     from packshot.studio.recipes.recipe import load_recipe
 
     agreed = None if yes_up_to is None else _agreed(yes_up_to)
-    wanted = load_recipe(recipe)
+    wanted, captions = captioned(load_recipe(recipe), caption)
     needs_engine = "engine" in wanted.needs
-    source = Source(items, wanted, open_model(model).fingerprint if needs_engine else "")
+    fingerprint = open_model(model).fingerprint if needs_engine else ""
+    source = Source(items, wanted, fingerprint, captions)
     store = Objects(out)
     engine = Engine(model, device, precision, vae_precision)
     state = RunState(run_folder(out))
@@ -113,6 +117,26 @@ class Desk:
     engine: Engine
     books: Books
     name: str
+
+
+def captioned(recipe: Recipe, asked: str | None) -> tuple[Recipe, str]:
+    """Return the recipe as captions are asked for, and who writes them: "rules", or a language
+    model by its route and prompt.
+    """
+    from packshot.cli.caption import choose
+
+    choice = choose(asked, raw=False)
+    step = next((step for step in recipe.steps if step.name == "caption"), None)
+    if step is None or getattr(step, "raw", False):
+        return recipe, "rules"
+    if choice == "none":
+        return recipe.changed({"caption.raw": True}), "rules"
+    if choice == "rules":
+        return recipe, "rules"
+    from packshot.studio.caption_prompt import load_prompt
+    from packshot.studio.settings import load_studio
+
+    return recipe, f"{load_studio().caption_route} {load_prompt().version}"
 
 
 def _agreed(text: str) -> Nanos:
@@ -259,7 +283,22 @@ def _setup(desk: Desk, agreed: Nanos | None) -> Setup:
 
     settings = {"recipe": desk.source.recipe.facts(), **asdict(desk.engine)}
     order = Order(FACTORY, settings, desk.state.folder)
-    return Setup(order, desk.store, _books_of(desk, agreed))
+    return Setup(order, desk.store, _books_of(desk, agreed), _ahead(desk))
+
+
+def _ahead(desk: Desk) -> Ahead | None:
+    """Return who has captions written ahead, None where the worker's rules write them."""
+    if desk.source.captions == "rules":
+        return None
+    from packshot.cli.batch_captions import RouteScribe
+    from packshot.gateway.client import run
+    from packshot.studio.batch.captions import Ahead
+
+    def scribe() -> RouteScribe:
+        return RouteScribe(desk.books, desk.engine.model, desk.source.recipe.name, desk.name)
+
+    scribe()  # a route that is not there is said now, not in a thread
+    return Ahead(desk.state, scribe, f"{desk.source.captions}\0{desk.source.model}", run)
 
 
 def _sweep_up(store: Objects) -> None:

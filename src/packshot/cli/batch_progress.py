@@ -31,13 +31,13 @@ def shown(tally: Tally) -> Generator[Callable[[Tally], None]]:
         return
     last = monotonic()
 
-    def tell(now: Tally) -> None:
+    def say(now: Tally) -> None:
         nonlocal last
         if monotonic() - last >= EVERY_S:
             last = monotonic()
             terminal.note(line_of(now))
 
-    yield tell
+    yield say
 
 
 def line_of(tally: Tally) -> str:

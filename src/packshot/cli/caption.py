@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from packshot.studio.rewrite import Rewritten
     from packshot.studio.settings import StudioSettings
 
-__all__ = ["CAPTIONS", "ELSEWHERE", "Choice", "caption_facts", "choose", "written"]
+__all__ = ["CAPTIONS", "ELSEWHERE", "Choice", "caption_facts", "choose", "client_of", "written"]
 
 Choice: TypeAlias = Literal["rules", "llm", "none"]
 CAPTIONS: tuple[Choice, ...] = ("rules", "llm", "none")
@@ -77,7 +77,7 @@ def written(
             'pip install "packshot[gateway]", or --caption rules'
         ) from error
     settings = load_studio()
-    client = _client(settings, books)
+    client = client_of(settings, books)
     order = Order(settings.caption_route, settings.caption_deadline_s, recipe)
     with spinner(f"asking {settings.caption_route} for captions"):
         made = rewrite(plans, client, order)
@@ -95,7 +95,8 @@ def caption_facts(plan: Plan) -> dict[str, Any]:
     return {**asdict(plan.caption.writer), "problem": plan.caption.problem}
 
 
-def _client(settings: StudioSettings, books: Books) -> Client:
+def client_of(settings: StudioSettings, books: Books) -> Client:
+    """Return who is asked for captions: a gateway elsewhere, or the one in this process."""
     from packshot.gateway.client import LocalClient, RemoteClient
     from packshot.gateway.settings import load_gateway
     from packshot.ledger.settings import CONFIG_NAME

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from queue import Empty, Queue
 from time import monotonic, perf_counter
-from typing import Protocol
 
 from packshot.core.errors import (
     BudgetExceeded,
@@ -32,9 +31,10 @@ from packshot.core.ids import new_id
 from packshot.core.money import Nanos, show_eur
 from packshot.core.types import STAGES, Stage, Usage
 from packshot.studio.accounts import Ledger, Prices
+from packshot.studio.batch.captions import Ahead
 from packshot.studio.batch.frames import Do
 from packshot.studio.batch.spool import Spool
-from packshot.studio.batch.state import Delivered, Made, RunState, Todo
+from packshot.studio.batch.state import Attempt, Delivered, Made, RunState, Todo
 from packshot.studio.batch.supervise import Order, Watch, Worker
 from packshot.studio.batch.tally import Tally
 from packshot.studio.booking import Bookkeeper
@@ -80,21 +80,17 @@ class Books:
     agreed: Nanos | None = None
 
 
-class Captions(Protocol):
-    """Captions that are written ahead of the rendering."""
-
-    def take(self, todo: Todo, render: str, /) -> bytes:
-        """Return the caption of a work, b"" to leave it to the worker's rules."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a run needs: the worker, the store, the books, and its limits."""
+    """What a run needs: the worker, the store, the books, and its limits.
+
+    ``captions`` are written ahead; None leaves them to the worker's rules.
+    """
 
     order: Order
     store: Store
     books: Books
+    captions: Ahead | None = None
     watch: Watch = field(default_factory=Watch)
     rules: Rules = field(default_factory=Rules)
 
@@ -154,11 +150,16 @@ class Run:
             threading.Thread(target=self._guarded, args=(self._send_all,), daemon=True)
             for _ in range(self._rules.senders)
         ]
+        captions = self._setup.captions
+        if captions is not None:
+            captions.start()
         for thread in (maker, *senders):
             thread.start()
         try:
             self._watch(maker, senders, tick)
         finally:
+            if captions is not None:
+                captions.stop()
             if self.stop.level > 1:
                 self.worker.kill()
             if not maker.is_alive():
@@ -227,13 +228,17 @@ class Run:
         """Make one work, and see to what comes of it."""
         if not self.worker.alive and not self._load():
             return
-        attempt = self.state.begin(todo.work)
+        begun = self._begun(todo)
+        if begun is None:
+            return
+        attempt, caption = begun
         keeper = self._keeper(MAKING, self._session)
         meter: list[Usage] = []
         made: list[Made] = []
         try:
             with keeper.booked([self._books.model], meter, made, [attempt.render]):
-                do = Do(new_id(), todo.item, attempt.render, self._setup.watch.item_s)
+                limit_s = self._setup.watch.item_s
+                do = Do(new_id(), todo.item, attempt.render, limit_s, caption)
                 made.append(self.worker.ask(do, meter).made)
                 self.state.made(attempt, made[0])
         except LedgerError as error:
@@ -252,6 +257,17 @@ class Run:
             self._hand_over(todo.work, made[0])
         finally:
             self._charge(attempt.render, keeper)
+
+    def _begun(self, todo: Todo) -> tuple[Attempt, bytes] | None:
+        """Return the attempt at a work, and its caption if one was written; None at an end."""
+        captions = self._setup.captions
+        if captions is None:
+            return self.state.begin(todo.work), b""
+        taken = captions.take(todo, lambda: self.stop.level > 0)
+        if taken is None:
+            return None
+        caption, attempt = taken
+        return attempt or self.state.begin(todo.work), caption
 
     def _failed(self, todo: Todo, number: int, error: PackshotError) -> None:
         """Quarantine a work that failed too often, or cannot be done; or let it wait."""

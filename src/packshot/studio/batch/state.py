@@ -61,6 +61,8 @@ CREATE INDEX IF NOT EXISTS attempts_of_work ON attempts (work);
 CREATE INDEX IF NOT EXISTS attempts_open ON attempts (ended) WHERE ended = '';
 CREATE INDEX IF NOT EXISTS attempts_unbooked ON attempts (booked)
     WHERE ended = 'made' AND booked = 0;
+CREATE TABLE IF NOT EXISTS captions (
+    mark BLOB PRIMARY KEY, content BLOB NOT NULL) STRICT, WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS files (
     place TEXT PRIMARY KEY, mark TEXT NOT NULL, digest TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
@@ -382,6 +384,18 @@ class RunState:
                 " WHERE work = ? AND state IN ('todo', 'made')",
                 (reason, work),
             )
+
+    # -------------------------------------------------------------------------- captions
+
+    def caption(self, mark: bytes) -> bytes | None:
+        """Return a caption by the digest of all that decides it, None where there is none yet."""
+        rows = self._rows("SELECT content FROM captions WHERE mark = ?", (mark,))
+        return bytes(rows[0][0]) if rows else None
+
+    def keep_caption(self, mark: bytes, content: bytes) -> None:
+        """Keep a caption."""
+        with self._transaction() as base:
+            base.execute("INSERT OR REPLACE INTO captions VALUES (?, ?)", (mark, content))
 
     # -------------------------------------------------------------------------- what was read
 
