@@ -20,6 +20,7 @@ __all__ = [
     "Meter",
     "arithmetic",
     "device_kind",
+    "has_fp8",
     "pick_device",
     "pick_precision",
     "pick_vae_precision",
@@ -29,6 +30,7 @@ DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "fp8": torch.bfloat16,  # all but the products that `fast.dense` multiplies in fp8
 }
 
 UNTOLD = frozenset(
@@ -62,9 +64,19 @@ def pick_precision(name: Precision, device: torch.device) -> Precision:
     """Return the arithmetic of UNet and text encoders; auto is fp32 on a CPU, bf16 on a GPU."""
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
+    if name == "fp8" and not has_fp8(device):
+        raise InvalidRequest(
+            f"precision fp8 was asked for, and {device_kind(device)} does not multiply in it; "
+            "it takes an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper). Use bf16."
+        )
     if name != "auto":
         return name
     return "fp32" if device.type == "cpu" else "bf16"
+
+
+def has_fp8(device: torch.device) -> bool:
+    """Tell whether a device multiplies in fp8 (e4m3)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
 
 
 def pick_vae_precision(name: Precision, model: Precision, *, force_upcast: bool) -> Precision:
@@ -77,6 +89,8 @@ def pick_vae_precision(name: Precision, model: Precision, *, force_upcast: bool)
         raise unknown_name("VAE precision", name, PRECISIONS)
     if name != "auto":
         return name
+    if model == "fp8":
+        return "bf16"
     return "fp32" if model == "fp16" and force_upcast else model
 
 

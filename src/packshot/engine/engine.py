@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from packshot.core.errors import InvalidRequest
 from packshot.engine import limits
 from packshot.engine.conditioning import behind_zeros
 from packshot.engine.decode import decode_preview
 from packshot.engine.denoise import noise_of
-from packshot.engine.devices import Meter, device_kind, pick_device
+from packshot.engine.devices import Meter, device_kind, pick_device, pick_precision
 from packshot.engine.embeddings import EmbeddingCache, TextReader
 from packshot.engine.encode import encode_original
 from packshot.engine.folder import ModelFolder
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
     from packshot.core.types import EmbeddingUse, Precision, RenderRequest
     from packshot.engine.conditioning import EncodedTexts
     from packshot.engine.denoise import Kept, Watch
-    from packshot.engine.runner import Runner
+    from packshot.engine.runner import Runner, Tier
 
 __all__ = ["Engine"]
+
+
+FINE_PIXELS = 2048 * 2048
+"""From so many pixels on, a picture is not made in fp8."""
 
 
 class Engine:
@@ -104,7 +109,7 @@ class Engine:
                 latents = [row for rows in batches for row in rows]
             with meter.stage("decode", pixels=pixels):
                 images, faults = self._decode(latents)
-        warnings = (*_truncations(texts), *faults, *self._not_kept())
+        warnings = (*_truncations(texts), *faults, *self._not_kept(), *self._held_back(request))
         return self._result(request, images, warnings, meter, use)
 
     def similarity(self, images: Sequence[Picture], texts: Sequence[str]) -> NDArray[np.float32]:
@@ -148,7 +153,8 @@ class Engine:
             device=model.device,
             enter=_entry(request),
         )
-        task = Task(steps, texts, request.width, request.height, request.guidance, kept)
+        size = (request.width, request.height)
+        task = Task(steps, texts, *size, request.guidance, kept, self._tier(request))
         shape = (model.unet.config.in_channels, *_latent_size(request))
         first = 0
         for count in self.runner.batches(len(request.seeds), request.width * request.height):
@@ -156,6 +162,34 @@ class Engine:
             watch = self._watch(request, first, on_step)
             yield self.runner.denoise(task, count, noise, watch)
             first += count
+
+    def _tier(self, request: RenderRequest) -> Tier:
+        """Return the arithmetic of the UNet's large products; `InvalidRequest` for another model."""
+        wanted = request.precision or self.model.precision
+        if wanted != "fp8":
+            if wanted not in ("auto", self.model.precision) and (
+                wanted != "bf16" or self.model.precision != "fp8"
+            ):
+                raise InvalidRequest(
+                    f"precision {wanted} was asked of a model that was loaded in "
+                    f"{self.model.precision}; load it in {wanted}, or leave it out of the request."
+                )
+            return "exact"
+        if self.model.precision not in ("fp8", "bf16"):
+            raise InvalidRequest(
+                f"precision fp8 was asked of a model that was loaded in {self.model.precision}; "
+                "load it in bf16 or fp8."
+            )
+        pick_precision("fp8", self.model.device)
+        return "exact" if _too_fine(request) else "fp8"
+
+    def _held_back(self, request: RenderRequest) -> tuple[str, ...]:
+        """Say where a request was made in bf16 that asked for fp8."""
+        asked = (request.precision or self.model.precision) == "fp8"
+        if not asked or not _too_fine(request):
+            return ()
+        why = "its texture is fine" if request.fine_texture else "it has 2048x2048 pixels"
+        return (f"the picture was made in bf16, not fp8, since {why}.",)
 
     def _watch(self, request: RenderRequest, first: int, on_step: OnStep | None) -> Watch | None:
         """Turn a step of a batch into one ``Progress`` for each of its pictures."""
@@ -202,6 +236,11 @@ class Engine:
         """Say why embeddings are not kept, where they should be."""
         problem = self.embeddings.problem if self.embeddings else ""
         return (f"text embeddings are kept in memory only: {problem}",) if problem else ()
+
+
+def _too_fine(request: RenderRequest) -> bool:
+    """Tell what stays in bf16: what eight bits were seen to cost most in."""
+    return request.fine_texture or request.width * request.height >= FINE_PIXELS
 
 
 def _latent_size(request: RenderRequest) -> tuple[int, int]:

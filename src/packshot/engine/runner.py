@@ -6,7 +6,7 @@ The engine says what is to be made; a runner makes it. Each faster way is tested
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from packshot.engine.conditioning import condition, encode_texts
 from packshot.engine.decode import decode_checked
@@ -23,10 +23,13 @@ if TYPE_CHECKING:
     from packshot.engine.results import Picture
     from packshot.engine.samplers import Plan
 
-__all__ = ["Decoded", "PlainRunner", "Runner", "Task", "pick_runner"]
+__all__ = ["Decoded", "PlainRunner", "Runner", "Task", "Tier", "pick_runner"]
 
 BATCH_PIXELS = 4 * 1024 * 1024
 """How many the plain networks make together on a GPU."""
+
+Tier = Literal["exact", "fp8"]
+"""``exact`` is the model's own precision."""
 
 Decoded = tuple["Picture", tuple[str, ...]]
 """A picture, and warnings for the user."""
@@ -37,7 +40,8 @@ class Task:
     """What one batch of pictures is made of; they differ in their noise only.
 
     ``texts`` has one row without guidance (``guidance`` 1), else two: without the prompt, with it.
-    ``width`` and ``height`` in pixels.
+    ``width`` and ``height`` in pixels. ``tier``: the arithmetic of the UNet's large products, where
+    a runner has a choice.
     """
 
     plan: Plan
@@ -46,6 +50,7 @@ class Task:
     height: int
     guidance: float
     kept: Kept | None = None
+    tier: Tier = "exact"
 
 
 class Runner(Protocol):

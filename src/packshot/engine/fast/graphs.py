@@ -76,7 +76,7 @@ class StepGraph:
         self, unet: FastUNet, shape: Shape, device: torch.device, pool: object | None
     ) -> None:
         self.shape = shape
-        self._unet = unet
+        self.unet = unet
         pixels, dtype = shape.height * shape.width, unet.dtype
 
         def made(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -97,10 +97,10 @@ class StepGraph:
     def _step(self) -> None:
         shape = self.shape
         shifts = self.shifts.index_select(0, self.index)[0]
-        output = self._unet(
-            self.network_in, (shape.height, shape.width), shifts, self._unet.split_kv(self.kv)
+        output = self.unet(
+            self.network_in, (shape.height, shape.width), shifts, self.unet.split_kv(self.kv)
         )
-        self._unet.kernels.advance(
+        self.unet.kernels.advance(
             self.latents, self.clean, output, self.network_in, self.noise, self.table, self.index,
             self.guidance,
         )  # fmt: skip

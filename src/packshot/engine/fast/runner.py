@@ -9,10 +9,15 @@ import torch
 
 from packshot.engine.conditioning import EncodedTexts, together
 from packshot.engine.decode import decode_checked, flat
+from packshot.engine.denoise import noise_of
 from packshot.engine.fast.attention import Attention
+from packshot.engine.fast.calibration import calibrate, to_fp8
 from packshot.engine.fast.graphs import WINDOW, Captured, Graphs, Shape, StepGraph, table_of
 from packshot.engine.fast.unet import FastUNet
 from packshot.engine.fast.vae import FastDecoder
+from packshot.engine.limits import SIDE_MULTIPLE, default_size
+from packshot.engine.runner import Task
+from packshot.engine.samplers import plan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,12 +26,15 @@ if TYPE_CHECKING:
     from packshot.engine.fast.maps import Kernels
     from packshot.engine.model import Model
     from packshot.engine.results import Picture
-    from packshot.engine.runner import Decoded, Task
+    from packshot.engine.runner import Decoded, Tier
 
 __all__ = ["GRAPHS", "FastRunner"]
 
 GRAPHS = 24
 """Shapes that are kept captured at a time, of each network: nine sizes, a few batches of each."""
+
+CALIBRATION_TEXT = "a product photograph, soft light, shallow depth of field"
+CALIBRATION_STEPS = 8
 
 BATCH_PIXELS = 8 * 1024 * 1024
 """Pixels that are made together: eight pictures of 1024x1024."""
@@ -57,12 +65,15 @@ class FastRunner:
         self.model = model
         self.kernels = fused(model.device) if kernels is None else kernels
         self.attention = Attention()
-        self.unet = FastUNet(model.unet, self.kernels, self.attention)
+        self._unets: dict[Tier, FastUNet] = {}
         self.decoder = FastDecoder(model.vae, self.kernels)
         self.invariant = invariant
         cuda = model.device.type == "cuda"
+        if cuda:
+            torch.backends.cudnn.benchmark = True  # a shape's convolutions are chosen by measuring
+            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         self._pool = torch.cuda.graph_pool_handle() if graphs and cuda else None
-        self.steps: Graphs[Shape, StepGraph] = Graphs(GRAPHS)
+        self.steps: Graphs[tuple[Tier, Shape], StepGraph] = Graphs(GRAPHS)
         self._decodes: Graphs[tuple[int, int], DecodeGraph] = Graphs(GRAPHS)
         self._read: ReadGraph | None = None
 
@@ -86,8 +97,9 @@ class FastRunner:
         self, task: Task, pictures: int, noise: Iterator[Tensor], watch: Watch | None
     ) -> Tensor:
         """As `runner.Runner.denoise`."""
-        graph = self._begin(task, pictures, noise)
+        graph = self._graph(task, pictures)
         plan, kept = task.plan, task.kept
+        self._begin(graph, task, next(noise))
         for index, step in enumerate(plan.steps):
             if index % WINDOW == 0:
                 self._load(graph, task, index)
@@ -106,37 +118,66 @@ class FastRunner:
         """As `runner.Runner.decode`."""
         return [self._decode(row[None]) for row in latents]
 
-    def _begin(self, task: Task, pictures: int, noise: Iterator[Tensor]) -> StepGraph:
-        """Return the graph of the task's shape, at the start of a render."""
-        plan, kept = task.plan, task.kept
-        first = next(noise)
+    def unet(self, tier: Tier) -> FastUNet:
+        """Return the network in a tier; fp8 is calibrated the first time, always on the same task."""
+        if tier not in self._unets:
+            unet = FastUNet(self.model.unet, self.kernels, self.attention)
+            if tier == "fp8":
+                to_fp8(unet, self._calibrated(unet))
+            self._unets[tier] = unet
+        return self._unets[tier]
+
+    def _graph(self, task: Task, pictures: int) -> StepGraph:
         shape = Shape(
-            pictures, *first.shape[-2:], guided=task.guidance != 1, noisy=plan.draws_noise
+            pictures,
+            task.height // SIDE_MULTIPLE,
+            task.width // SIDE_MULTIPLE,
+            guided=task.guidance != 1,
+            noisy=task.plan.draws_noise,
         )
-        graph = self.steps.of(
-            shape,
-            lambda: StepGraph(self.unet, shape, self.model.device, self._pool),
+        tier = task.tier
+        return self.steps.of(
+            (tier, shape),
+            lambda: StepGraph(self.unet(tier), shape, self.model.device, self._pool),
         )
+
+    def _begin(self, graph: StepGraph, task: Task, first: Tensor) -> None:
+        """Bring a graph to the start of a render."""
+        plan, kept, unet = task.plan, task.kept, graph.unet
         latents = first * plan.start
         if kept and plan.from_original:
             latents = latents + kept.latents
         graph.start(first, latents, plan.steps[0].scale)
         if graph.guidance is not None:
             graph.guidance.fill_(task.guidance)
-        told = task.texts.tokens.repeat_interleave(pictures, dim=0)
-        torch.matmul(told, self.unet.kv_weight.t(), out=graph.kv)
-        return graph
+        told = task.texts.tokens.repeat_interleave(graph.shape.pictures, dim=0)
+        torch.matmul(told, unet.kv_weight.t(), out=graph.kv)
 
     def _load(self, graph: StepGraph, task: Task, index: int) -> None:
         """Load the steps from ``index`` on, as many as a graph holds."""
         plan, texts = task.plan, task.texts
         window = slice(index, index + WINDOW)
-        pictures = graph.shape.pictures
         sizes = [task.height, task.width, 0, 0, task.height, task.width]
         time_ids = torch.tensor([sizes] * len(texts.pooled), device=texts.pooled.device)
         shifts = self.model.unet.embed(plan.timesteps[window], texts.pooled, time_ids)
-        shifts = self.unet.shifts(shifts).repeat_interleave(pictures, dim=1)
+        shifts = graph.unet.shifts(shifts).repeat_interleave(graph.shape.pictures, dim=1)
         graph.load(table_of(plan)[window], shifts)
+
+    def _calibrated(self, unet: FastUNet) -> list[float]:
+        """Return what `calibrate` sees over the steps of one fixed render."""
+        model = self.model
+        width, height = default_size(model.folder)
+        steps = plan(
+            model.noise, sampler="euler", schedule="default", spacing="leading",
+            steps=CALIBRATION_STEPS, device=model.device,
+        )  # fmt: skip
+        task = Task(steps, self.encode(["", CALIBRATION_TEXT]), width, height, 5.0)
+        shape = Shape(1, height // SIDE_MULTIPLE, width // SIDE_MULTIPLE)
+        graph = StepGraph(unet, shape, model.device, None)
+        first = next(noise_of((0,), (4, shape.height, shape.width), model.device))
+        self._begin(graph, task, first)
+        self._load(graph, task, 0)
+        return calibrate(unet, graph.step, CALIBRATION_STEPS)
 
     def _decode(self, latents: Tensor) -> Decoded:
         size = (latents.shape[-2], latents.shape[-1])

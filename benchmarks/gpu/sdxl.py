@@ -1,0 +1,235 @@
+"""How fast SDXL is on this GPU: ours and diffusers' in one run, from a text to bytes.
+
+    python benchmarks/gpu/sdxl.py [--parts latency,throughput,vae,text,small,drift,rival,cold]
+
+Random weights of SDXL's true shape, 1024x1024, guidance on every step. The rival is diffusers with
+UNet and VAE compiled, channels last, guidance in one batch, whatever attention torch picks there.
+Medians (least to most). The floor is the arithmetic over what this chip was measured to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from world import PROMPTS, Times, drift, make_folder, timed
+
+from packshot.core.types import RenderRequest
+from packshot.engine.devices import pick_device
+from packshot.engine.engine import Engine
+from packshot.engine.folder import ModelFolder
+from packshot.engine.model import Model
+from packshot.engine.runner import PlainRunner
+
+STEP_TFLOP, DECODE_TFLOP = 13.52, 10.47  # counted on these networks; DIFFUSION.md
+FOLDER = Path(os.environ.get("SDXL_FOLDER", "/tmp/sdxl-random"))  # noqa: S108 (7 GB, to be kept)
+LATENCY = RenderRequest(PROMPTS[0], (1,), 1024, 1024, 30, 5.0, schedule="karras")
+THROUGHPUT = RenderRequest(PROMPTS[0], tuple(range(8)), 1024, 1024, 20, 8.0, sampler="euler")
+
+
+def say(name: str, times: Times | float, unit: str = "ms") -> None:
+    shown = f"{times:9.2f}" if isinstance(times, float) else str(times)
+    print(f"{name:<46} {shown} {unit}", flush=True)
+
+
+def ceilings() -> dict[str, float]:
+    """Return TFLOP/s of a large product in bf16 and fp8, and TB/s of a copy."""
+    size = 8192
+    a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    bf16 = 2 * size**3 / timed(lambda: a @ b, 10).median / 1e9
+    x, y, one = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn), torch.ones((), device="cuda")
+    fp8 = 2 * size**3 / 1e9 / timed(
+        lambda: torch._scaled_mm(x, y.t(), one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
+    ).median  # fmt: skip
+    big = torch.empty(2**30, dtype=torch.uint8, device="cuda")
+    other = torch.empty_like(big)
+    copy = 2 * 2**30 / timed(lambda: other.copy_(big)).median / 1e9
+    return {"bf16": bf16, "fp8": fp8, "copy": copy}
+
+
+class Ours:
+    """The engine as users have it."""
+
+    def __init__(self) -> None:
+        start = time.perf_counter()
+        model = Model(ModelFolder.open(FOLDER), pick_device("cuda"), "bf16", "auto")
+        torch.cuda.synchronize()
+        self.loaded_s = time.perf_counter() - start
+        self.engine = Engine(model)
+
+    def latency(self, precision: str) -> Times:
+        request = replace(LATENCY, precision=precision)
+        return timed(lambda: self.engine.render(request), 10)
+
+    def throughput(self, precision: str) -> Times:
+        request = replace(THROUGHPUT, precision=precision)
+        return timed(lambda: self.engine.render(request), 3, 1)
+
+    def stages(self, request: RenderRequest) -> dict[str, float]:
+        return {u.stage: u.seconds * 1e3 for u in self.engine.render(request).usage}
+
+
+def small_step(engine: Engine) -> Times:
+    """Time one step at 512x512, by replaying its graph."""
+    engine.render(replace(LATENCY, width=512, height=512, steps=3))
+    graph = next(g for (_, s), g in engine.runner.steps.items() if s.height == 64)
+    graph.index.zero_()
+    return timed(graph.step, 30)
+
+
+def drifts(ours: Ours) -> dict[str, float]:
+    """Return the error of the final latents of 30 steps against the plain networks in fp32."""
+    from packshot.engine.denoise import noise_of
+    from packshot.engine.runner import Task
+    from packshot.engine.samplers import plan
+
+    model = ours.engine.model
+    steps = plan(
+        model.noise, sampler="dpmpp-2m", schedule="karras", spacing="leading", steps=30,
+        device=model.device,
+    )  # fmt: skip
+    ends: dict[str, torch.Tensor] = {}
+    with torch.inference_mode():
+        texts = ours.engine.runner.encode(["", PROMPTS[0]])
+        task = Task(steps, texts, 1024, 1024, 5.0)
+
+        def ended(runner: Any, task: Task) -> torch.Tensor:
+            noise = noise_of((1,), (4, 128, 128), model.device)
+            return runner.denoise(task, 1, noise, None)
+
+        ends["ours bf16"] = ended(ours.engine.runner, task)
+        ends["ours fp8"] = ended(ours.engine.runner, replace(task, tier="fp8"))
+        ends["eager bf16"] = ended(PlainRunner(model), task)
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+        exact = Model(model.folder, model.device, "fp32", "fp32")
+        texts32 = replace(texts, tokens=texts.tokens.float(), pooled=texts.pooled.float())
+        want = ended(PlainRunner(exact), replace(task, texts=texts32))
+    return {name: drift(end, want) for name, end in ends.items()}
+
+
+def rival(report: dict[str, Any], throughput: bool) -> None:
+    """Time diffusers, compiled, on the same folder."""
+    from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
+    from diffusers import StableDiffusionXLPipeline
+
+    pipe = StableDiffusionXLPipeline.from_pretrained(FOLDER, torch_dtype=torch.bfloat16).to("cuda")
+    pipe.set_progress_bar_config(disable=True)
+    pipe.vae.config.force_upcast = False
+    pipe.unet.to(memory_format=torch.channels_last)
+    pipe.vae.to(memory_format=torch.channels_last)
+    config = pipe.scheduler.config
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
+    pipe.unet = torch.compile(pipe.unet, mode="reduce-overhead", fullgraph=True)
+    pipe.vae.decode = torch.compile(pipe.vae.decode, mode="reduce-overhead", fullgraph=True)
+
+    def run(steps: int = 30, count: int = 1, output: str = "pil") -> object:
+        return pipe(
+            PROMPTS[0], negative_prompt="", num_inference_steps=steps, guidance_scale=5.0,
+            height=1024, width=1024, num_images_per_prompt=count, output_type=output,
+        )  # fmt: skip
+
+    start = time.perf_counter()
+    run(2)
+    torch.cuda.synchronize()
+    report["rival_compile_s"] = time.perf_counter() - start
+    say("diffusers compiled: first picture after loading", report["rival_compile_s"], "s")
+    times = timed(run, 7)
+    report["rival_latency_ms"] = times.median
+    say("diffusers compiled: 30 steps, text to PIL", times)
+    times = timed(lambda: run(output="pt"), 5)
+    report["rival_latency_pt_ms"] = times.median
+    say("diffusers compiled: 30 steps, text to tensor", times)
+    if throughput:
+        torch._dynamo.reset()
+        pipe.scheduler = EulerDiscreteScheduler.from_config(config)
+        run(2, 8)
+        times = timed(lambda: run(20, 8), 2, 0)
+        report["rival_throughput"] = 8e3 / times.median
+        say("diffusers compiled: 20 Euler steps, batch 8", 8e3 / times.median, "pictures/s")
+
+
+def cold(label: str, env: dict[str, str]) -> float:
+    """Return the seconds from the start of a process to its first picture."""
+    code = (
+        "import sys; sys.path[:0]=%r; from packshot.engine.engine import Engine;"
+        "from pathlib import Path; from packshot.core.types import RenderRequest;"
+        "e=Engine.load(Path(%r)); e.render(RenderRequest('a red mug',(1,),1024,1024,30,5.0))"
+    ) % ([str(Path(__file__).parents[2] / "src")], str(FOLDER))
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | env)
+    seconds = time.perf_counter() - start
+    say(f"process start to first picture, {label}", seconds, "s")
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--parts", default="latency,throughput,vae,small,drift,cold,rival")
+    parts = set(parser.parse_args().parts.split(","))
+    print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN",
+          torch.backends.cudnn.version(), "Python", sys.version.split()[0])  # fmt: skip
+    start = time.perf_counter()
+    make_folder(FOLDER)
+    say("the folder was made in", time.perf_counter() - start, "s")
+    report: dict[str, Any] = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    report["ceilings"] = top = ceilings()
+    print({name: round(value, 2) for name, value in top.items()})
+    ours = Ours()
+    report["load_s"] = ours.loaded_s
+    say("ours: load 6.9 GB", ours.loaded_s, "s")
+    start = time.perf_counter()
+    ours.engine.render(LATENCY)
+    say("ours: first picture after loading", time.perf_counter() - start, "s")
+    floor = {"bf16": (30 * STEP_TFLOP + DECODE_TFLOP) / top["bf16"] * 1e3}
+    floor["fp8"] = (30 * STEP_TFLOP / top["fp8"] + DECODE_TFLOP / top["bf16"]) * 1e3
+    for precision in ("bf16", "fp8"):
+        if "latency" in parts:
+            times = ours.latency(precision)
+            report[f"latency_{precision}_ms"] = times.median
+            say(f"ours {precision}: 30 steps, text to bytes", times)
+            say(f"    fraction of the floor ({floor[precision]:.0f} ms)", floor[precision] / times.median, "")
+            print("   ", {k: round(v, 1) for k, v in ours.stages(replace(LATENCY, precision=precision)).items()})
+    if "small" in parts:
+        times = small_step(ours.engine)
+        report["step_512_ms"] = times.median
+        say("ours bf16: one step at 512x512", times)
+    for precision in ("bf16", "fp8"):
+        if "throughput" in parts:
+            times = ours.throughput(precision)
+            report[f"throughput_{precision}"] = 8e3 / times.median
+            say(f"ours {precision}: 20 Euler steps, batch 8", 8e3 / times.median, "pictures/s")
+    if "vae" in parts:
+        runner, row = ours.engine.runner, torch.randn(4, 128, 128, device="cuda")
+        with torch.inference_mode():
+            runner.decode([row])
+            graph = next(iter(runner._decodes.values()))
+            report["decode_ms"] = timed(graph._captured, 20).median
+            say("ours: VAE decode", timed(graph._captured, 20))
+            runner.encode([PROMPTS[0]])
+            say("ours: one text, both encoders", timed(runner._read._captured, 20))
+            say("ours: one text, with tokenizers and copies", timed(lambda: runner.encode([PROMPTS[0]]), 20))
+    report["memory_gb"] = torch.cuda.max_memory_reserved() / 1e9
+    say("ours: most memory reserved", report["memory_gb"], "GB")
+    if "drift" in parts:
+        report["drift"] = drifts(ours)
+        print("drift of the final latents against fp32:", report["drift"])
+    del ours
+    torch.cuda.empty_cache()
+    if "cold" in parts:
+        report["cold_s"] = cold("compile caches cold", {"TRITON_CACHE_DIR": f"/tmp/triton-{os.getpid()}"})
+        report["warm_s"] = cold("compile caches warm", {"TRITON_CACHE_DIR": f"/tmp/triton-{os.getpid()}"})
+    if "rival" in parts:
+        rival(report, "throughput" in parts)
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
