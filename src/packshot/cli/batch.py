@@ -283,7 +283,7 @@ def _setup(desk: Desk, agreed: Nanos | None) -> Setup:
 
     settings = {"recipe": desk.source.recipe.facts(), **asdict(desk.engine)}
     order = Order(FACTORY, settings, desk.state.folder)
-    return Setup(order, desk.store, _books_of(desk, agreed), _ahead(desk))
+    return Setup(order, desk.store, _books_of(desk, agreed), captions=_ahead(desk))
 
 
 def _ahead(desk: Desk) -> Ahead | None:

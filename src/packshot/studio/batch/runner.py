@@ -90,9 +90,9 @@ class Setup:
     order: Order
     store: Store
     books: Books
-    captions: Ahead | None = None
     watch: Watch = field(default_factory=Watch)
     rules: Rules = field(default_factory=Rules)
+    captions: Ahead | None = None
 
 
 @dataclass(slots=True)
