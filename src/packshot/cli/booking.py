@@ -39,6 +39,7 @@ def bookkeeping(recipe: str) -> Generator[Books]:
         InvalidRequest: packshot.yaml has a mistake.
         LedgerUnavailable: the journal cannot be written: there is to be no render.
     """
+    from packshot.cli.overflow import caps_with
     from packshot.core.clock import wall_us
     from packshot.ledger.prices.book import book_of
     from packshot.ledger.settings import load_settings
@@ -46,10 +47,11 @@ def bookkeeping(recipe: str) -> Generator[Books]:
     from packshot.ledger.wiring import local_ledger
     from packshot.studio.booking import Bookkeeper
     from packshot.studio.session import DeviceSession
+    from packshot.studio.settings import load_studio
 
     settings = load_settings()
     book = book_of(settings)
-    ledger = local_ledger(settings, book)
+    ledger = local_ledger(settings, book, caps_with(settings, load_studio().overflow))
     session = DeviceSession(ledger, book, recipe, wall_us, tick_us)
     try:
         keeper = Bookkeeper(ledger, book, recipe, "cpu", wall_us, session)

@@ -17,6 +17,8 @@ from packshot.studio import defaults
 if TYPE_CHECKING:
     from packshot.cli.booking import Books
     from packshot.engine.results import OnStep, Progress
+    from packshot.studio.hosted import HostedProvider
+    from packshot.studio.overflow import Why
     from packshot.studio.plan import Plan
     from packshot.studio.render import Delivery
 
@@ -148,7 +150,41 @@ def _deliver(
 
 
 def _render(plan: Plan, books: Books, *, preview: bool) -> tuple[Delivery, float]:
-    """Return what was delivered, and the seconds that loading took with torch's import."""
+    """Return what was delivered, and the seconds that loading took with torch's import.
+
+    Where packshot.yaml says where to, a render whose device is not there, or dies, goes there.
+    """
+    from packshot.studio.settings import load_studio
+
+    entry = load_studio().overflow
+    if entry is None:
+        return _own(plan, books, preview=preview)
+    from packshot.cli.overflow import hosted_of, overflow_of
+    from packshot.studio.overflow import Gauge
+
+    provider = hosted_of(load_studio(), entry, books, "render")
+    try:
+        return overflow_of(entry, Gauge()).go(
+            lambda: _own(plan, books, preview=preview),
+            lambda why: (_hosted(plan, books, provider, why), 0.0),
+        )
+    finally:
+        provider.close()
+
+
+def _hosted(plan: Plan, books: Books, provider: HostedProvider, why: Why) -> Delivery:
+    """Return what a hosted provider made in our stead."""
+    from packshot.cli.progress import spinner
+    from packshot.studio.hosted import BESIDE
+    from packshot.studio.render import render
+
+    renderer = provider.renderer(plan.renders, why, plan.size)
+    with spinner(f"asking {provider.order.route} for {len(plan.renders)} pictures"):
+        return render(plan, renderer, booking=books.keeper.beside(BESIDE))
+
+
+def _own(plan: Plan, books: Books, *, preview: bool) -> tuple[Delivery, float]:
+    """Return what our own device made, and the seconds that loading took with torch's import."""
     from packshot.cli.progress import bar, spinner
     from packshot.studio.embeddings import kept_embeddings
     from packshot.studio.preview import watch_into

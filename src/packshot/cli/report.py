@@ -75,6 +75,8 @@ def _show_stages(made: Delivery | Sheet, load_seconds: float, bill: Bill) -> Non
     console = terminal.out()
     console.print(_stage_table(made.usage, bill))
     used = f"on {made.device} in {made.precision}; loading took {load_seconds:.2f} s more"
+    if getattr(made, "hosted", ()):
+        used = f"made by {made.device}, a hosted provider"
     console.print(used, style="dim")
     if made.embeddings.hits:
         console.print(_kept(made.embeddings), style="dim")
@@ -168,6 +170,7 @@ def render_facts(plan: Plan, delivery: Delivery, load_seconds: float, bill: Bill
         "original": None if plan.source is None else asdict(plan.source),
         "warnings": list(delivery.warnings),
         **_machine_facts(plan, delivery, load_seconds, bill),
+        "hosted": [asdict(each) for each in delivery.hosted],
     }
 
 

@@ -55,7 +55,17 @@ from packshot.ledger.prices.book import PriceBook
 from packshot.providers.base import FailureKind
 from packshot.providers.rows import COMPATIBLE, row_of
 
-__all__ = ["Ask", "Client", "LocalClient", "RemoteClient", "Reply", "Trouble", "check_route", "run"]
+__all__ = [
+    "Ask",
+    "Client",
+    "Executor",
+    "LocalClient",
+    "RemoteClient",
+    "Reply",
+    "Trouble",
+    "check_route",
+    "run",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -332,7 +342,7 @@ def check_route(plan: Plan, route: str) -> None:
     raise unknown_name("route", route, plan.routes)
 
 
-class _Executor(ThreadPoolExecutor):
+class Executor(ThreadPoolExecutor):
     """The threads of an event loop that does not wait for them for long, when it ends."""
 
     def __init__(self) -> None:
@@ -361,7 +371,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
     """
 
     async def begun() -> T:
-        asyncio.get_running_loop().set_default_executor(_Executor())
+        asyncio.get_running_loop().set_default_executor(Executor())
         return await work
 
     return asyncio.run(begun())

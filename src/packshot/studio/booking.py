@@ -67,11 +67,11 @@ class Bill:
         """The sum of what is priced, in nano-EUR."""
         return sum(self.stages.values())
 
-    def add_call(self, name: str, amount: Nanos, *, priced: bool) -> None:
-        """Add what a caption's call of ``name`` ("provider/model") cost, booked by the gateway."""
-        self.stages["caption"] = self.stages.get("caption", 0) + amount
+    def add_call(self, name: str, amount: Nanos, *, priced: bool, stage: Stage = "caption") -> None:
+        """Add what a call of ``name`` ("provider/model") cost, which the gateway has booked."""
+        self.stages[stage] = self.stages.get(stage, 0) + amount
         if not priced:
-            self.unpriced_stages.add("caption")
+            self.unpriced_stages.add(stage)
             self.unpriced.add(name)
 
     def add(self, stage: Stage, settled: Settled) -> None:
@@ -118,6 +118,20 @@ class Bookkeeper:
     def device(self) -> str:
         """The kind that the networks run on."""
         return (self.session.device if self.session else "") or self._device
+
+    def beside(self, stages: Sequence[Stage]) -> Bookkeeper:
+        """Return who books ``stages`` alone, on the same bill, of a render made elsewhere."""
+        other = Bookkeeper(
+            self.ledger,
+            self.book,
+            self.recipe,
+            "cpu",
+            self.clock,
+            batch=self.batch,
+            stages=stages,
+        )
+        other.bill = self.bill
+        return other
 
     @contextmanager
     def booked(

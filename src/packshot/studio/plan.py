@@ -175,6 +175,11 @@ def plan_like(
             are not those that it started from.
         BadPhoto, OutputError: as for `plan`.
     """
+    if record.hosted is not None:
+        raise InvalidRequest(
+            f"the picture was made by {record.model.name}, a hosted provider, and cannot be made "
+            "again here; render its brief anew"
+        )
     if model is None and record.model.name not in PACKAGED:
         raise ModelNotFound(
             f"the picture was made by {record.model.name!r}, which is not one of the packaged "

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 __all__ = [
+    "Hosted",
     "Maker",
     "Making",
     "Record",
@@ -55,11 +56,25 @@ class Maker:
 
 
 @dataclass(frozen=True, slots=True)
+class Hosted:
+    """Who made a picture in our stead: asked for as ``route``, since ``why`` ("device": none was
+    alive; "wait": the line was too long; "deadline": it would have been late), with their ``seed``.
+    """
+
+    provider: str
+    model: str
+    route: str
+    why: str
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """Every resolved parameter of one picture. ``width`` and ``height`` are the engine's pixels,
     ``size`` the finished picture's; ``device`` is its kind, ``threads`` those of its CPU,
     ``libraries`` those whose arithmetic the bits depend on. ``writer`` is who wrote the caption,
-    ``source`` the files of the picture that it started from.
+    ``source`` the files of the picture that it started from. With ``hosted`` a provider made it:
+    then nothing is known of steps and arithmetic, and it cannot be made again.
     """
 
     brief: str
@@ -86,6 +101,7 @@ class Record:
     format: int = 1
     writer: Writer = RULES
     source: Source | None = None
+    hosted: Hosted | None = None
 
 
 @dataclass(frozen=True, slots=True)

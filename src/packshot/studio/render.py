@@ -23,7 +23,7 @@ from packshot.core.types import (
 from packshot.studio.caption import Caption
 from packshot.studio.finish import Sharpen, finish
 from packshot.studio.plan import Plan
-from packshot.studio.record import Maker, Record, code_mark, library_versions, metadata
+from packshot.studio.record import Hosted, Maker, Record, code_mark, library_versions, metadata
 from packshot.studio.store import format_of, write_picture
 
 if TYPE_CHECKING:
@@ -106,8 +106,9 @@ class Stored:
 class Delivery:
     """The pictures of a plan, what each stage consumed (once per stage), and what to tell the user.
 
-    ``device`` and ``precision`` are those that were used, where the plan said "auto".
-    ``embeddings`` says how many texts the cache had, and what that saved.
+    ``device`` and ``precision`` are those that were used, where the plan said "auto"; ``hosted``
+    has who made each picture, where a hosted provider did; ``embeddings`` says how many texts the
+    cache had, and what that saved.
     """
 
     pictures: tuple[Stored, ...]
@@ -115,6 +116,7 @@ class Delivery:
     warnings: tuple[str, ...]
     device: str
     precision: Precision
+    hosted: tuple[Hosted, ...] = ()
     embeddings: EmbeddingUse = NOTHING_READ
 
 
@@ -154,6 +156,8 @@ def render(
     """
     from PIL.Image import fromarray
 
+    from packshot.studio.hosted import HostedResult
+
     meter = [plan.usage]
     stored: list[Stored] = []
     models = [plan.folder.name] * len(plan.targets)
@@ -173,18 +177,24 @@ def render(
                 extra = metadata(format_of(target.path), record, plan.brief)
                 stored.append(Stored(write_picture(picture, target, extra), seed))
     warnings = (*plan.warnings, *result.warnings)
+    hosted = result.hosted if isinstance(result, HostedResult) else ()
     return Delivery(
         pictures=tuple(stored),
         usage=total(meter),
         warnings=warnings,
         device=result.device,
         precision=result.precision,
+        hosted=hosted,
         embeddings=result.embeddings,
     )
 
 
 def record_of(origin: Origin, result: RenderResult, seed: int) -> Record:
     """Return the record of the picture of ``seed``, as the engine made it: not yet finished."""
+    from packshot.studio.hosted import HostedResult
+
+    if isinstance(result, HostedResult):
+        return result.record(origin, seed)
     from packshot.engine.threads import thread_count
 
     done = result.request

@@ -1,0 +1,72 @@
+"""Where renders overflow to: what packshot.yaml says of it, put together with a command's books."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from packshot.cli.booking import Books
+    from packshot.core.money import Nanos
+    from packshot.gateway.client import Client
+    from packshot.ledger.caps import Cap
+    from packshot.ledger.settings import Settings
+    from packshot.studio.hosted import HostedProvider
+    from packshot.studio.overflow import Overflow, Pool
+    from packshot.studio.settings import OverflowEntry, StudioSettings
+
+__all__ = ["caps_with", "hosted_of", "overflow_of"]
+
+
+def caps_with(settings: Settings, entry: OverflowEntry | None) -> Sequence[Cap] | None:
+    """Return the ledger's caps with the overflow's own budget; None where it has none."""
+    if entry is None or entry.budget is None:
+        return None
+    from packshot.core.money import nanos_of
+    from packshot.ledger.caps import Cap
+    from packshot.ledger.ledger import caps_of
+    from packshot.studio.hosted import ACCOUNT
+
+    budget = entry.budget
+    own = Cap("virtual_key", ACCOUNT, nanos_of(budget.eur), budget.per, "refuse")
+    return [*caps_of(settings), own]
+
+
+def overflow_of(entry: OverflowEntry, pool: Pool) -> Overflow:
+    """Return who decides for each render of a pool."""
+    from packshot.studio.overflow import Limits, Overflow
+
+    limits = Limits(entry.when_wait_exceeds_s, entry.back_below_s, entry.dwell_s)
+    return Overflow(limits, pool)
+
+
+def hosted_of(
+    settings: StudioSettings, entry: OverflowEntry, books: Books, recipe: str, batch: str = ""
+) -> HostedProvider:
+    """Return the hosted provider of a command; nothing of the gateway is made before it is used.
+
+    Close it before the books. What its pictures cost is on the keeper's bill.
+    """
+    from packshot.studio.hosted import HostedOrder, HostedProvider
+
+    def client() -> Client:
+        from packshot.gateway.client import LocalClient, RemoteClient
+        from packshot.gateway.settings import load_gateway
+        from packshot.ledger.settings import CONFIG_NAME
+
+        if settings.gateway_url:
+            return RemoteClient(settings.gateway_url, settings.gateway_key)
+        made = LocalClient(load_gateway(Path(CONFIG_NAME)), books.ledger, books.book)
+        made.check_pictures(entry.to)
+        if entry.ground_to:
+            made.check_pictures(entry.ground_to)
+        return made
+
+    order = HostedOrder(entry.to, entry.ground_to, entry.deadline_s, recipe, batch)
+
+    def on_call(name: str, cost: Nanos, priced: bool) -> None:
+        books.keeper.bill.add_call(name, cost, priced=priced, stage="denoise")
+
+    return HostedProvider(client, order, on_call)
