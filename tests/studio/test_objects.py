@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -243,6 +245,22 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
         Objects(str(file))
     with pytest.raises(OutputError, match="cannot write to"):
         Objects(str(file / "below"))
+
+
+def test_ctrl_c_does_not_wait_for_the_server(spoilt) -> None:
+    """The server is held until the test's end: only an interrupt gets out of here."""
+    store, relay = spoilt("hold", "", 10**6)
+
+    def interrupt() -> None:
+        while not relay.seen:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        store.probe()
+    assert not relay.held.is_set()
+    relay.let_go()
 
 
 # ---- what a killed process leaves

@@ -21,8 +21,10 @@ import hashlib
 import os
 import random
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import lru_cache
@@ -316,7 +318,7 @@ class Objects:
         wait = BACKOFF_S
         while True:
             try:
-                return action()
+                return _interruptible(action)
             except (AlreadyExistsError, PreconditionError):
                 raise
             except (BaseError, OSError) as error:
@@ -331,6 +333,25 @@ class Objects:
 
     def _shown(self, key: str) -> str:
         return f"{self.place.shown.rstrip('/')}/{key}"
+
+
+def _interruptible(action: Callable[[], T]) -> T:
+    """Return what ``action`` returns; Ctrl-C ends the wait for it, though not the request.
+
+    A call of obstore in the main thread would keep the interrupt waiting, until the request's end.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return action()
+    done: Future[T] = Future()
+
+    def act() -> None:
+        try:
+            done.set_result(action())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            done.set_exception(error)
+
+    threading.Thread(target=act, name="object store", daemon=True).start()
+    return done.result()
 
 
 def key_of(digest: str, name: str = "") -> str:
