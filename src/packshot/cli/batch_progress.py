@@ -50,6 +50,7 @@ def line_of(tally: Tally) -> str:
         f"ETA {span(eta)}" if eta is not None else "",
         f"{tally.failed_attempts} failed" if tally.failed_attempts else "",
         f"{tally.quarantined} quarantined" if tally.quarantined else "",
+        f"no captions: {tally.waiting[:60]}" if tally.waiting else "",
     ]
     return ", ".join(part for part in parts if part)
 

@@ -4,8 +4,8 @@ Calls are made side by side in a thread of their own, in the order of the works,
 ahead. A caption is kept as soon as it is there, under all that decides it: neither a crash nor a
 changed sampler pays for it twice. Where nobody answers, works wait: after some calls in vain only
 one is made now and then, until it is answered (RELIABILITY R2); after `Waiting.patience_s` the run
-stops, and says so. Where the answers cannot be used, the rules' caption stands, as in
-`packshot render`.
+stops, and says so. Where the answers cannot be used, or one brief is refused while others are not,
+the rules' caption stands, as in `packshot render`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,11 @@ from packshot.studio.batch.state import Attempt, RunState, Todo
 if TYPE_CHECKING:
     from packshot.studio.caption import Caption
 
-__all__ = ["Ahead", "Scribe", "Unanswered", "Waiting", "write_all"]
+__all__ = ["Ahead", "Gate", "Scribe", "Unanswered", "Waiting", "write_all"]
+
+
+FIRST_PAUSE_S = 0.5
+"""Before a brief is sent again that nobody answered; it doubles, up to `Waiting.probe_s`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Waiting:
     ``at_once``: briefs that are written side by side. ``ahead``: captions that may wait for their
     rendering. ``enough``: calls in vain, one after the other, before all but one wait; that one is
     made every ``probe_s`` seconds. ``patience_s``: so long without any answer ends the run.
+    ``tries``: calls in vain for one brief, others being answered in between, before it is left to
+    the rules.
     """
 
     at_once: int = 8
@@ -42,6 +48,7 @@ class Waiting:
     enough: int = 3
     probe_s: float = 30.0
     patience_s: float = 4 * 3600.0
+    tries: int = 3
 
 
 class Unanswered(PackshotError):
@@ -64,15 +71,17 @@ class Gate:
     """Who may call: everybody while there are answers, else one now and then."""
 
     def __init__(self, waiting: Waiting) -> None:
-        self._waiting = waiting
+        self.waiting = waiting
         self._failed = 0
         self._since = self._next = 0.0
         self._probing = False
+        self.answers = 0
+        self.why = ""
 
     async def enter(self) -> None:
         """Wait until a call may be made."""
         loop = asyncio.get_running_loop()
-        while self._failed >= self._waiting.enough:
+        while self._failed >= self.waiting.enough:
             if not self._probing and loop.time() >= self._next:
                 self._probing = True
                 return
@@ -80,7 +89,8 @@ class Gate:
 
     def answered(self) -> None:
         """Open for all."""
-        self._failed, self._probing = 0, False
+        self._failed, self._probing, self.why = 0, False, ""
+        self.answers += 1
 
     def unanswered(self, why: str) -> None:
         """Count a call in vain.
@@ -92,10 +102,10 @@ class Gate:
         if not self._failed:
             self._since = now
         self._failed += 1
-        self._probing = False
-        self._next = now + self._waiting.probe_s
-        if now - self._since > self._waiting.patience_s:
-            hours = self._waiting.patience_s / 3600
+        self._probing, self.why = False, why
+        self._next = now + self.waiting.probe_s
+        if now - self._since > self.waiting.patience_s:
+            hours = self.waiting.patience_s / 3600
             raise Unanswered(
                 f"no caption for {hours:g} h, at last because: {why}. What is done is kept: run "
                 "again when the provider is well, or with --caption rules"
@@ -106,7 +116,7 @@ async def write_all(
     jobs: Iterator[Todo],
     write: Callable[[Todo], Awaitable[Caption]],
     keep: Callable[[Todo, Caption], None],
-    waiting: Waiting,
+    gate: Gate,
     room: Callable[[], bool] = lambda: True,
 ) -> None:
     """Write a caption for each of ``jobs``, and hand it to ``keep``, in any order; lose none.
@@ -117,33 +127,42 @@ async def write_all(
         BudgetExceeded: the ledger lets no call be made.
         Unanswered: see `Waiting`.
     """
-    gate = Gate(waiting)
-
-    async def one(job: Todo) -> Caption:
-        while True:
-            await gate.enter()
-            caption = await write(job)
-            why = caption.writer.why
-            if why == "budget":
-                raise BudgetExceeded(f"no caption may be asked for: {caption.problem}")
-            if why not in {"unanswered", "deadline"}:
-                gate.answered()
-                return caption
-            gate.unanswered(caption.problem)
 
     async def hand() -> None:
         for job in jobs:
             while not room():  # noqa: ASYNC110 - it is another thread that makes room
                 await asyncio.sleep(0.05)
-            keep(job, await one(job))
+            keep(job, await _one(job, write, gate))
 
-    hands = [asyncio.ensure_future(hand()) for _ in range(waiting.at_once)]
+    hands = [asyncio.ensure_future(hand()) for _ in range(gate.waiting.at_once)]
     try:
         await asyncio.gather(*hands)
     finally:
         for each in hands:
             each.cancel()
         await asyncio.gather(*hands, return_exceptions=True)
+
+
+async def _one(job: Todo, write: Callable[[Todo], Awaitable[Caption]], gate: Gate) -> Caption:
+    """Have one caption written, however long it takes."""
+    refused, answers, pause = 0, -1, FIRST_PAUSE_S
+    while True:
+        await gate.enter()
+        caption = await write(job)
+        why = caption.writer.why
+        if why == "budget":
+            raise BudgetExceeded(f"no caption may be asked for: {caption.problem}")
+        if why not in {"unanswered", "deadline"}:
+            gate.answered()
+            return caption
+        if why == "unanswered" and answers != gate.answers:  # others were: it may be the brief
+            refused, answers = refused + 1, gate.answers
+        if refused >= gate.waiting.tries:
+            return caption
+        gate.unanswered(caption.problem)
+        # Or the same brief would be the one that tries a silent provider each time.
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, gate.waiting.probe_s)
 
 
 class Ahead:
@@ -165,13 +184,18 @@ class Ahead:
         self._scribe = scribe
         self._about = about
         self._run = run
-        self._waiting = waiting or Waiting()
+        self._gate = Gate(waiting or Waiting())
         self._changed = threading.Condition()
         self._ready: dict[bytes, tuple[bytes, Attempt | None]] = {}
         self._asked: set[bytes] = set()
         self._error: BaseException | None = None
         self._stop = False
         self._thread = threading.Thread(target=self._work, name="captions", daemon=True)
+
+    @property
+    def trouble(self) -> str:
+        """Why nobody answers, "" where somebody does."""
+        return self._gate.why
 
     def start(self) -> None:
         """Begin to write."""
@@ -229,7 +253,7 @@ class Ahead:
                 self._changed.notify_all()
 
         work = asyncio.ensure_future(
-            write_all(self._wanted(), write, keep, self._waiting, self._has_room)
+            write_all(self._wanted(), write, keep, self._gate, self._has_room)
         )
         try:
             while not work.done() and not self._stop:
@@ -248,7 +272,7 @@ class Ahead:
                 yield todo
 
     def _has_room(self) -> bool:
-        return len(self._ready) < self._waiting.ahead
+        return len(self._ready) < self._gate.waiting.ahead
 
     def _mark(self, todo: Todo) -> bytes:
         return sha256(f"{self._about}\0{todo.item.brief}".encode()).digest()

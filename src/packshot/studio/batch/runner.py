@@ -187,6 +187,8 @@ class Run:
                 patience = patience or monotonic() + 2.0
                 if monotonic() > patience:
                     return
+            if self._setup.captions is not None:
+                self.tally.waiting = self._setup.captions.trouble
             if tick is not None:
                 tick(self.tally)
             self._tick_session()

@@ -25,7 +25,8 @@ class Tally:
     """Of this run: works made, delivered, quarantined, attempts that failed, starts of workers.
 
     ``before`` is what the state had when the run began. ``stages`` are nano-EUR by stage,
-    ``unpriced`` the devices without a price. ``problem`` is what could not be booked.
+    ``unpriced`` the devices without a price. ``problem`` is what could not be booked, ``waiting``
+    why captions are waited for.
     """
 
     before: Counts
@@ -37,6 +38,7 @@ class Tally:
     stages: dict[Stage, Nanos] = field(default_factory=dict[Stage, Nanos])
     unpriced: set[str] = field(default_factory=set[str])
     problem: str = ""
+    waiting: str = ""
     begun: float = field(default_factory=monotonic)
     _seen: deque[tuple[float, int]] = field(
         default_factory=lambda: deque[tuple[float, int]](maxlen=SAMPLES)
