@@ -40,6 +40,8 @@ def test_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("{caption_deadline_s: 0}", "caption_deadline_s is above 0, at most 60, got 0"),
         ("{caption_deadline_s: 61}", "got 61"),
         ("{gateway_key: env.PK}", "give its gateway_url"),
+        ("{store: 's3://key:secret@bucket'}", "keys and the endpoint come from the environment"),
+        ("{store: 'ftp://there'}", "unknown kind of store 'ftp'"),
         ("{gateway_url: 'http://x', gateway_key: pk-1}", "gateway_key"),
         ("{caption_rote: x}", "Did you mean 'caption_route'?"),
     ],

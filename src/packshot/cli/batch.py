@@ -64,7 +64,10 @@ def batch(
     items: Items,
     *,
     recipe: Annotated[str, typer.Option(metavar="NAME | FILE", help=RECIPE_HELP)] = "text",
-    out: Annotated[str, typer.Option(metavar="DIR | URL", help=OUT_HELP)] = defaults.OUT,
+    out: Annotated[
+        str | None,
+        typer.Option(metavar="DIR | URL", help=OUT_HELP, show_default="studio.store, or out/"),
+    ] = None,
     yes_up_to: Annotated[str | None, typer.Option(metavar="EUR", help=YES_HELP)] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, and stop.")] = False,
     retry_quarantined: Annotated[
@@ -88,12 +91,14 @@ def batch(
     from packshot.studio.models import open_model
     from packshot.studio.objects import Objects
     from packshot.studio.recipes.recipe import load_recipe
+    from packshot.studio.settings import load_studio
 
     agreed = None if yes_up_to is None else _agreed(yes_up_to)
     wanted, captions = captioned(load_recipe(recipe), caption)
     needs_engine = "engine" in wanted.needs
     fingerprint = open_model(model).fingerprint if needs_engine else ""
     source = Source(items, wanted, fingerprint, captions)
+    out = out or load_studio().store or defaults.OUT
     store = Objects(out)
     engine = Engine(model, device, precision, vae_precision)
     state = RunState(run_folder(out))

@@ -42,7 +42,16 @@ if TYPE_CHECKING:
     from obstore import PutMode
     from obstore.store import ObjectStore
 
-__all__ = ["DEADLINE_S", "MULTIPART", "PART", "SCHEMES", "Objects", "is_address", "read_object"]
+__all__ = [
+    "DEADLINE_S",
+    "MULTIPART",
+    "PART",
+    "SCHEMES",
+    "Objects",
+    "check_place",
+    "is_address",
+    "read_object",
+]
 
 SCHEMES = ("s3", "gs", "az")
 """Of addresses; what has none of these is a folder."""
@@ -90,6 +99,11 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 ANONYMOUS = ("AWS_SKIP_SIGNATURE", "GOOGLE_SKIP_SIGNATURE", "AZURE_SKIP_SIGNATURE")
 
 T = TypeVar("T")
+
+
+def check_place(where: str) -> None:
+    """Raise `InvalidRequest` for what is neither a folder nor the address of a bucket."""
+    _place(where)
 
 
 def is_address(out: str) -> bool:

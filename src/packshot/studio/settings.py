@@ -11,6 +11,7 @@ from packshot.core.config import Secret, read
 from packshot.core.errors import InvalidRequest
 from packshot.ledger.settings import CONFIG_NAME, SECTIONS
 from packshot.studio.embeddings import EmbeddingSettings
+from packshot.studio.objects import check_place
 
 __all__ = ["BudgetEntry", "OverflowEntry", "StudioSettings", "load_studio"]
 
@@ -110,6 +111,7 @@ class StudioSettings:
             )
         if self.gateway_key and not self.gateway_url:
             raise InvalidRequest("gateway_key is for a gateway elsewhere: give its gateway_url")
+        check_place(self.store)
         if self.gateway_url and self.overflow is not None and self.overflow.budget is not None:
             raise InvalidRequest(
                 "overflow.budget cannot bound what a gateway elsewhere spends: give the virtual "
