@@ -9,6 +9,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -19,9 +20,9 @@ from packshot.ledger.stores import open_store
 from packshot.ledger.stores.table_store import TableStore
 
 
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Any]:
-    """Start PostgreSQL from PyPI on a local socket, one per process of the test run."""
+@contextmanager
+def new_postgres() -> Iterator[Any]:
+    """Start PostgreSQL from PyPI on a local socket."""
     # Not below pytest's own folder: the server runs as another user and must pass all parents.
     home = Path(tempfile.mkdtemp(prefix="packshot-pg-"))
     home.chmod(0o755)
@@ -43,13 +44,25 @@ def postgres() -> Iterator[Any]:
     shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """Start one per process of the test run."""
+    with new_postgres() as server:
+        yield server
+
+
+def new_database(server: Any) -> str:
+    """Return the address of a new, empty database."""
+    name = f"t{uuid.uuid4().hex}"
+    server.psql(f"CREATE DATABASE {name};")
+    folder = quote(server.get_uri().rpartition("host=")[2], safe="/")
+    return f"postgresql://postgres@/{name}?host={folder}"
+
+
 @pytest.fixture
 def postgres_url(postgres: Any) -> str:
     """Return the address of a new, empty database."""
-    name = f"t{uuid.uuid4().hex}"
-    postgres.psql(f"CREATE DATABASE {name};")
-    folder = quote(postgres.get_uri().rpartition("host=")[2], safe="/")
-    return f"postgresql://postgres@/{name}?host={folder}"
+    return new_database(postgres)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
