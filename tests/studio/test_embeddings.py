@@ -11,7 +11,8 @@ from PIL import Image
 
 from packshot.core.errors import InvalidRequest
 from packshot.core.types import NOTHING_READ, EmbeddingUse
-from packshot.state.blobs import MemoryBlobs, TieredBlobs
+from packshot.state.blobs import OVERHEAD, MemoryBlobs, TieredBlobs
+from packshot.state.sqlite_blobs import SqliteBlobs
 from packshot.studio import embeddings as embeddings_module
 from packshot.studio.embeddings import (
     EmbeddingSettings,
@@ -152,3 +153,64 @@ def test_a_problem_is_a_warning_of_the_render(options: Options, tmp_path: Path) 
         planned = plan(options)
         said = render(planned, load_engine(planned, None, kept)).warnings
     assert "text embeddings are kept in memory only" in said[-1]
+
+
+# ---------------------------------------------------------------- a workload
+
+
+STEMS, RENDERS = 4000, 40_000
+
+
+def asked() -> list[int]:
+    """Return which of 4,000 stems each of 40,000 renders asks for, by Zipf's law."""
+    share = 1 / np.arange(1, STEMS + 1)
+    source = np.random.default_rng(1)
+    return source.choice(STEMS, RENDERS, p=share / share.sum()).tolist()
+
+
+def hits_of(kept: KeptEmbeddings, order: list[int], clock: Clock, days: float) -> int:
+    hits = 0
+    for stem in order:
+        clock.move(days * 24 * 3600 / len(order))
+        found = kept.get(str(stem))
+        assert found in {None, str(stem).encode()}
+        if found is None:
+            kept.put(str(stem), str(stem).encode())
+        else:
+            hits += 1
+    return hits
+
+
+def test_four_thousand_stems_with_a_long_tail_hit_in_91_of_100() -> None:
+    """A month of it: every stem is encoded once, when it is first asked for."""
+    order, clock = asked(), Clock()
+    kept = KeptEmbeddings(MemoryBlobs(64 * MIB, clock))
+    hits = hits_of(kept, order, clock, days=30)
+    assert hits == RENDERS - len(set(order))
+    assert 0.91 <= hits / RENDERS < 0.92
+    # In the next month each of them ends once, and is encoded once again where it is asked for.
+    assert 0.92 <= hits_of(kept, order, clock, days=30) / RENDERS < 0.95
+
+
+def test_a_shelf_that_is_too_small_keeps_what_is_asked_for_most() -> None:
+    """Against a list that is moved to the front at each use."""
+    room, order, clock = 200, asked()[:8000], Clock()
+    kept = KeptEmbeddings(MemoryBlobs(room * (4 + OVERHEAD), clock))
+    recent: list[int] = []
+    expected = 0
+    for stem in order:
+        expected += stem in recent
+        recent = [stem, *(other for other in recent[:room] if other != stem)][:room]
+    hits = hits_of(kept, [stem + 1000 for stem in order], clock, days=1)
+    assert hits == expected
+    assert 0.4 < hits / len(order) < 0.8
+
+
+def test_behind_a_small_memory_the_file_has_the_rest(tmp_path: Path) -> None:
+    order, clock = asked()[:3000], Clock()
+    memory = MemoryBlobs(100 * (4 + OVERHEAD), clock)
+    file = SqliteBlobs(tmp_path / "x.db", MIB, clock)
+    kept = KeptEmbeddings(TieredBlobs(memory, file, clock))
+    assert hits_of(kept, order, clock, days=1) == len(order) - len(set(order))
+    assert memory.held().values <= 104
+    file.close()
