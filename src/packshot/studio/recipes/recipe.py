@@ -245,8 +245,8 @@ def _check_order(steps: tuple[Step, ...]) -> None:
 def _changed(step: Step, parameters: Mapping[str, Any]) -> Step:
     if not parameters:
         return step
-    kind = type(step)
-    fields = {each.name for each in msgspec.structs.fields(kind)}  # pyright: ignore[reportArgumentType]
+    kind: Any = type(step)
+    fields: tuple[str, ...] = kind.__struct_fields__
     for name in parameters:
         if name not in fields:
             raise unknown_name(f"parameter of the step {step.name}", name, fields)
