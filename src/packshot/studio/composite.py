@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from packshot.studio.matte import Matte
     from packshot.studio.photo import Photo
 
-__all__ = ["CORE_MARGIN", "Cutout", "composite", "cutout_of", "placed"]
+__all__ = ["CORE_MARGIN", "Cutout", "composite", "cutout_of", "placed", "shaded"]
 
 CORE_MARGIN = 1
 """Pixels between the core and whatever is not all product (r in docs/background.md)."""
@@ -37,7 +37,7 @@ WINDOWS = (0.045, 0.004)
 about 2,000 in the paper."""
 
 BAND = 512
-"""Rows that are composed at a time, so that memory does not grow with the photograph."""
+"""Rows that are shaded at a time, so that memory does not grow with the photograph."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,27 +103,36 @@ def placed(cutout: Cutout, size: tuple[int, int]) -> Cutout:
     return _cutout(np.array(canvas), np.array(cover), margin, scale, "the photograph")
 
 
-def composite(cutout: Cutout, ground: Bytes, layer: Floats | None = None) -> Bytes:
-    """Return the product on ``ground`` [height, width, 3], shaded by ``layer`` [height, width].
+def composite(cutout: Cutout, ground: Bytes) -> Bytes:
+    """Return the product on ``ground`` [height, width, 3].
 
-    Where alpha is 255 the pixels are the cutout's, whatever ground and shadow are.
+    Where alpha is 255 the pixels are the cutout's, whatever the ground is.
     """
     import numpy as np
 
-    done = np.empty_like(ground)
+    done = ground.copy()
+    full = cutout.alpha == 255
+    rim = (cutout.alpha > 0) & ~full
+    share = (cutout.alpha[rim].astype(np.float32) / 255)[:, None]
+    mixed = share * linear(cutout.colours[rim]) + (1 - share) * linear(ground[rim])
+    done[rim] = srgb(mixed)
+    done[full] = cutout.colours[full]
+    return done
+
+
+def shaded(ground: Bytes, layer: Floats) -> Bytes:
+    """Return a ground [height, width, 3] under a shadow: ``layer`` is the share of light it keeps.
+
+    Where the layer is 1 the ground stays as it is.
+    """
+    import numpy as np
+
+    done = ground.copy()
     for first in range(0, ground.shape[0], BAND):
         rows = slice(first, first + BAND)
-        alpha, colours = cutout.alpha[rows], cutout.colours[rows]
-        below = linear(ground[rows])
-        if layer is not None:
-            below *= layer[rows, :, None]
-        rim = (alpha > 0) & (alpha < 255)
-        share = (alpha[rim].astype(np.float32) / 255)[:, None]
-        below[rim] = share * linear(colours[rim]) + (1 - share) * below[rim]
-        band = srgb(below)
-        full = alpha == 255
-        band[full] = colours[full]
-        done[rows] = band
+        dark = layer[rows] < 1
+        lit = linear(ground[rows][dark]) * layer[rows][dark][:, None]
+        done[rows][dark] = srgb(lit.astype(np.float32))
     return done
 
 
