@@ -29,6 +29,7 @@ def check(file: File = Path("packshot.yaml"), *, as_json: o.AsJson = False) -> N
     Environment variables and files that it names must be there. What is configured and not built
     yet is a warning.
     """
+    from packshot.cli.overflow import check_overflow
     from packshot.gateway.client import check_route
     from packshot.gateway.plan import build_plan
     from packshot.gateway.run import check_host
@@ -45,13 +46,14 @@ def check(file: File = Path("packshot.yaml"), *, as_json: o.AsJson = False) -> N
     studio = load_studio(file)
     if studio.caption_route and not studio.gateway_url:
         check_route(plan, studio.caption_route)
+    notes = [*plan.notes, *check_overflow(plan, studio)]
     if as_json:
         from packshot.cli.report import print_json
 
-        print_json({"file": str(file), **_facts(settings, plan)})
+        print_json({"file": str(file), **_facts(settings, plan), "warnings": notes})
     else:
         _show(file, settings, plan)
-    for each in plan.notes:
+    for each in notes:
         terminal.warn(each)
 
 
@@ -71,7 +73,6 @@ def _facts(settings: GatewaySettings, plan: Plan) -> dict[str, Any]:
         },
         "fallbacks": {name: list(others) for name, others in plan.fallbacks.items()},
         "virtual_keys": [each.id for each in settings.access.virtual_keys],
-        "warnings": list(plan.notes),
     }
 
 

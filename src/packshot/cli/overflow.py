@@ -11,13 +11,34 @@ if TYPE_CHECKING:
     from packshot.cli.booking import Books
     from packshot.core.money import Nanos
     from packshot.gateway.client import Client
+    from packshot.gateway.plan import Plan
     from packshot.ledger.caps import Cap
     from packshot.ledger.settings import Settings
     from packshot.studio.hosted import HostedProvider
     from packshot.studio.overflow import Overflow, Pool
     from packshot.studio.settings import OverflowEntry, StudioSettings
 
-__all__ = ["caps_with", "hosted_of", "overflow_of"]
+__all__ = ["caps_with", "check_overflow", "hosted_of", "overflow_of"]
+
+
+def check_overflow(plan: Plan, settings: StudioSettings) -> list[str]:
+    """Return what is to be warned of where renders overflow to.
+
+    Raises:
+        InvalidRequest: a route or model there is none, or makes no pictures.
+    """
+    from packshot.gateway.client import check_route
+    from packshot.gateway.pictures import check_pictures
+
+    entry = settings.overflow
+    if entry is None or settings.gateway_url:
+        return []
+    for route in filter(None, (entry.to, entry.ground_to)):
+        check_route(plan, route)
+        check_pictures(plan, route)
+    if entry.budget is not None:
+        return []
+    return ["studio.overflow has no budget: only the caps under ledger: bound what it may cost"]
 
 
 def caps_with(settings: Settings, entry: OverflowEntry | None) -> Sequence[Cap] | None:

@@ -1,0 +1,173 @@
+"""``packshot render`` where the device is not there: asked for elsewhere, shown and booked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from packshot.ledger.stores import open_store
+from packshot.providers.fake import Fake
+from packshot.providers.fake_script import Fault, Rule, Settings
+from packshot.studio.record import read_record
+from tests.cli.conftest import Done, Packshot
+from tests.studio.provider import provider
+
+BRIEF = "white sneakers on a sandy beach"
+SD = "stability/sd3.5-large"
+YAML = """
+providers:
+  stability:
+    base_url: {one}/v2beta
+    keys: [{value: env.STABILITY_KEY, name: only}]
+    network: {retry: {max_retries: 1, backoff_initial_ms: 1, backoff_max_ms: 2}}
+ledger: {gpu_eur_per_hour: {cpu: 0.05}}
+studio: {store: ./out, overflow: {to: stability/sd3.5-large, when_wait_exceeds_s: 20}}
+"""
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch, packshot: Packshot) -> Iterator[Fake]:
+    monkeypatch.setenv("STABILITY_KEY", "hush-1")
+    with provider(Settings(keys={"hush-1": None})) as fake:
+        Path("packshot.yaml").write_text(YAML.replace("{one}", fake.url))
+        yield fake
+
+
+def render(packshot: Packshot, model: str, *words: str) -> Done:
+    return packshot(
+        "render", BRIEF, "--model", model, "--device", "cuda:99", "--seed", "7", "--out", "x.png",
+        *words,
+    )  # fmt: skip
+
+
+def rows(state_home: Path, columns: str) -> list[tuple]:
+    store = open_store(str(state_home / "packshot" / "ledger.db"), read_only=True)
+    try:
+        assert store.verify() == []
+        return store.query(f"select {columns} from entries order by seq")  # noqa: S608
+    finally:
+        store.close()
+
+
+def test_no_such_device_goes_there_and_says_so(packshot, model, there, state_home) -> None:
+    done = render(packshot, model, "--size", "128x64")
+    assert (done.code, Path("x.png").is_file()) == (0, True)
+    assert "made by stability/sd3.5-large, for no device is alive here" in " ".join(
+        done.err.split()
+    )
+    assert "made by stability/sd3.5-large, a hosted provider" in done.out
+    assert " 0.055900000 " in next(row for row in done.out.splitlines() if " denoise " in row)
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+    record = read_record(Path("x.png"))
+    assert record.hosted is not None
+    assert (record.hosted.why, record.hosted.seed, record.size) == ("device", 7, (128, 64))
+    booked = rows(state_home, "stage, provider, device, amount, tags, outcome")
+    assert [row for row in booked if row[1]] == [
+        ("denoise", "stability", "", 55_900_000, "key=only,overflow=device", "succeeded")
+    ]
+    assert sorted(row[0] for row in booked) == ["caption", "denoise", "finish", "store"]
+    again = packshot("render", "--like", "x.png")
+    assert again.code == 2
+    assert "cannot be made again" in again.err
+
+
+def test_as_json(packshot, model, there, state_home) -> None:
+    facts = render(packshot, model, "--json").json
+    assert facts["hosted"] == [
+        {
+            "provider": "stability",
+            "model": "sd3.5-large",
+            "route": SD,
+            "why": "device",
+            "seed": 7,
+        }
+    ]
+    assert facts["device"] == SD
+    assert facts["cost_nano_eur"] == sum(row[0] for row in rows(state_home, "amount"))
+
+
+def test_an_outage_there_too_is_one_line_and_1(packshot, model, there) -> None:
+    there.rule(Rule(fault=Fault(status=503)))
+    done = render(packshot, model)
+    assert done.code == 1
+    assert "the hosted provider made no picture" in " ".join(done.err.split())
+    assert not Path("x.png").exists()
+
+
+def test_what_the_filter_refused_is_told(packshot, model, there) -> None:
+    there.rule(Rule(fault=Fault(code="filter")))
+    done = render(packshot, model)
+    assert done.code == 1
+    assert "content filter" in " ".join(done.err.split())
+    assert len(there.truth) == 1
+
+
+def test_the_budget_of_the_overflow_bounds_it(packshot, model, there, state_home) -> None:
+    path = Path("packshot.yaml")
+    path.write_text(path.read_text().replace("s: 20}", "s: 20, budget: {eur: 0.10}}"))
+    assert render(packshot, model).code == 0
+    done = render(packshot, model)
+    assert done.code == 1
+    assert "studio/overflow" in " ".join(done.err.split())
+    assert len(there.truth) == 1
+    assert sum(row[0] for row in rows(state_home, "amount") if row[0] == 55_900_000) == 55_900_000
+
+
+def test_without_an_overflow_it_is_the_mistake_that_it_was(packshot, model) -> None:
+    done = render(packshot, model)
+    assert done.code == 2
+    assert "cuda:99" in done.err
+
+
+def test_a_device_that_is_there_asks_nobody(packshot, model, there, engine) -> None:
+    done = packshot("render", BRIEF, "--model", model, "--seed", "7", "--out", "x.png")
+    assert done.code == 0
+    assert len(engine.requests) == 1
+    assert there.truth == []
+    assert there.connections == set()
+    assert read_record(Path("x.png")).hosted is None
+
+
+# ---------------------------------------------------------------- config check
+
+
+def check(packshot: Packshot, old: str = "", new: str = "") -> Done:
+    text = Path("packshot.yaml").read_text()
+    Path("packshot.yaml").write_text(text.replace(old, new) if old else text)
+    return packshot("config", "check")
+
+
+def test_config_check_knows_it_and_warns_where_nothing_bounds_it(packshot, there) -> None:
+    done = check(packshot)
+    assert done.code == 0
+    assert "studio.overflow has no budget" in " ".join(done.err.split())
+    assert "hush" not in done.out + done.err
+    done = check(packshot, "s: 20}", "s: 20, budget: {eur: 5, per: day}}")
+    assert (done.code, done.err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("to: stability/sd3.5-large", "to: stability/sd9", "it has sd3.5-large"),
+        ("to: stability/sd3.5-large", "to: stabilty/sd3.5-large", "Did you mean 'stability'"),
+        ("s: 20}", "s: 0}", "when_wait_exceeds_s is above 0"),
+        ("s: 20}", "s: 20, back_below_s: 30}", "back_below_s is 0"),
+        ("s: 20}", "s: 20, dwell_s: -1}", "dwell_s is 0 to 3600"),
+        ("s: 20}", "s: 20, budget: {eur: -1}}", "eur is 0 to"),
+        ("s: 20}", "s: 20, ground_to: openai/x}", "unknown provider 'openai'"),
+        ("s: 20}", "s: 20, whn: 1}", "unknown key 'whn'"),
+        ("to: stability/sd3.5-large, ", "", "to must be given"),
+        (
+            "s: 20}",
+            "s: 20, budget: {eur: 1}}, gateway_url: 'http://127.0.0.1:9'",
+            "cannot bound",
+        ),
+    ],
+)
+def test_config_check_refuses_what_could_never_be_meant(packshot, there, old, new, said) -> None:
+    done = check(packshot, old, new)
+    assert done.code == 2
+    assert said in " ".join(done.err.split())
