@@ -15,6 +15,9 @@ import os
 import subprocess
 import sys
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +84,9 @@ def small_step(engine: Engine) -> Times:
     """Time one step at 512x512, by replaying its graph."""
     engine.render(replace(LATENCY, width=512, height=512, steps=3))
     graph = next(g for (_, s), g in engine.runner.steps.items() if s.height == 64)
-    graph.index.zero_()
-    return timed(graph.step, 30)
+    with torch.inference_mode():
+        graph.index.zero_()
+        return timed(graph.step, 30)
 
 
 def drifts(ours: Ours) -> dict[str, float]:
@@ -170,6 +174,16 @@ def cold(label: str, env: dict[str, str]) -> float:
     return seconds
 
 
+@contextmanager
+def part(name: str, parts: set[str]) -> Iterator[bool]:
+    """Tell whether a part is wanted; one that fails is shown, and the others go on."""
+    try:
+        yield name in parts
+    except Exception:
+        traceback.print_exc(limit=4)
+        print(f"FAILED: {name}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parts", default="latency,throughput,vae,small,drift,cold,rival")
@@ -191,43 +205,52 @@ def main() -> None:
     floor = {"bf16": (30 * STEP_TFLOP + DECODE_TFLOP) / top["bf16"] * 1e3}
     floor["fp8"] = (30 * STEP_TFLOP / top["fp8"] + DECODE_TFLOP / top["bf16"]) * 1e3
     for precision in ("bf16", "fp8"):
-        if "latency" in parts:
-            times = ours.latency(precision)
-            report[f"latency_{precision}_ms"] = times.median
-            say(f"ours {precision}: 30 steps, text to bytes", times)
-            say(f"    fraction of the floor ({floor[precision]:.0f} ms)", floor[precision] / times.median, "")
-            print("   ", {k: round(v, 1) for k, v in ours.stages(replace(LATENCY, precision=precision)).items()})
-    if "small" in parts:
-        times = small_step(ours.engine)
-        report["step_512_ms"] = times.median
-        say("ours bf16: one step at 512x512", times)
+        with part("latency", parts) as wanted:
+            if wanted:
+                times = ours.latency(precision)
+                report[f"latency_{precision}_ms"] = times.median
+                say(f"ours {precision}: 30 steps, text to bytes", times)
+                say(f"    of the floor, {floor[precision]:.0f} ms", 100 * floor[precision] / times.median, "%")
+                stages = ours.stages(replace(LATENCY, precision=precision))
+                print("   ", {stage: round(ms, 1) for stage, ms in stages.items()})
+    with part("small", parts) as wanted:
+        if wanted:
+            times = small_step(ours.engine)
+            report["step_512_ms"] = times.median
+            say("ours bf16: one step at 512x512", times)
     for precision in ("bf16", "fp8"):
-        if "throughput" in parts:
-            times = ours.throughput(precision)
-            report[f"throughput_{precision}"] = 8e3 / times.median
-            say(f"ours {precision}: 20 Euler steps, batch 8", 8e3 / times.median, "pictures/s")
-    if "vae" in parts:
-        runner, row = ours.engine.runner, torch.randn(4, 128, 128, device="cuda")
-        with torch.inference_mode():
-            runner.decode([row])
+        with part("throughput", parts) as wanted:
+            if wanted:
+                times = ours.throughput(precision)
+                report[f"throughput_{precision}"] = 8e3 / times.median
+                say(f"ours {precision}: 20 Euler steps, batch 8", 8e3 / times.median, "pictures/s")
+    with part("vae", parts) as wanted, torch.inference_mode():
+        if wanted:
+            runner = ours.engine.runner
+            runner.decode([torch.randn(4, 128, 128, device="cuda")])
             graph = next(iter(runner._decodes.values()))
-            report["decode_ms"] = timed(graph._captured, 20).median
-            say("ours: VAE decode", timed(graph._captured, 20))
-            runner.encode([PROMPTS[0]])
-            say("ours: one text, both encoders", timed(runner._read._captured, 20))
-            say("ours: one text, with tokenizers and copies", timed(lambda: runner.encode([PROMPTS[0]]), 20))
+            times = timed(graph._captured, 20)
+            report["decode_ms"] = times.median
+            say("ours: VAE decode", times)
+            times = timed(lambda: runner.encode([PROMPTS[0]]), 20)
+            report["encode_ms"] = times.median
+            say("ours: one text, tokenizers and copies too", times)
     report["memory_gb"] = torch.cuda.max_memory_reserved() / 1e9
     say("ours: most memory reserved", report["memory_gb"], "GB")
-    if "drift" in parts:
-        report["drift"] = drifts(ours)
-        print("drift of the final latents against fp32:", report["drift"])
+    with part("drift", parts) as wanted:
+        if wanted:
+            report["drift"] = drifts(ours)
+            print("drift of the final latents against fp32:", report["drift"])
     del ours
     torch.cuda.empty_cache()
-    if "cold" in parts:
-        report["cold_s"] = cold("compile caches cold", {"TRITON_CACHE_DIR": f"/tmp/triton-{os.getpid()}"})
-        report["warm_s"] = cold("compile caches warm", {"TRITON_CACHE_DIR": f"/tmp/triton-{os.getpid()}"})
-    if "rival" in parts:
-        rival(report, "throughput" in parts)
+    with part("cold", parts) as wanted:
+        if wanted:
+            caches = {"TRITON_CACHE_DIR": f"/tmp/triton-{os.getpid()}"}  # noqa: S108
+            report["cold_s"] = cold("compile caches cold", caches)
+            report["warm_s"] = cold("compile caches warm", caches)
+    with part("rival", parts) as wanted:
+        if wanted:
+            rival(report, "throughput" in parts)
     print(json.dumps(report))
 
 

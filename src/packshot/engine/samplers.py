@@ -96,22 +96,24 @@ class Step:
     """One row of the table: 0-dimensional tensors on the device.
 
     ``D = skip * x + out * network(scale * x)``; ``level`` is the sigma that the step ends at, 0 at
-    the last one; the other four as in the module's formula.
+    the last one; ``following`` is the scale of the next step, 1 at the last; the other four as in the
+    module's formula.
     """
 
     scale: Tensor
     skip: Tensor
     out: Tensor
-    level: Tensor
     keep: Tensor
     now: Tensor
     before: Tensor
     noise: Tensor
+    level: Tensor
+    following: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """The steps of one render, on its device.
+    """The steps of one render, on its device; ``table`` [steps, 9] has `Step`'s numbers in its order.
 
     ``timesteps`` [steps] condition the network. ``start`` is the standard deviation of the noise
     to begin with; ``from_original``: whether it lies on the latents of a picture, or is all there
@@ -119,6 +121,7 @@ class Plan:
     """
 
     steps: tuple[Step, ...]
+    table: Tensor
     timesteps: Tensor
     start: float
     from_original: bool
@@ -149,10 +152,12 @@ def plan(  # noqa: PLR0913 - options of one layout, all by keyword
     rule = SAMPLERS[sampler](levels.sigmas)
     columns = _preconditioning(noise.prediction, levels) | asdict(rule)
     columns["level"] = levels.sigmas[1:]
+    columns["following"] = np.append(columns["scale"][1:], 1.0)
     table = torch.tensor(np.stack(list(columns.values()), axis=1)).to(device, dtype)
     rows = [dict(zip(columns, row.unbind(), strict=True)) for row in table.unbind()]
     return Plan(
         steps=tuple(Step(**row) for row in rows),
+        table=table,
         timesteps=torch.tensor(levels.timesteps).to(device, dtype),
         start=_start(
             levels.sigmas[0],

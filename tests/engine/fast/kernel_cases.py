@@ -89,7 +89,7 @@ def to_uint8(ops) -> list[Tensor]:
 
 def advance(ops) -> list[Tensor]:
     latents, clean = drawn(B, P, 4), drawn(B, P, 4)
-    network_in, table = torch.zeros(2 * B, P, 4), drawn(5, 8)
+    network_in, table = torch.zeros(2 * B, P, 4), drawn(5, 9)
     index, guidance = torch.tensor([3], dtype=torch.int32), torch.tensor([5.0, 7.0])
     ops.advance(
         latents, clean, drawn(2 * B, P, 4), network_in, drawn(B, P, 4), table, index, guidance

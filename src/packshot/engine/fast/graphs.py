@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from packshot.engine.fast.unet import FastUNet
-    from packshot.engine.samplers import Plan
 
 __all__ = ["WINDOW", "Captured", "Graphs", "Shape", "StepGraph"]
 
@@ -89,7 +88,7 @@ class StepGraph:
         self.guidance = made(shape.pictures) if shape.guided else None
         self.network_in = made(shape.rows, pixels, 4, dtype=dtype)
         self.shifts = made(WINDOW, shape.rows, sum(unet.widths), dtype=dtype)
-        self.table = made(WINDOW, 8)
+        self.table = made(WINDOW, 9)
         self.index = made(1, dtype=torch.int32)
         self.kv = made(shape.rows, unet.text_length, len(unet.kv_weight), dtype=dtype)
         self._captured = Captured(self._step, device, pool)
@@ -123,7 +122,7 @@ class StepGraph:
         return latents.flatten(2).transpose(1, 2)
 
     def load(self, table: Tensor, shifts: Tensor) -> None:
-        """Load the next steps, at most WINDOW: ``table`` [S,8], ``shifts`` [S,rows,E]."""
+        """Load the next steps, at most WINDOW: ``table`` [S,9], ``shifts`` [S,rows,E]."""
         self.table[: len(table)].copy_(table)
         self.shifts[: len(shifts)].copy_(shifts)
         self.index.zero_()
@@ -136,16 +135,6 @@ class StepGraph:
         """Return ``latents`` or ``clean`` as [n,4,h,w], a copy."""
         shape = self.shape
         return buffer.transpose(1, 2).reshape(shape.pictures, 4, shape.height, shape.width).clone()
-
-
-def table_of(plan: Plan) -> Tensor:
-    """Return [steps,8] for `reference.advance`: a step's seven numbers, then the next one's scale."""
-    rows = [
-        torch.stack([s.scale, s.skip, s.out, s.keep, s.now, s.before, s.noise]) for s in plan.steps
-    ]
-    table = torch.stack(rows)
-    following = torch.cat([table[1:, 0], table.new_ones(1)])
-    return torch.cat([table, following[:, None]], dim=1).float()
 
 
 K = TypeVar("K")

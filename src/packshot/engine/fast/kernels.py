@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 SPLITS = 256  # strips of a feature map at most, whose sums are merged
-STRIP = 64  # rows of a strip that are read at once
+STRIP = 128  # rows of a strip that are read at once
 LANES = 64  # channels that one program of a feature map handles: 128 bytes of a row in bf16
 
 
@@ -172,7 +172,10 @@ def group_norm(
     joins = (add is not None, bias is not None, skip is not None)
     width = c + beside
     y = torch.empty((b, p, width), dtype=x.dtype, device=x.device) if any(joins) else x
-    rows, turns = STRIP, max(1, triton.next_power_of_2(p // (STRIP * SPLITS)))
+    turns = triton.next_power_of_2(max(1, p // (STRIP * SPLITS)))
+    rows = STRIP
+    if turns > 1:  # then the sums of all turns are kept in registers: half the rows, twice the turns
+        rows, turns = STRIP // 2, 2 * turns
     splits = triton.cdiv(p, rows * turns)
     sums = torch.empty((b, splits, 3, width), dtype=torch.float32, device=x.device)
     _sums[(splits, triton.cdiv(width, LANES), b)](
@@ -318,16 +321,19 @@ def geglu(
     *,
     scale: Tensor | None = None,
     quant: Tensor | None = None,
-    tiles: tuple[int, int, int, int, int] = (128, 256, 8, 3, 16),
+    tiles: tuple[int, int, int, int, int] | None = None,
 ) -> Tensor:
     """As `reference.geglu`, for K and N whose rows are multiples of 16 bytes.
 
-    ``tiles``: rows, columns, warps, stages, rows of tiles in a band.
+    ``tiles``: rows, columns, warps, stages, rows of tiles in a band. Where K is small, two small
+    tiles on one multiprocessor hide each other's ends.
     """
     m, k = x.shape
     n = len(weight) // 2
     out = torch.empty((m, n), dtype=bias.dtype if quant is None else FP8, device=x.device)
-    bm, bn, warps, stages, band = tiles
+    bm, bn, warps, stages, band = tiles or (
+        (128, 128, 4, 2, 8) if k <= 640 else (128, 256, 8, 3, 16 // x.element_size() * 2)
+    )
     bk = 128 // x.element_size()
     _geglu[(triton.cdiv(m, bm) * triton.cdiv(2 * n, bn),)](
         TensorDescriptor.from_tensor(x, [bm, bk]), TensorDescriptor.from_tensor(weight, [bn, bk]),
@@ -361,7 +367,7 @@ def _attend_text(q, k, v, out, N, T, C, ROW, PICTURE, SCALE, HEAD: tl.constexpr,
 
 
 def attend_text(
-    q: Tensor, k: Tensor, v: Tensor, heads: int, *, tiles: tuple[int, int, int] = (128, 2, 8)
+    q: Tensor, k: Tensor, v: Tensor, heads: int, *, tiles: tuple[int, int, int] = (64, 1, 4)
 ) -> Tensor:
     """As `reference.attend_text`, for at most 128 words; ``k`` and ``v`` may be views.
 
@@ -463,7 +469,7 @@ def _advance(latents, clean, output, network_in, noise, table, index, guidance, 
              GUIDED: tl.constexpr, NOISY: tl.constexpr, SIZE: tl.constexpr):  # fmt: skip
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     there = at < N
-    step = table + tl.load(index) * 8
+    step = table + tl.load(index) * 9
     x = tl.load(latents + at, mask=there, other=0.0)
     before = tl.load(clean + at, mask=there, other=0.0)
     said = tl.load(output + at, mask=there, other=0.0).to(tl.float32)
@@ -476,7 +482,7 @@ def _advance(latents, clean, output, network_in, noise, table, index, guidance, 
         x += tl.load(step + 6) * tl.load(noise + at, mask=there, other=0.0)
     tl.store(latents + at, x, mask=there)
     tl.store(clean + at, now, mask=there)
-    scaled = (x * tl.load(step + 7)).to(network_in.dtype.element_ty)
+    scaled = (x * tl.load(step + 8)).to(network_in.dtype.element_ty)
     tl.store(network_in + at, scaled, mask=there)
     if GUIDED:
         tl.store(network_in + N + at, scaled, mask=there)

@@ -177,19 +177,19 @@ def advance(
     """Take one step in place: of ``latents`` and ``clean`` [n,P,4] fp32, into ``network_in``.
 
     ``output`` is the network's: [n,P,4], or with ``guidance`` [n] first the rows without the prompt
-    and then those with it. ``table`` [steps,8] has a `samplers.Step` in each row and then the scale
-    of the next step's input; ``index`` [1] int32 is the row. ``noise`` [n,P,4] unit normals.
+    and then those with it. ``table`` [steps,9] has a `samplers.Step` in each row; ``index`` [1] int32 is
+    the row. ``noise`` [n,P,4] unit normals.
     """
-    scale = table[int(index)]
+    _, skip, out, keep, now, before, amount, _, following = table[int(index)]
     said = output.float()
     if guidance is not None:
         without, told = said.chunk(2)
         said = without + guidance[:, None, None] * (told - without)
-    now = scale[1] * latents + scale[2] * said
-    new = scale[3] * latents + scale[4] * now + scale[5] * clean
+    estimate = skip * latents + out * said
+    new = keep * latents + now * estimate + before * clean
     if noise is not None:
-        new = new + scale[6] * noise
+        new = new + amount * noise
     latents.copy_(new)
-    clean.copy_(now)
-    scaled = (new * scale[7]).to(network_in.dtype)
+    clean.copy_(estimate)
+    scaled = (new * following).to(network_in.dtype)
     network_in.copy_(scaled if guidance is None else torch.cat([scaled, scaled]))

@@ -12,7 +12,7 @@ from packshot.engine.decode import decode_checked, flat
 from packshot.engine.denoise import noise_of
 from packshot.engine.fast.attention import Attention
 from packshot.engine.fast.calibration import calibrate, to_fp8
-from packshot.engine.fast.graphs import WINDOW, Captured, Graphs, Shape, StepGraph, table_of
+from packshot.engine.fast.graphs import WINDOW, Captured, Graphs, Shape, StepGraph
 from packshot.engine.fast.unet import FastUNet
 from packshot.engine.fast.vae import FastDecoder
 from packshot.engine.limits import SIDE_MULTIPLE, default_size
@@ -108,7 +108,7 @@ class FastRunner:
             graph.step()
             if kept:
                 latents = graph.picture(graph.latents)
-                graph.put(kept.under(latents, step.level * graph.first), graph.table[index % WINDOW, 7])
+                graph.put(kept.under(latents, step.level * graph.first), step.following)
             if watch:
                 clean = graph.picture(graph.clean)
                 watch(index + 1, kept.under(clean, 0.0) if kept else clean)
@@ -161,7 +161,7 @@ class FastRunner:
         time_ids = torch.tensor([sizes] * len(texts.pooled), device=texts.pooled.device)
         shifts = self.model.unet.embed(plan.timesteps[window], texts.pooled, time_ids)
         shifts = graph.unet.shifts(shifts).repeat_interleave(graph.shape.pictures, dim=1)
-        graph.load(table_of(plan)[window], shifts)
+        graph.load(plan.table[window], shifts)
 
     def _calibrated(self, unet: FastUNet) -> list[float]:
         """Return what `calibrate` sees over the steps of one fixed render."""
