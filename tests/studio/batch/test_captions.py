@@ -106,7 +106,7 @@ def test_forty_minutes_without_the_provider_lose_no_caption(
     calls = primary.of("503", "reset", "silent")
     assert len(calls) + answers <= 1.10 * JOBS
     if has_second:
-        assert took < 1.2 * JOBS / HANDS.at_once * QUICK_S + 120.0
+        assert took < 2 * JOBS / HANDS.at_once * QUICK_S, "the second provider was not used"
     else:
         assert took > OUTAGE_S
         late = [at for at in calls if at > gone + 120.0]
