@@ -285,8 +285,13 @@ def _setup(desk: Desk, agreed: Nanos | None) -> Setup:
     from packshot.studio.batch.perform import FACTORY
     from packshot.studio.batch.runner import Setup
     from packshot.studio.batch.supervise import Order
+    from packshot.studio.settings import load_studio
 
-    settings = {"recipe": desk.source.recipe.facts(), **asdict(desk.engine)}
+    settings = {
+        "recipe": desk.source.recipe.facts(),
+        "embeddings": asdict(load_studio().embeddings),
+        **asdict(desk.engine),
+    }
     order = Order(FACTORY, settings, desk.state.folder)
     return Setup(order, desk.store, _books_of(desk, agreed), captions=_ahead(desk))
 

@@ -111,6 +111,10 @@ def show(report: Report, where: str, manifest: str, sheet: str) -> None:
     if counts.delivered:
         each = show_eur(report.amount // counts.delivered, 9)
         console.print(f"{counts.delivered:,} pictures delivered, {each} EUR each")
+    use = report.embeddings
+    if use.hits:
+        texts = f"{use.rate:.1%} of {use.hits + use.misses:,} texts encoded before"
+        console.print(f"{texts}, which saved {use.saved_s:,.1f} s".replace("%", " %"))
     for reason, works in report.reasons:
         said = reason if len(reason) <= REASON else f"{reason[:REASON]}…"
         console.print(f"{works:,} quarantined: {said}", soft_wrap=True)

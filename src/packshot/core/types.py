@@ -128,6 +128,12 @@ class EmbeddingUse:
             self.hits + other.hits, self.misses + other.misses, self.saved_s + other.saved_s
         )
 
+    def __sub__(self, earlier: EmbeddingUse) -> EmbeddingUse:
+        """Return what came since ``earlier``, of one count that grows."""
+        return EmbeddingUse(
+            self.hits - earlier.hits, self.misses - earlier.misses, self.saved_s - earlier.saved_s
+        )
+
 
 NOTHING_READ = EmbeddingUse()
 

@@ -26,7 +26,7 @@ BUSY_S = 2.0
 USED_S = 3600.0
 """A use within this time of the last one that is noted is not noted."""
 
-SWEPT_AT_ONCE = 1000
+SWEPT_AT_ONCE = 100
 """Values that one transaction throws away, so that others come to their turn."""
 
 VERSION = 1

@@ -20,7 +20,13 @@ from packshot.state.blobs import Blobs, MemoryBlobs, TieredBlobs
 from packshot.state.sqlite_blobs import SqliteBlobs
 from packshot.studio.record import code_mark
 
-__all__ = ["EmbeddingSettings", "KeptEmbeddings", "cache_folder", "kept_embeddings"]
+__all__ = [
+    "EmbeddingSettings",
+    "KeptEmbeddings",
+    "cache_folder",
+    "kept_embeddings",
+    "open_embeddings",
+]
 
 DAY_S = 24 * 3600.0
 MIB = 1024 * 1024
@@ -86,30 +92,40 @@ class KeptEmbeddings:
         with self._lock:
             self.total += use
 
+    def close(self) -> None:
+        """Let go of the file."""
+        if isinstance(self.blobs, TieredBlobs) and isinstance(self.blobs.back, SqliteBlobs):
+            self.blobs.back.close()
 
-@contextmanager
-def kept_embeddings(settings: EmbeddingSettings) -> Generator[KeptEmbeddings | None]:
-    """Yield the cache that ``settings`` describe, None where nothing is to be kept.
+
+def open_embeddings(settings: EmbeddingSettings) -> KeptEmbeddings | None:
+    """Return the cache that ``settings`` describe, to be closed; None where nothing is to be kept.
 
     Where the file cannot be used the cache is in memory alone, and its ``problem`` says why.
     """
     if not settings.keep:
-        yield None
-        return
+        return None
     ttl_s, memory = settings.days * DAY_S, MemoryBlobs(settings.memory_mb * MIB)
     if settings.file_mb == 0:
-        yield KeptEmbeddings(memory, ttl_s)
-        return
+        return KeptEmbeddings(memory, ttl_s)
     path = Path(settings.file).expanduser() if settings.file else cache_folder() / "embeddings.db"
     try:
         file = SqliteBlobs(path, settings.file_mb * MIB)
+        file.sweep()
     except StateUnavailable as error:
-        yield KeptEmbeddings(memory, ttl_s, str(error))
-        return
+        return KeptEmbeddings(memory, ttl_s, str(error))
+    return KeptEmbeddings(TieredBlobs(memory, file), ttl_s)
+
+
+@contextmanager
+def kept_embeddings(settings: EmbeddingSettings) -> Generator[KeptEmbeddings | None]:
+    """Yield what `open_embeddings` returns, and close it in the end."""
+    kept = open_embeddings(settings)
     try:
-        yield KeptEmbeddings(TieredBlobs(memory, file), ttl_s)
+        yield kept
     finally:
-        file.close()
+        if kept is not None:
+            kept.close()
 
 
 def cache_folder() -> Path:

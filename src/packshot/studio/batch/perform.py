@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from packshot.core.errors import InvalidRequest
-from packshot.core.types import Usage
+from packshot.core.types import NOTHING_READ, EmbeddingUse, Usage
 from packshot.studio.batch.spool import Spool
 from packshot.studio.batch.state import Made
 from packshot.studio.batch.worker import Job, Performer
 from packshot.studio.caption import Caption
+from packshot.studio.embeddings import EmbeddingSettings, KeptEmbeddings, open_embeddings
 from packshot.studio.models import open_model
 from packshot.studio.recipes.recipe import Recipe
 from packshot.studio.recipes.registry import known_steps
@@ -28,16 +29,20 @@ if TYPE_CHECKING:
 __all__ = ["FACTORY", "Settings", "load", "recipe_of"]
 
 FACTORY = "packshot.studio.batch.perform:load"
+KEPT = EmbeddingSettings()
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What a worker is told: the recipe with all its parameters, and the engine's choices."""
+    """What a worker is told: the recipe with all its parameters, the engine's choices, and which
+    embeddings of texts are kept.
+    """
 
     recipe: dict[str, Any]
     model: str = ""
     device: str = "auto"
     precision: str = "auto"
     vae_precision: str = "auto"
+    embeddings: EmbeddingSettings = KEPT
 
 
 def load(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None]) -> Performer:
@@ -49,12 +54,13 @@ def load(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None
     """
     told = msgspec.convert(settings, Settings)
     recipe = recipe_of(told.recipe)
-    tools = Tools(by_rules(None), store=Spool(folder))
+    tools, kept = Tools(by_rules(None), store=Spool(folder)), None
     if "engine" in recipe.needs:
-        tools = _with_engine(tools, told, on_device)
+        kept = open_embeddings(told.embeddings)
+        tools = _with_engine(tools, told, on_device, kept)
     else:
         on_device("cpu")
-    return _Studio(recipe, tools)
+    return _Studio(recipe, tools, kept)
 
 
 def recipe_of(facts: Mapping[str, Any]) -> Recipe:
@@ -75,7 +81,12 @@ def recipe_of(facts: Mapping[str, Any]) -> Recipe:
     return Recipe(facts["name"], facts["version"], "", tuple(steps))
 
 
-def _with_engine(tools: Tools, told: Settings, on_device: Callable[[str], None]) -> Tools:
+def _with_engine(
+    tools: Tools,
+    told: Settings,
+    on_device: Callable[[str], None],
+    kept: KeptEmbeddings | None,
+) -> Tools:
     from packshot.engine.devices import device_kind, pick_device
     from packshot.engine.engine import Engine
     from packshot.engine.model import Model
@@ -83,7 +94,8 @@ def _with_engine(tools: Tools, told: Settings, on_device: Callable[[str], None])
     folder = open_model(told.model)
     device = pick_device(told.device)
     on_device(device_kind(device))
-    engine: Any = Engine(Model(folder, device, told.precision, told.vae_precision))  # type: ignore[arg-type]
+    model = Model(folder, device, told.precision, told.vae_precision)  # type: ignore[arg-type]
+    engine: Any = Engine(model, kept)
     return replace(
         tools,
         caption=by_rules(folder),
@@ -97,9 +109,10 @@ def _with_engine(tools: Tools, told: Settings, on_device: Callable[[str], None])
 class _Studio:
     recipe: Recipe
     tools: Tools
+    kept: KeptEmbeddings | None
 
     def __call__(self, job: Job, /) -> Made:
-        item = job.item
+        item, before = job.item, self._read()
 
         def on_step(_: Progress) -> None:
             job.step()
@@ -123,7 +136,11 @@ class _Studio:
             done.caption.text if done.caption else "",
             dict(done.facts),
             done.warnings,
+            self._read() - before,
         )
+
+    def _read(self) -> EmbeddingUse:
+        return NOTHING_READ if self.kept is None else self.kept.total
 
 
 def _name_of(shot: Shot, key: str) -> str:
@@ -168,9 +185,15 @@ class _Meter:
 
     @contextmanager
     def booked(
-        self, models: Sequence[str], meter: list[Usage], delivered: Sized, renders: Sequence[str]
+        self,
+        models: Sequence[str],
+        meter: list[Usage],
+        delivered: Sized,
+        renders: Sequence[str],
+        *,
+        tags: Sequence[str] = (),
     ) -> Generator[None]:
-        del models, delivered, renders
+        del models, delivered, renders, tags
         try:
             yield
         finally:

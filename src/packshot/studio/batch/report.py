@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from packshot.core.errors import LedgerUnavailable, OutputError
 from packshot.core.money import Nanos
-from packshot.core.types import Usage
+from packshot.core.types import NOTHING_READ, EmbeddingUse, Usage
 from packshot.ledger.stores.base import Store as LedgerStore
 from packshot.studio.batch.runner import Books
 from packshot.studio.batch.state import Counts, Row, RunState
@@ -50,6 +50,7 @@ class Report:
     counts: Counts
     costs: tuple[Cost, ...]
     reasons: tuple[tuple[str, int], ...]
+    embeddings: EmbeddingUse = NOTHING_READ
 
     @property
     def amount(self) -> Nanos:
@@ -64,6 +65,7 @@ class Report:
             "cost_nano_eur": self.amount,
             "costs": [asdict(cost) for cost in self.costs],
             "quarantined": [{"reason": why, "works": works} for why, works in self.reasons],
+            "embeddings": asdict(self.embeddings),
         }
 
 
@@ -133,7 +135,8 @@ def catch_up(state: RunState, store: LedgerStore, books: Books) -> int:
 def report_of(state: RunState, store: LedgerStore, batch: str) -> Report:
     """Return the report of a batch; the state takes over what the ledger says of each render."""
     state.settle(true_costs(store, batch))
-    return Report(batch, state.counts(), costs_of(store, batch), tuple(state.reasons()))
+    costs, reasons = costs_of(store, batch), tuple(state.reasons())
+    return Report(batch, state.counts(), costs, reasons, state.embeddings())
 
 
 def sample_sheet(state: RunState, store: Reader) -> bytes | None:

@@ -28,6 +28,7 @@ from packshot.core.clock import wall_us
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.core.ids import new_id
 from packshot.core.money import Nanos
+from packshot.core.types import NOTHING_READ, EmbeddingUse
 from packshot.studio.batch.items import Item
 
 __all__ = ["Attempt", "Counts", "Delivered", "Made", "Row", "RunState", "Todo", "Trouble"]
@@ -72,6 +73,7 @@ class Made(msgspec.Struct, frozen=True, gc=False):
     """A finished picture in the run's folder: its ``file`` there, and what is known of it.
 
     ``usage`` is not among it: it was booked when the picture was made, on ``render``.
+    ``embeddings`` is what its texts' cache had, and saved.
     """
 
     render: str
@@ -83,6 +85,13 @@ class Made(msgspec.Struct, frozen=True, gc=False):
     caption: str
     facts: dict[str, Any]
     warnings: tuple[str, ...] = ()
+    embeddings: EmbeddingUse = NOTHING_READ
+
+
+class _Read(msgspec.Struct):
+    """Of a `Made`, the one thing that is added up."""
+
+    embeddings: EmbeddingUse = NOTHING_READ
 
 
 class Delivered(msgspec.Struct, frozen=True, gc=False):
@@ -458,6 +467,19 @@ class RunState:
                 "UPDATE attempts SET cost = ? WHERE render = ?",
                 ((cost, render) for render, cost in costs),
             )
+
+    def embeddings(self) -> EmbeddingUse:
+        """Return what all pictures of the plan took from the cache of embeddings."""
+        total, last = NOTHING_READ, b""
+        while found := self._rows(
+            "SELECT work, made FROM works"
+            " WHERE plan = ? AND work > ? AND made IS NOT NULL ORDER BY work LIMIT ?",
+            (self.plan, last, PAGE),
+        ):
+            last = found[-1][0]
+            for _, made in found:
+                total += msgspec.msgpack.decode(made, type=_Read).embeddings
+        return total
 
     def reasons(self) -> list[tuple[str, int]]:
         """Return why works are quarantined, and how many each, the most first."""
