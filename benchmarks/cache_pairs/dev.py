@@ -1,6 +1,6 @@
 """The development half of the benchmark: what the guards were written and tuned on.
 
-    ./packshot python benchmarks/cache_pairs/dev.py OUT.jsonl
+    ./packshot python benchmarks/cache_guard.py --half dev --write OUT.jsonl
 
 Shoes, homeware and gifts, in requests as a shop's services and its people send them. It shares
 neither grammars nor words with `heldout.py`. A third of the nouns are made up, since a guard that
@@ -10,13 +10,9 @@ only knows what is on its lists would look better here than it is.
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from pairs import Pair, Scene, draw, mistype, write
+from .pairs import Pair, Scene, draw, mistype
 
 SAME, OTHER, SEED = 5_000, 6_000, 7
 WAYS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -231,7 +227,3 @@ def generate(seed: int = SEED) -> list[Pair]:
     pairs = [same_pair(rng) for _ in range(SAME)] + [other_pair(rng) for _ in range(OTHER)]
     rng.shuffle(pairs)
     return pairs
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]), generate())

@@ -1,6 +1,6 @@
 """The held-out half of the benchmark: grammars and words that the guards were not written against.
 
-    ./packshot python benchmarks/cache_pairs/heldout.py OUT.jsonl
+    ./packshot python benchmarks/cache_guard.py --half heldout --write OUT.jsonl
 
 English nouns, colours, materials and adjectives come from `vocabulary.json`, which a program took
 out of WordNet (`extract.py`) and nobody read before the one run on it. The grammars were written,
@@ -15,13 +15,10 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from pairs import Pair, Scene, draw, mistype, write
+from .pairs import Pair, Scene, draw, mistype
 
 SAME, OTHER, SEED = 5_500, 6_500, 20261125
 HERE = Path(__file__).parent
@@ -492,7 +489,3 @@ def generate(seed: int = SEED) -> list[Pair]:
     ]
     rng.shuffle(pairs)
     return pairs
-
-
-if __name__ == "__main__":
-    write(Path(sys.argv[1]), generate())

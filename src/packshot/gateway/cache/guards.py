@@ -14,7 +14,7 @@ were never seen.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from packshot.gateway.cache.binding import rebound
@@ -78,7 +78,20 @@ def compare(a: Reading, b: Reading, must_match: Collection[str] = SLOT_TYPES) ->
         found.append(Difference("word", (a.text,), (b.text,)))
     if not found and "order" in must_match and (turned := rebound(a, b)):
         found.append(Difference("order", *turned))
+    if not found and "parameter" in must_match:
+        found.extend(_parameters(a, b))
     return Verdict(tuple(found))
+
+
+def _parameters(a: Reading, b: Reading) -> Iterator[Difference]:
+    """Yield what two texts fill into one template, where it differs even by a little word."""
+    if a.filled is None or b.filled is None or a.filled.template != b.filled.template:
+        return
+    for left, right in zip(a.filled.values, b.filled.values, strict=True):
+        if left.lower() != right.lower():
+            one, other = read(left), read(right)
+            if (one.slots or other.slots) and not compare(one, other).agree:
+                yield Difference("parameter", (left,), (right,))
 
 
 def _values(kind: str, slots: list[Slot]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from packshot.gateway.cache.lexicon import LANGUAGES, LONGEST, Lexicon, Term, lexicon
 from packshot.gateway.cache.patterns import PATTERNS, Slot, quantity
+from packshot.gateway.cache.templates import Filled
 
 __all__ = ["SLOT_TYPES", "WEAK", "Reading", "read"]
 
@@ -38,12 +39,21 @@ WEAK = "~"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A text, read: its slots in order, its language, and how many little words were left out."""
+    """A text, read: its slots in order, its language, and how many little words were left out.
+
+    ``filled`` is what it puts into a template of its partition, for callers that mine templates.
+    """
 
     text: str
     slots: tuple[Slot, ...]
     language: str
     left_out: int
+    filled: Filled | None = None
+
+    @property
+    def gist(self) -> str:
+        """What is embedded: the slots' values alone, so that a long opening changes no vector."""
+        return " ".join(slot.value for slot in self.slots)
 
 
 # ---------------------------------------------------------------- words

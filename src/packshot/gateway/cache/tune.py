@@ -1,0 +1,141 @@
+"""Which threshold a route should have: hit rate, false hits and money over labelled pairs.
+
+A pair's similarity is computed once; a threshold then lets through the pairs that the guards do not
+stop and whose similarity reaches it. Without guards (``must_match`` empty) it is what a plain
+semantic cache does. Pure functions over the pairs; `packshot cache tune` shows what they return.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import msgspec
+
+from packshot.core.errors import InvalidRequest
+from packshot.gateway.cache.guards import compare
+from packshot.gateway.cache.sequential import Interval, exact_interval
+from packshot.gateway.cache.slots import read
+
+__all__ = [
+    "THRESHOLDS",
+    "LabelledPair",
+    "Outcome",
+    "Scored",
+    "best",
+    "guarded",
+    "load_pairs",
+    "outcomes",
+]
+
+THRESHOLDS = tuple(round(0.80 + step / 100, 2) for step in range(20))
+"""0.80 to 0.99, in steps of a hundredth."""
+MOST_PAIRS = 1_000_000
+
+
+class LabelledPair(msgspec.Struct, frozen=True):
+    """Two requests of a route; ``same`` says whether one answer serves both.
+
+    ``nano_eur`` is what answering the second by the upstream costs; 0 where nobody knows.
+    """
+
+    a: str
+    b: str
+    same: bool
+    route: str = ""
+    kind: str = ""
+    nano_eur: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A pair with its cosine (-1 to 1), and whether the guards let it through."""
+
+    pair: LabelledPair
+    similarity: float
+    agrees: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a threshold does: hits among the same pairs, false hits among the others, money saved.
+
+    ``hits`` and ``false`` carry Clopper and Pearson's 95 % intervals.
+    """
+
+    threshold: float
+    hits: Interval
+    false: Interval
+    hit_count: int
+    false_count: int
+    saved_nano_eur: int
+
+
+def load_pairs(path: Path) -> list[LabelledPair]:
+    """Read a file of one JSON object a line: ``{"a": …, "b": …, "same": true}``.
+
+    Members that it does not know are passed over. Raises `InvalidRequest` with the number of the
+    line that cannot be read.
+    """
+    decode = msgspec.json.Decoder(LabelledPair).decode
+    pairs: list[LabelledPair] = []
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    pairs.append(_decoded(decode, line, f"{path}, line {number}"))
+                if len(pairs) > MOST_PAIRS:
+                    raise InvalidRequest(f"{path} has more than {MOST_PAIRS:,} pairs")
+    except OSError as error:
+        raise InvalidRequest(f"cannot read {path}: {error.strerror or error}") from error
+    if not pairs:
+        raise InvalidRequest(f"{path} has no pairs; one JSON object a line is expected: {EXAMPLE}")
+    return pairs
+
+
+EXAMPLE = json.dumps({"a": "red mug", "b": "a red mug", "same": True})
+
+
+def _decoded(decode: Any, line: bytes, where: str) -> LabelledPair:  # noqa: ANN401
+    try:
+        return cast("LabelledPair", decode(line))
+    except msgspec.MsgspecError as error:
+        raise InvalidRequest(f"{where}: {error}; a line looks like {EXAMPLE}") from error
+
+
+def guarded(pairs: Iterable[LabelledPair], must_match: Sequence[str]) -> list[bool]:
+    """Return for each pair whether the guards let it through."""
+    return [compare(read(pair.a), read(pair.b), must_match).agree for pair in pairs]
+
+
+def outcomes(scored: Sequence[Scored], thresholds: Sequence[float] = THRESHOLDS) -> list[Outcome]:
+    """Return what each threshold does to the pairs."""
+    same = [row for row in scored if row.pair.same]
+    other = [row for row in scored if not row.pair.same]
+    return [_outcome(same, other, threshold) for threshold in thresholds]
+
+
+def _outcome(same: Sequence[Scored], other: Sequence[Scored], threshold: float) -> Outcome:
+    hits = [row for row in same if row.agrees and row.similarity >= threshold]
+    false = sum(row.agrees and row.similarity >= threshold for row in other)
+    return Outcome(
+        threshold,
+        exact_interval(len(hits), len(same)),
+        exact_interval(false, len(other)),
+        len(hits),
+        false,
+        sum(row.pair.nano_eur for row in hits),
+    )
+
+
+def best(rows: Sequence[Outcome], limit: float) -> Outcome | None:
+    """Return the outcome with the most hits whose false hits are within ``limit`` (a rate).
+
+    Of equal ones the highest threshold: it costs nothing and is the most careful. None when all
+    thresholds are above the limit: such a route should have no semantic tier.
+    """
+    fine = [row for row in rows if row.false.rate <= limit]
+    return max(fine, key=lambda row: (row.hit_count, row.threshold), default=None)
