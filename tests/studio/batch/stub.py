@@ -7,6 +7,7 @@ brief's last word), ``pause_s`` (how long a picture takes).
 from __future__ import annotations
 
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -47,6 +48,7 @@ class Stub:
         self.truth = Path(settings["truth"]) if settings.get("truth") else None
         self.once = Path(settings.get("once") or folder / "once")
         self.pause_s = float(settings.get("pause_s", 0.0))
+        self.large = bool(settings.get("large"))
         self.spool = Spool(folder)
 
     def say(self, truth: Truth) -> None:
@@ -83,6 +85,8 @@ class Stub:
         job.usage.append(Usage("encode", ENCODE_S, "cpu"))
         self.fail(item.brief, job)
         data = f"{item.brief} {item.seed} {sorted(item.parameters.items())}".encode() * 50
+        if self.large and item.brief.endswith("large"):
+            data += random.Random(item.seed).randbytes(17 << 20)
         job.usage.append(Usage("denoise", DENOISE_S, "cpu", steps=4))
         kept = self.spool.put(data, "picture.png")
         self.say(Truth(job.render, item.brief, item.seed, tuple(job.usage)))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -68,6 +69,9 @@ class Shelf:
         os.close(file)
         return Kept(path.name, digest, len(data), requests=1)
 
+    def read(self, key: str, most: int = 0) -> bytes:
+        return (self.folder / key).read_bytes()
+
 
 def work_of(item: Item) -> bytes:
     """Return what stands for all that an item asks for, whatever it is called."""
@@ -81,14 +85,18 @@ def items_of(briefs: Sequence[str]) -> list[Item]:
 class World:
     """Everything of a run; `run` makes what is left of ``briefs``."""
 
-    def __init__(self, folder: Path, briefs: Sequence[str], **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, briefs: Sequence[str], store: Any = None, **settings: Any
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.truth = folder / "truth.jsonl"
         self.settings = {"truth": str(self.truth), **settings}
         self.shelf = Shelf(folder / "out")
+        self.store = store or self.shelf
         config = folder / "packshot.yaml"
-        config.write_text(CONFIG)
+        if not config.exists():
+            config.write_text(CONFIG)
         self.ledger_settings = load_settings(config)
         object.__setattr__(self.ledger_settings, "journal", folder / "journal")
         self.book: PriceBook = book_of(self.ledger_settings)
@@ -102,7 +110,7 @@ class World:
     def setup(self, ledger: Ledger, watch: Watch = QUICK, rules: Rules = RULES) -> Setup:
         order = Order(FACTORY, self.settings, self.folder / "run")
         books = Books(ledger, self.book, "stub", "batch-1", "stub-model")
-        return Setup(order, self.shelf, books, watch, rules)
+        return Setup(order, self.store, books, watch, rules)
 
     def run(self, watch: Watch = QUICK, rules: Rules = RULES, **how: Any) -> Run:
         """Run to the end, and bring the ledger's journal into its store."""
@@ -123,18 +131,24 @@ class World:
     def truths(self) -> list[Truth]:
         return read_truth(self.truth)
 
-    def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+    @contextmanager
+    def opened(self) -> Iterator[Any]:
         store = open_store(self.ledger_settings.store)
         try:
-            return store.query(sql, values)
+            yield store
         finally:
             store.close()
+
+    def query(self, sql: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self.opened() as store:
+            return store.query(sql, values)
 
     def check_books(self) -> Counter[str]:
         """Hold the ledger against the truth log; return how its denoising attempts ended."""
         finished = {truth.render: truth.usage for truth in self.truths() if truth.usage}
         entries = self.query(
-            "SELECT render, stage, outcome, seconds_us, amount FROM entries WHERE render <> ''"
+            "SELECT render, stage, outcome, seconds_us, amount FROM entries"
+            " WHERE render <> '' AND provider = ''"
         )
         seen = Counter((row[0], row[1]) for row in entries if row[2] == "succeeded")
         assert all(count == 1 for count in seen.values()), "a stage succeeded twice"
@@ -157,7 +171,7 @@ class World:
             if row.state == "delivered":
                 assert row.made is not None
                 assert row.delivered is not None
-                data = (self.shelf.folder / row.delivered.key).read_bytes()
+                data = self.store.read(row.delivered.key)
                 assert sha256(data).hexdigest() == row.made.sha256
             if row.state == "quarantined":
                 assert row.reason
