@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from packshot.core.errors import DeviceMissing, unknown_name
+from packshot.core.errors import DeviceMissing, InvalidRequest, unknown_name
 from packshot.core.types import PRECISIONS, Precision, Stage, Usage
 
 if TYPE_CHECKING:
