@@ -112,6 +112,7 @@ class Bookkeeper:
         self.recipe = recipe
         self._device = device
         self.clock = clock
+        self.waits = False
         self.bill = Bill()
 
     @property
@@ -120,7 +121,10 @@ class Bookkeeper:
         return (self.session.device if self.session else "") or self._device
 
     def beside(self, stages: Sequence[Stage]) -> Bookkeeper:
-        """Return who books ``stages`` alone, on the same bill, of a render made elsewhere."""
+        """Return who books ``stages`` alone, on the same bill, of a render made elsewhere.
+
+        The time that is waited for it there is nobody's here.
+        """
         other = Bookkeeper(
             self.ledger,
             self.book,
@@ -130,7 +134,7 @@ class Bookkeeper:
             batch=self.batch,
             stages=stages,
         )
-        other.bill = self.bill
+        other.bill, other.waits = self.bill, True
         return other
 
     @contextmanager
@@ -160,7 +164,8 @@ class Bookkeeper:
         try:
             yield
         except BaseException as error:
-            lost = perf_counter() - start - (_seconds(meter) - before)
+            passed = 0.0 if self.waits else perf_counter() - start
+            lost = passed - (_seconds(meter) - before)
             used = self._fitted(use, [*meter, self._unfinished(error, lost)])
             try:
                 self._settle(work, used, len(delivered), reason_of(error))

@@ -25,8 +25,9 @@ from packshot.studio.recipes.step import CaptionWriter, Shot, Tools
 
 if TYPE_CHECKING:
     from packshot.engine.results import Progress
+    from packshot.studio.render import Renderer
 
-__all__ = ["FACTORY", "Settings", "load", "recipe_of"]
+__all__ = ["FACTORY", "Settings", "load", "recipe_of", "with_engine"]
 
 FACTORY = "packshot.studio.batch.perform:load"
 KEPT = EmbeddingSettings()
@@ -61,6 +62,21 @@ def load(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None
     else:
         on_device("cpu")
     return _Studio(recipe, tools, kept)
+
+
+def with_engine(settings: dict[str, Any], folder: Path, engine: Renderer) -> Performer:
+    """Return what makes pictures with an ``engine`` that is there already: a hosted provider's.
+
+    Raises:
+        InvalidRequest, ModelError: as for `load`.
+    """
+    told = msgspec.convert(settings, Settings)
+    tools = Tools(by_rules(None), store=Spool(folder))
+    recipe = recipe_of(told.recipe)
+    if "engine" in recipe.needs:
+        model = open_model(told.model)
+        tools = replace(tools, caption=by_rules(model), folder=model, engine=engine)
+    return _Studio(recipe, tools, None)
 
 
 def recipe_of(facts: Mapping[str, Any]) -> Recipe:

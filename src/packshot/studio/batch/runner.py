@@ -21,6 +21,8 @@ from time import monotonic, perf_counter
 
 from packshot.core.errors import (
     BudgetExceeded,
+    ContentFiltered,
+    DeviceMissing,
     InvalidRequest,
     LedgerError,
     OutputError,
@@ -32,18 +34,22 @@ from packshot.core.money import Nanos, show_eur
 from packshot.core.types import STAGES, Stage, Usage
 from packshot.studio.accounts import Ledger, Prices
 from packshot.studio.batch.captions import Ahead
+from packshot.studio.batch.elsewhere import Elsewhere
 from packshot.studio.batch.frames import Do
 from packshot.studio.batch.spool import Spool
 from packshot.studio.batch.state import Attempt, Delivered, Made, RunState, Todo
 from packshot.studio.batch.supervise import Order, Watch, Worker
 from packshot.studio.batch.tally import Tally
 from packshot.studio.booking import Bookkeeper
+from packshot.studio.overflow import Why
 from packshot.studio.recipes.step import Store
 from packshot.studio.session import DeviceSession
 
 __all__ = ["Books", "Rules", "Run", "Setup"]
 
 MAKING: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "store")
+BESIDE_RENDER: tuple[Stage, ...] = ("caption", "finish")
+"""What is made here of a work that is rendered elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,8 @@ class Books:
 class Setup:
     """What a run needs: the worker, the store, the books, and its limits.
 
-    ``captions`` are written ahead; None leaves them to the worker's rules.
+    ``captions`` are written ahead; None leaves them to the worker's rules. ``elsewhere`` makes
+    works while no worker can be started; None ends the run then.
     """
 
     order: Order
@@ -93,6 +100,7 @@ class Setup:
     watch: Watch = field(default_factory=Watch)
     rules: Rules = field(default_factory=Rules)
     captions: Ahead | None = None
+    elsewhere: Elsewhere | None = None
 
 
 @dataclass(slots=True)
@@ -164,6 +172,8 @@ class Run:
                 self.worker.kill()
             if not maker.is_alive():
                 self.worker.close()
+            if self._setup.elsewhere is not None:
+                self._setup.elsewhere.close()
             self._end_session()
         if self._error is not None:
             raise self._error
@@ -228,20 +238,23 @@ class Run:
 
     def _make(self, todo: Todo) -> None:
         """Make one work, and see to what comes of it."""
-        if not self.worker.alive and not self._load():
+        why = self._place()
+        if why is None:
             return
         begun = self._begun(todo)
         if begun is None:
             return
         attempt, caption = begun
         keeper = self._keeper(MAKING, self._session)
+        if why:
+            keeper = self._keeper(MAKING, None).beside(BESIDE_RENDER)
         meter: list[Usage] = []
         made: list[Made] = []
         try:
             with keeper.booked([self._books.model], meter, made, [attempt.render]):
                 limit_s = self._setup.watch.item_s
                 do = Do(new_id(), todo.item, attempt.render, limit_s, caption)
-                made.append(self.worker.ask(do, meter).made)
+                made.append(self._made(do, why, meter, keeper))
                 self.state.made(attempt, made[0])
         except LedgerError as error:
             self.state.ended(attempt, "abandoned", str(error))
@@ -260,6 +273,32 @@ class Run:
         finally:
             self._charge(attempt.render, keeper)
 
+    def _place(self) -> Why | None:
+        """Return why a work is to be made elsewhere, "" in the worker; None at the run's end."""
+        elsewhere = self._setup.elsewhere
+        if elsewhere is None:
+            return "" if self.worker.alive or self._load() else None
+        if not self.worker.alive and elsewhere.may_load():
+            try:
+                if not self._load():
+                    return None
+                elsewhere.loaded(alive=True)
+            except (WorkerLost, DeviceMissing):
+                self._end_session()
+                elsewhere.loaded(alive=False)
+        return elsewhere.why()
+
+    def _made(self, do: Do, why: Why, meter: list[Usage], keeper: Bookkeeper) -> Made:
+        """Return what was made of a work, in the worker or elsewhere."""
+        elsewhere = self._setup.elsewhere
+        if not why or elsewhere is None:
+            return self.worker.ask(do, meter).made
+        try:
+            return elsewhere.make(do, why, meter)
+        finally:
+            for name, cost, priced in elsewhere.calls:
+                keeper.bill.add_call(name, cost, priced=priced, stage="denoise")
+
     def _begun(self, todo: Todo) -> tuple[Attempt, bytes] | None:
         """Return the attempt at a work, and its caption if one was written; None at an end."""
         captions = self._setup.captions
@@ -276,7 +315,7 @@ class Run:
         self.tally.failed_attempts += 1
         if not self.worker.alive:
             self._end_session()
-        final = isinstance(error, InvalidRequest)
+        final = isinstance(error, (InvalidRequest, ContentFiltered))
         if final or number >= self._rules.attempts:
             tries = "" if final else f" ({number} attempts)"
             self._quarantine(todo.work, f"{error}{tries}")
