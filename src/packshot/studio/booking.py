@@ -144,11 +144,14 @@ class Bookkeeper:
         meter: list[Usage],
         delivered: Sized,
         renders: Sequence[str] = (),
+        *,
+        tags: Sequence[str] = (),
     ) -> Generator[None]:
         """Book what happens inside; ``models`` names the model of each picture.
 
             ``meter`` is what the stages consumed, to which the block adds; ``delivered`` grows with
             the pictures that are done. ``renders`` are the pictures' ids; without, they are made.
+            ``tags`` are those of every row, "name=value", sorted.
 
         Raises:
                 BudgetExceeded, Unpriced, LedgerUnavailable: before the block, which does not run.
@@ -157,7 +160,7 @@ class Bookkeeper:
         use = self.session.begin() if self.session else 0
         try:
             self.bill.renders = tuple(renders) or tuple(new_id() for _ in models)
-            work = self._hold(models)
+            work = self._hold(models, tuple(tags))
         except BaseException:
             self._fitted(use, [])
             raise
@@ -197,7 +200,7 @@ class Bookkeeper:
             parts[place] = msgspec.structs.replace(parts[place], seconds=part / SECOND_US)
         return tuple(parts)
 
-    def _hold(self, models: Sequence[str]) -> list[dict[Stage, Hold]]:
+    def _hold(self, models: Sequence[str], tags: tuple[str, ...]) -> list[dict[Stage, Hold]]:
         """Hold money for every stage of every picture, or for none of them."""
         bounds = {stage: self._bound(stage) for stage in self.stages}
         work: list[dict[Stage, Hold]] = []
@@ -212,6 +215,7 @@ class Bookkeeper:
                         stage=stage,
                         model=model,
                         device=self._device_of(stage),
+                        tags=tags,
                     )
                     work[-1][stage] = self.ledger.hold(
                         dimensions,

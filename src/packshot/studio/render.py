@@ -83,11 +83,17 @@ class Booking(Protocol):
     """Who is told of what a render uses; `packshot.studio.booking.Bookkeeper` is one."""
 
     def booked(
-        self, models: Sequence[str], meter: list[Usage], delivered: Sized, renders: Sequence[str]
+        self,
+        models: Sequence[str],
+        meter: list[Usage],
+        delivered: Sized,
+        renders: Sequence[str],
+        *,
+        tags: Sequence[str] = (),
     ) -> AbstractContextManager[None]:
         """Book what happens inside: a picture for each of ``models``, what ``meter`` then holds.
 
-        ``renders`` are the pictures' ids in the ledger.
+        ``renders`` are the pictures' ids in the ledger, ``tags`` what its rows are tagged with.
 
         What is raised inside comes out again; pictures beyond ``delivered`` then count as waste.
         """

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import ClassVar
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -137,8 +139,9 @@ class Till:
 
     def __init__(self) -> None:
         self.seen: list[tuple] = []
+        self.tags: list[tuple[str, ...]] = []
 
-    def booked(self, models, meter, delivered, renders):
+    def booked(self, models, meter, delivered, renders, *, tags=()):
         from contextlib import contextmanager
 
         @contextmanager
@@ -147,6 +150,7 @@ class Till:
                 yield
             finally:
                 self.seen.append((tuple(models), tuple(meter), len(delivered), tuple(renders)))
+                self.tags.append(tags)
 
         return inner()
 
@@ -171,3 +175,30 @@ def test_stages_are_told_in_their_order(tools) -> None:
 def test_tools_that_are_missing(tools) -> None:
     with pytest.raises(InvalidRequest, match="no engine was given"):
         run(text(), shot(), replace(tools, engine=None))
+
+
+class Careful(msgspec.Struct, frozen=True):
+    """A step that looks before anything is paid for."""
+
+    name: ClassVar[str] = "careful"
+    version: ClassVar[int] = 1
+    needs: ClassVar[frozenset] = frozenset()
+    gives: ClassVar[frozenset] = frozenset()
+
+    def prepare(self, shot: Shot, /) -> tuple[str, ...]:
+        if shot.brief == "bad":
+            raise InvalidRequest("a bad brief")
+        return ("zoo=1", f"core={shot.seed}")
+
+    def __call__(self, shot: Shot, _: Tools) -> Shot:
+        return shot
+
+
+def test_steps_may_look_first_and_tag_the_rows(tools) -> None:
+    recipe = replace(text(), steps=(Careful(), *text().steps, Careful()))
+    till = Till()
+    run(recipe, shot(), tools, till)
+    assert till.tags == [("core=7", "zoo=1")]
+    with pytest.raises(InvalidRequest, match="a bad brief"):
+        run(recipe, shot(brief="bad"), tools, till)
+    assert len(till.seen) == 1

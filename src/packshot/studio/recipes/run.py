@@ -11,14 +11,14 @@ from packshot.core.types import Usage
 from packshot.studio.caption import caption_brief
 from packshot.studio.lexicon import load_lexicon
 from packshot.studio.recipes.recipe import Recipe
-from packshot.studio.recipes.step import CaptionWriter, OnStage, Shot, Tools
+from packshot.studio.recipes.step import CaptionWriter, OnStage, Preparing, Shot, Tools
 
 if TYPE_CHECKING:
     from packshot.engine.folder import ModelFolder
     from packshot.studio.caption import Caption
     from packshot.studio.render import Booking
 
-__all__ = ["by_rules", "run"]
+__all__ = ["by_rules", "prepared", "run"]
 
 
 def run(
@@ -29,6 +29,9 @@ def run(
     on_stage: OnStage | None = None,
 ) -> Shot:
     """Return ``shot`` with every step of ``recipe`` done, each booked under its stage.
+
+    First the steps that can (`Preparing`) look at what they are given: what they refuse costs
+    nothing, and what they say of it are tags of the ledger's rows.
 
     ``booking`` None books nothing. A step that raises ends the run; what was used before it, and by
     it, is booked as waste.
@@ -41,7 +44,12 @@ def run(
     meter: list[Usage] = []
     delivered: list[Shot] = []
     model = tools.folder.name if tools.folder else ""
-    with booking.booked([model], meter, delivered, [shot.render]) if booking else nullcontext():
+    tags = prepared(recipe, shot)
+    with (
+        booking.booked([model], meter, delivered, [shot.render], tags=tags)
+        if booking
+        else nullcontext()
+    ):
         for step in recipe.steps:
             if on_stage is not None:
                 on_stage(step.name)
@@ -50,6 +58,16 @@ def run(
             shot = done
         delivered.append(shot)
     return shot
+
+
+def prepared(recipe: Recipe, shot: Shot) -> tuple[str, ...]:
+    """Return the tags that the steps give a picture's rows in the ledger, sorted, each once.
+
+    Raises:
+        InvalidRequest: what is given cannot be used; nothing has been paid for.
+    """
+    steps = (step for step in recipe.steps if isinstance(step, Preparing))
+    return tuple(sorted({tag for step in steps for tag in step.prepare(shot)}))
 
 
 def by_rules(folder: ModelFolder | None, *, strict: bool = False) -> CaptionWriter:

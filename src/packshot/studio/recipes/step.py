@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from packshot.engine.folder import ModelFolder
     from packshot.engine.results import OnStep
+    from packshot.studio.background import Scene
     from packshot.studio.caption import Caption
     from packshot.studio.photo import Photo
     from packshot.studio.record import Record
@@ -51,6 +52,7 @@ __all__ = [
     "CaptionWriter",
     "Kept",
     "Need",
+    "Preparing",
     "Shot",
     "Step",
     "Store",
@@ -89,11 +91,12 @@ class Shot:
     ledger), ``brief``, ``seed``, ``photo`` and ``mask`` (the product's own photograph, and where in
     it the product is: `packshot.studio.photo`), ``size`` ("WxH"; "" takes what the recipe says).
 
-    Made by the steps: ``caption``, ``picture`` (PIL, sRGB), ``file`` (the encoded picture, whole,
-    with its metadata) of ``format`` ("PNG", "JPEG", "WEBP"), ``kept`` (where it was stored),
-    ``record`` (what makes the same bits again), ``usage`` (in the order of the work), ``warnings``
-    (sentences for the user), and ``facts``: what else a step found, under its own name, as values
-    that JSON has. Facts and record are written into the picture's metadata and its manifest row.
+    Made by the steps: ``caption``, ``picture`` (PIL, sRGB), ``scene`` (a product on its ground, of
+    which the picture was made), ``file`` (the encoded picture, whole, with its metadata) of
+    ``format`` ("PNG", "JPEG", "WEBP"), ``kept`` (where it was stored), ``record`` (what makes the
+    same bits again), ``usage`` (in the order of the work), ``warnings`` (sentences for the user),
+    and ``facts``: what else a step found, under its own name, as values that JSON has. Facts and
+    record are written into the picture's metadata and its manifest row.
     """
 
     id: str
@@ -105,6 +108,7 @@ class Shot:
     size: str = ""
     caption: Caption | None = None
     picture: Image | None = None
+    scene: Scene | None = None
     file: bytes | None = field(default=None, repr=False)
     format: str = ""
     kept: Kept | None = None
@@ -164,6 +168,19 @@ class Step(Protocol):
             InvalidRequest: the input cannot be used; another attempt would not help.
             RenderFailed: this attempt came to nothing; another one may.
             OutputError: the store cannot be written.
+        """
+        ...
+
+
+@runtime_checkable
+class Preparing(Protocol):
+    """A step that can look at what it is given before anything is paid for; few need to."""
+
+    def prepare(self, shot: Shot, /) -> tuple[str, ...]:
+        """Return tags for the ledger's rows of this picture, "name=value".
+
+        Raises:
+            InvalidRequest: what is given cannot be used.
         """
         ...
 
