@@ -171,3 +171,20 @@ def test_config_check_refuses_what_could_never_be_meant(packshot, there, old, ne
     done = check(packshot, old, new)
     assert done.code == 2
     assert said in " ".join(done.err.split())
+
+
+# ---------------------------------------------------------------- batch
+
+
+def test_a_batch_on_a_device_that_is_not_there_is_made_there(packshot, model, there, state_home):
+    Path("briefs.csv").write_text("id,brief,seed\na,white sneakers,1\nb,a red mug,2\n")
+    done = packshot(
+        "batch", "briefs.csv", "--out", "out", "--model", model, "--device", "cuda:99",
+        "--yes-up-to", "5", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    bought = [row for row in rows(state_home, "provider, batch, tags, amount") if row[0]]
+    assert [row[3] for row in bought] == [55_900_000] * 2
+    assert {row[2] for row in bought} == {"key=only,overflow=device"}
+    assert all(row[1] for row in bought)
+    assert len(there.truth) == 2

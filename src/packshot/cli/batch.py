@@ -282,6 +282,7 @@ def _books_of(desk: Desk, agreed: Nanos | None) -> Any:  # noqa: ANN401 - `runne
 
 
 def _setup(desk: Desk, agreed: Nanos | None) -> Setup:
+    from packshot.cli.overflow import elsewhere_of
     from packshot.studio.batch.perform import FACTORY
     from packshot.studio.batch.runner import Setup
     from packshot.studio.batch.supervise import Order
@@ -293,7 +294,11 @@ def _setup(desk: Desk, agreed: Nanos | None) -> Setup:
         **asdict(desk.engine),
     }
     order = Order(FACTORY, settings, desk.state.folder)
-    return Setup(order, desk.store, _books_of(desk, agreed), captions=_ahead(desk))
+    elsewhere = elsewhere_of(
+        desk.books, desk.source.recipe.name, desk.name, settings, desk.state.folder
+    )
+    books = _books_of(desk, agreed)
+    return Setup(order, desk.store, books, captions=_ahead(desk), elsewhere=elsewhere)
 
 
 def _ahead(desk: Desk) -> Ahead | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from packshot.gateway.plan import Plan
     from packshot.ledger.caps import Cap
     from packshot.ledger.settings import Settings
+    from packshot.studio.batch.elsewhere import Elsewhere, OnCall
     from packshot.studio.hosted import HostedProvider
     from packshot.studio.overflow import Overflow, Pool
     from packshot.studio.settings import OverflowEntry, StudioSettings
 
-__all__ = ["caps_with", "check_overflow", "hosted_of", "overflow_of"]
+__all__ = ["caps_with", "check_overflow", "elsewhere_of", "hosted_of", "overflow_of"]
 
 
 def check_overflow(plan: Plan, settings: StudioSettings) -> list[str]:
@@ -63,12 +64,41 @@ def overflow_of(entry: OverflowEntry, pool: Pool) -> Overflow:
     return Overflow(limits, pool)
 
 
+def elsewhere_of(
+    books: Books, recipe: str, batch: str, settings: dict[str, Any], folder: Path
+) -> Elsewhere | None:
+    """Return who makes works of a batch while no worker can be started; None where nobody does.
+
+    ``settings`` are the worker's, ``folder`` is the run's.
+    """
+    from packshot.studio.batch.elsewhere import Elsewhere
+    from packshot.studio.batch.perform import with_engine
+    from packshot.studio.overflow import Limits
+    from packshot.studio.settings import load_studio
+
+    studio = load_studio()
+    entry = studio.overflow
+    if entry is None:
+        return None
+    return Elsewhere(
+        Limits(entry.when_wait_exceeds_s, entry.back_below_s, entry.dwell_s),
+        lambda on_call: hosted_of(studio, entry, books, recipe, batch, on_call),
+        lambda engine: with_engine(settings, folder, engine),
+    )
+
+
 def hosted_of(
-    settings: StudioSettings, entry: OverflowEntry, books: Books, recipe: str, batch: str = ""
+    settings: StudioSettings,
+    entry: OverflowEntry,
+    books: Books,
+    recipe: str,
+    batch: str = "",
+    on_call: OnCall | None = None,
 ) -> HostedProvider:
     """Return the hosted provider of a command; nothing of the gateway is made before it is used.
 
-    Close it before the books. What its pictures cost is on the keeper's bill.
+    Close it before the books. ``on_call`` hears what its pictures cost; None puts it on the
+    keeper's bill.
     """
     from packshot.studio.hosted import HostedOrder, HostedProvider
 
@@ -87,7 +117,7 @@ def hosted_of(
 
     order = HostedOrder(entry.to, entry.ground_to, entry.deadline_s, recipe, batch)
 
-    def on_call(name: str, cost: Nanos, priced: bool) -> None:
+    def on_bill(name: str, cost: Nanos, priced: bool) -> None:
         books.keeper.bill.add_call(name, cost, priced=priced, stage="denoise")
 
-    return HostedProvider(client, order, on_call)
+    return HostedProvider(client, order, on_call or on_bill)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from packshot.studio.hosted import HostedProvider
     from packshot.studio.render import Renderer
 
-__all__ = ["Elsewhere"]
+__all__ = ["Elsewhere", "OnCall"]
 
 RETRY_S = 30.0
 """Between two tries to start a worker while works are made elsewhere; or the stay, if longer."""
