@@ -8,7 +8,7 @@ does not. Where in doubt, it is another request.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -24,7 +24,7 @@ ATTRIBUTES = frozenset({"colour", "material", "number", "size"})
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a value stands: under which relation, in which company."""
+    """Where a value stands: under which relation, in which company (itself included)."""
 
     relation: str
     chunk: frozenset[str]
@@ -37,7 +37,7 @@ def rebound(a: Reading, b: Reading) -> Turned | None:
     The two must have the same slots (`packshot.gateway.cache.guards.compare` sees to it).
     """
     left, right = _places(a), _places(b)
-    checks = (_moved(left, right), _regrouped(left, right), _regrouped(right, left), _turned(a, b))
+    checks = (_moved(left, right), _regrouped(left, right), _turned(a, b))
     return next((turned for check in checks for turned in check), None)
 
 
@@ -50,16 +50,18 @@ def _things(reading: Reading) -> list[Slot]:
 
 
 def _places(reading: Reading) -> dict[str, list[_Place]]:
-    chunks: dict[int, set[str]] = {}
-    stretches: dict[int, set[str]] = {}
-    for slot in _things(reading):
-        chunks.setdefault(slot.chunk, set()).add(_key(slot))
-        stretches.setdefault(slot.stretch, set()).add(_key(slot))
+    things = _things(reading)
+    chunks, stretches = defaultdict[int, set[str]](set), defaultdict[int, set[str]](set)
+    for slot in things:
+        chunks[slot.chunk].add(_key(slot))
+        stretches[slot.stretch].add(_key(slot))
+    # One set for all that stand in it: a text of one long chunk would fill memory otherwise.
+    chunk = {number: frozenset(keys) for number, keys in chunks.items()}
+    stretch = {number: frozenset(keys) for number, keys in stretches.items()}
     found: dict[str, list[_Place]] = {}
-    for slot in _things(reading):
-        own = {_key(slot)}
-        company = (frozenset(chunks[slot.chunk] - own), frozenset(stretches[slot.stretch] - own))
-        found.setdefault(_key(slot), []).append(_Place(slot.relation, *company))
+    for slot in things:
+        place = _Place(slot.relation, chunk[slot.chunk], stretch[slot.stretch])
+        found.setdefault(_key(slot), []).append(place)
     return found
 
 
@@ -82,51 +84,55 @@ def _related(one: str, other: str) -> bool:
     return one == other or (weak and not (one and other))
 
 
-def _regrouped(mine: dict[str, list[_Place]], other: dict[str, list[_Place]]) -> Iterator[Turned]:
-    """Yield two that stood together in ``mine``, and in ``other`` stand each with somebody new.
+def _regrouped(left: dict[str, list[_Place]], right: dict[str, list[_Place]]) -> Iterator[Turned]:
+    """Yield two that stood together on the left, and on the right stand each with somebody new.
 
     A table of oak and a lamp of brass: no chunk has two of these words, the stretches tell.
     """
-    single = {key: places[0] for key, places in mine.items() if len(places) == 1}
-    for key, place in single.items():
-        for mate in place.stretch & single.keys():
-            parted = all(
-                with_ not in there.stretch and there.stretch - single[one].stretch
-                for one, with_ in ((key, mate), (mate, key))
-                for there in other.get(one, ())
-            )
-            if parted and key in other and mate in other:
-                yield (key, mate), ()
+    single = {
+        key: (left[key][0].stretch, right[key][0].stretch)
+        for key in left.keys() & right.keys()
+        if len(left[key]) == len(right[key]) == 1
+    }
+    fresh = {key for key, (before, after) in single.items() if after - before}
+    for key in fresh:
+        before, after = single[key]
+        if parted := (before - after) & fresh:
+            yield (key, *sorted(parted)), ()
 
 
 def _turned(a: Reading, b: Reading) -> Iterator[Turned]:
-    """Yield two of one type that share a chunk and stand the other way round.
+    """Yield those of one type that share a chunk in both texts and stand the other way round.
 
-    So must colours that stand alone between commas: mug, red, lid, blue.
+    So must attributes of one kind of which one stands alone between commas: mug, red, lid, blue.
     """
     spots = {_key(slot): (at, slot) for at, slot in enumerate(_things(b))}
-    things = _things(a)
     lonely = _lonely(a) | _lonely(b)
-    for at, slot in enumerate(things):
-        for later in things[at + 1 :]:
-            one, two = spots.get(_key(slot)), spots.get(_key(later))
-            if slot.type != later.type or one is None or two is None or one[0] <= two[0]:
-                continue
-            together = slot.chunk == later.chunk and one[1].chunk == two[1].chunk
-            alike = slot.type != "number" or slot.value.split()[1:] == later.value.split()[1:]
-            if together or (alike and {_key(slot), _key(later)} & lonely):
-                yield (slot.value, later.value), (later.value, slot.value)
+    rows = defaultdict[tuple[object, ...], list[Slot]](list)
+    for slot in _things(a):
+        if _key(slot) in spots:
+            rows[slot.type, slot.chunk, spots[_key(slot)][1].chunk].append(slot)
+            if slot.type in ATTRIBUTES:
+                rows[_attribute(slot),].append(slot)
+    for kind, row in rows.items():
+        together = len(kind) == 3
+        if together or lonely & {_key(slot) for slot in row}:
+            there = sorted(row, key=lambda slot: spots[_key(slot)][0])
+            if there != row:
+                yield tuple(slot.value for slot in row), tuple(slot.value for slot in there)
+
+
+def _attribute(slot: Slot) -> str:
+    """Return what kind of attribute it is; numbers of two units are never taken for each other."""
+    return f"{slot.type} {slot.value.partition(' ')[2]}" if slot.type == "number" else slot.type
 
 
 def _lonely(reading: Reading) -> set[str]:
     """Return the attributes that stand alone in their stretch."""
-    count = Counter(slot.stretch for slot in _things(reading))
-    return {
-        _key(slot)
-        for slot in _things(reading)
-        if slot.type in ATTRIBUTES and count[slot.stretch] == 1
-    }
+    things = _things(reading)
+    count = Counter(slot.stretch for slot in things)
+    return {_key(slot) for slot in things if slot.type in ATTRIBUTES and count[slot.stretch] == 1}
 
 
 def _said(key: str, place: _Place) -> str:
-    return " ".join([place.relation or "·", key, *sorted(place.chunk)])
+    return " ".join([place.relation or "·", key, *sorted(place.chunk - {key})])

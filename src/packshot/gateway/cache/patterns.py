@@ -113,7 +113,11 @@ PATTERNS: dict[str, tuple[Extractor, ...]] = {
         ),
     ),
     "sku": (
-        _slots(r"(?:https?://|www\.)\S+|[\w.+-]+@[\w-]+\.\w[\w.]*", "sku", lambda match: match[0]),
+        _slots(
+            r"(?:https?://|www\.)\S+|(?<![\w.+-])[\w.+-]{1,64}@[\w-]+\.\w[\w.]*",
+            "sku",
+            lambda match: match[0],
+        ),
     ),
     "size": (
         _slots(
