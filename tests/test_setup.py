@@ -16,11 +16,13 @@ FAKE_PYTHON = r"""#!/usr/bin/env bash
 # What a Python does for the script: makes an environment, installs, says whether torch is there.
 here=$WORLD
 echo "$*" >>"$here/calls"
+echo "$0 $*" >>"$here/who"
 case $* in
   --version) echo "Python 3.11.0" ;;
   "-c import sys, venv"*) [[ ! -e $here/too-old ]] ;;
   "-c import pip") [[ -e ${0%/*}/pip-works ]] ;;
   "- 2.11") [[ -e $here/has-torch ]] ;;
+  "- optimized") [[ $0 == */fast/* ]] ;;
   "-m venv "*) for last in "$@"; do :; done
     mkdir -p "$last/bin" && cp "$0" "$last/bin/python" && touch "$last/bin/pip-works" ;;
   *"pip "*"torch=="*) [[ ! -e $here/pip-fails ]] || { cat "$here/pip-fails"; exit 1; }
@@ -31,6 +33,13 @@ case $* in
   "-P -m packshot "*) echo "ran: ${*:4}" ;;
 esac
 """
+
+
+TOOLS = (
+    *("bash", "cat", "cp", "env", "flock", "grep", "mkdir", "mv", "readlink", "rm", "sed"),
+    *("sha256sum", "sleep", "tail", "touch"),
+)
+"""What the script needs beside a Python, and the pretended one too."""
 
 
 class World:
@@ -96,6 +105,32 @@ def test_the_second_run_installs_nothing_and_says_nothing(world: World) -> None:
     assert again.returncode == 0
     assert world.installs() == []
     assert again.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    [
+        (["slow/python3.11", "fast/python3.11"], "fast/python3.11"),
+        (["fast/python3.11", "slow/python3.11"], "fast/python3.11"),
+        (["slow/python3.11", "other/python3.11"], "slow/python3.11"),
+        (["fast/python3.12", "slow/python3.11"], "slow/python3.11"),
+    ],
+)
+def test_of_one_version_the_faster_build_is_taken(
+    world: World, there: list[str], taken: str
+) -> None:
+    for each in there:
+        (world.root / each).parent.mkdir()
+        shutil.copy(world.root / "fake-python", world.root / each)
+    tools = world.root / "tools"  # nothing else: this machine's own Pythons are not to be found
+    tools.mkdir()
+    for tool in TOOLS:
+        (tools / tool).symlink_to(shutil.which(tool) or "/bin/false")
+    folders = [*(str((world.root / each).parent) for each in there), str(tools)]
+    done = world.run("--help", PYTHON="", PATH=":".join(folders))
+    assert done.returncode == 0, done.stderr
+    made = [line for line in (world.root / "who").read_text().splitlines() if "-m venv" in line]
+    assert [line.split()[0] for line in made] == [str(world.root / taken)]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [], ["render", "--help"], ["--version"]])

@@ -81,7 +81,8 @@ def _machine(machine: Machine) -> Iterator[Finding]:
     topic: Topic = "this machine"
     yield Finding(topic, "system", machine.system)
     if _numbers(machine.python) >= PYTHON_OLDEST:
-        yield Finding(topic, "Python", machine.python)
+        slow = "" if machine.optimized else ", built without PGO: the gateway is 13 to 30 % slower"
+        yield Finding(topic, "Python", machine.python + slow)
     else:
         yield Finding(topic, "Python", machine.python, "missing", "install Python 3.11 or newer")
     yield Finding(topic, "cores", str(machine.cores))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sysconfig
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["GIB", "Machine", "driver_version", "installed", "look", "memory_limit"]
+__all__ = ["GIB", "Machine", "driver_version", "installed", "look", "memory_limit", "optimized"]
 
 GIB = 1024**3
 
@@ -24,12 +25,14 @@ NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 class Machine:
     """Facts that need no library. ``memory`` and ``disk_free`` are bytes; ``cores`` may be used.
 
-    ``memory`` is the smaller of what is built in and what the container is allowed. ``driver`` is
-    the version of the NVIDIA kernel driver, or None.
+    ``optimized`` tells whether the Python was built with profile-guided optimization: 13 to 30 %
+    of the gateway's time. ``memory`` is the smaller of what is built in and what the container is
+    allowed. ``driver`` is the version of the NVIDIA kernel driver, or None.
     """
 
     system: str
     python: str
+    optimized: bool
     cores: int
     memory: int
     disk_free: int
@@ -41,11 +44,21 @@ def look(folder: Path) -> Machine:
     return Machine(
         system=f"{platform.system()} {platform.release()}, {platform.machine()}",
         python=platform.python_version(),
+        optimized=optimized(),
         cores=len(os.sched_getaffinity(0)),
         memory=min(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), memory_limit()),
         disk_free=shutil.disk_usage(folder).free,
         driver=driver_version(),
     )
+
+
+def optimized() -> bool:
+    """Tell whether this Python was built with profile-guided optimization.
+
+    Distributions build so, and some of them take the option out of what the build says of itself.
+    """
+    built = str(sysconfig.get_config_var("CONFIG_ARGS") or "")
+    return "--enable-optimizations" in built or "'--prefix=/usr'" in built
 
 
 def memory_limit(files: tuple[Path, ...] = CGROUP_MEMORY) -> int:

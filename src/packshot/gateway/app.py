@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeAlias
 
@@ -89,8 +88,7 @@ HUNG_UP = 499
 """The status that stands in metrics and logs for a caller that is gone (nginx's)."""
 
 
-@dataclass(slots=True, eq=False)
-class Visit:
+class Visit(msgspec.Struct, eq=False):
     """A request from its first byte on; ``job`` is there once it was understood."""
 
     scope: Scope
@@ -176,7 +174,9 @@ class Gateway:
         """Serve one call of a model and return its status; ``visit`` is what is known of it."""
         headers, owner, body = await self._let_in(visit)
         job = visit.job = make_job(visit.door, self.plan, owner, headers, body, visit.began)
-        await self._start(visit, job, body)
+        await self._limiter.take(job)
+        if owner.content_log:
+            self._listen(visit, job, body)
         if self._once is not None and b"idempotency-key" in headers:
             got = await self._once.answer(job, headers[b"idempotency-key"], body)
         else:
@@ -188,7 +188,9 @@ class Gateway:
         headers, owner, body = await self._let_in(visit)
         asked = ask(visit.scope, self.plan, owner, headers, body, visit.began)
         job = visit.job = asked.job
-        await self._start(visit, job, body)
+        await self._limiter.take(job)
+        if owner.content_log:
+            self._listen(visit, job, body)
         return await self._deliver(visit, job, await self._raw.answer(asked))
 
     async def _let_in(self, visit: Visit) -> tuple[dict[bytes, bytes], VirtualKey, bytes]:
@@ -212,17 +214,15 @@ class Gateway:
             raise too_large(server.max_body_bytes)
         return headers, owner, body
 
-    async def _start(self, visit: Visit, job: Job, body: bytes) -> None:
-        """Take what the job may use of its limits; where its contents are kept, listen in."""
-        await self._limiter.take(job)
-        if job.owner.content_log:
-            visit.send, visit.cycle = self.telemetry.record(job, body, visit.send), None
+    def _listen(self, visit: Visit, job: Job, body: bytes) -> None:
+        """Keep what a call sends and gets."""
+        visit.send, visit.cycle = self.telemetry.record(job, body, visit.send), None
 
     async def _deliver(self, visit: Visit, job: Job, got: dispatch.Answer | Stream) -> int:
         """Send an answer, and correct what was taken of the limits; return its status."""
         if isinstance(got, Stream):
             lines = self._lines(job, EVENTS)
-            status = await relay(got, pairs_of(lines), visit.send, self.drains)
+            status = await relay(got, pairs_of(lines), visit.send, self.drains, visit.cycle)
         else:
             status = got.status
             if self._money.ledger.durable:
@@ -230,7 +230,10 @@ class Gateway:
             lines = self._lines(job, got.content)
             if got.headers:
                 lines += lines_of(got.headers)
-            await visit.respond(status, lines, got.body)
+            if visit.cycle is not None:
+                visit.cycle.reply(status, lines, got.body)
+            else:
+                await respond(visit.send, status, lines, got.body)
         await self._limiter.settle(job)
         return status
 

@@ -45,8 +45,9 @@ async def hold_for(
         BudgetExceeded, Unbounded, Unpriced, LedgerUnavailable: do not make the call.
     """
     began = monotonic()
-    breaker = key.breaker(target.model)
-    breaker.begin(began)
+    breaker = key.breakers.get(target.model) or key.breaker(target.model)
+    if breaker.open_until:
+        breaker.begin(began)
     try:
         hold = await money.hold(job, target, key.name, limit, job.deadline - began)
     except BaseException:
@@ -80,9 +81,10 @@ class Attempt:
         self.money = money
         self.telemetry = telemetry
         self.ended = False
-        self.breaker: Breaker = key.breaker(target.model)
+        self.breaker: Breaker = key.breakers.get(target.model) or key.breaker(target.model)
         self.began = monotonic()
-        self.breaker.begin(self.began)
+        if self.breaker.open_until:
+            self.breaker.begin(self.began)
         key.in_flight += 1
         target.in_flight += 1
         job.attempts += 1
@@ -99,11 +101,12 @@ class Attempt:
         """End it by what it used; by its whole hold where the provider did not say."""
         if self._leave():
             self.breaker.success(monotonic())
-            self.key.succeeded()
+            if self.key.cooled or self.key.out:
+                self.key.succeeded()
             if self.hold is not None:
                 reason = "" if usage is not None else "the provider reported no usage"
                 self.money.post(self.job, self.hold, usage, "succeeded", reason)
-            self._tell("succeeded")
+            self.telemetry.attempt(self.job, self.target, self.key, "succeeded", self.began)
 
     def waste(self, usage: Usage, reason: str) -> None:
         """End what was billed and reached nobody."""

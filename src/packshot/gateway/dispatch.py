@@ -16,9 +16,11 @@ import asyncio
 import random
 from asyncio import CancelledError
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import monotonic, perf_counter
 from typing import Any
+
+import msgspec
 
 from packshot.core.errors import (
     InvalidRequest,
@@ -73,8 +75,7 @@ class Refused(Exception):
         self.failure = failure
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, eq=False):
     """A whole answer, settled already; ``headers`` are beside those that the gateway adds."""
 
     body: bytes
@@ -83,8 +84,7 @@ class Answer:
     headers: Sequence[tuple[bytes, bytes]] = ()
 
 
-@dataclass(slots=True, eq=False)
-class Stream:
+class Stream(msgspec.Struct, eq=False):
     """An answer that has begun: ``first`` is what goes to the caller at once."""
 
     attempt: Attempt
@@ -96,11 +96,14 @@ class Stream:
 class Tries:
     """What was tried of one target for one job."""
 
+    __slots__ = ("allowed", "failure", "job", "last", "retries", "target", "tried")
+
     def __init__(self, job: Job, target: Target, *, last: bool) -> None:
         self.job = job
         self.target = target
         self.last = last
-        self.allowed = job.owner.names_of(target.provider.name)
+        owner = job.owner
+        self.allowed = owner.names_of(target.provider.name) if owner.keys else None
         self.tried: list[Key] = []
         self.retries = 0
         self.failure: Failure | None = None
@@ -109,11 +112,11 @@ class Tries:
         """Return the seconds until the deadline."""
         return self.job.deadline - monotonic()
 
-    def key(self) -> Key | None:
+    def key(self, now: float) -> Key | None:
         """Choose the next key."""
         return self.target.provider.keys.choose(
             self.target.model,
-            monotonic(),
+            now,
             allowed=self.allowed,
             tried=self.tried,
             session=self.job.session,
@@ -165,7 +168,8 @@ class Dispatcher:
             InvalidRequest: the first target's API cannot express the request.
         """
         failure: Failure | None = None
-        for nth, target in enumerate(_ordered(job)):
+        targets = _ordered(job) if job.route.fastest else job.route.targets
+        for nth, target in enumerate(targets):
             # The operator's own order begins with the primary, whatever the request needs.
             if (nth or job.route.fastest) and not _fits(job, target, failure):
                 continue
@@ -214,10 +218,10 @@ class Dispatcher:
         tries = Tries(job, other, last=False)
         if other is target:
             tries.tried = [key for key in target.provider.keys if key.name == job.key]
-        key = tries.key()
+        key = tries.key(monotonic())
         if key is None and tries.tried:
             tries.tried = []
-            key = tries.key()
+            key = tries.key(monotonic())
         if key is None or tries.left_s() < LEAST_S or not self._hedges.withdraw():
             return None
         return self._attempt(job, other, key)
@@ -228,9 +232,10 @@ class Dispatcher:
         tries = Tries(job, target, last=last)
         target.provider.budget.deposit()
         while True:
-            if job.attempts >= self._server.max_attempts or tries.left_s() < LEAST_S:
+            now = monotonic()
+            if job.attempts >= self._server.max_attempts or job.deadline - now < LEAST_S:
                 return tries.ran_out()
-            key = tries.key()
+            key = tries.key(now)
             if key is None:
                 wait = tries.ready_in()
                 if not self._may_wait(tries, wait):
@@ -301,14 +306,14 @@ class Dispatcher:
         if exchange is None:
             said = f"{provider.name} does not serve {job.surface}"
             return Failure("not_found", 0, said, ELSEWHERE)
-        put_in = self._limit(job, target)
+        put_in = self._limit(job, target) if job.output_limit is None else None
         try:
             body = exchange.request(job.fields, target.model, put_in)
         except InvalidRequest as error:
             if job.attempts == 0:
                 raise
             return Failure("not_found", 0, str(error), ELSEWHERE)
-        lines = header_lines(key, job)
+        lines = header_lines(key, job) if job.headers else key.header
         call = Call(target.path(exchange.path), lines, body, job.deadline, provider.timeouts)
         hold = None
         if job.surface != "count_tokens":
@@ -344,13 +349,15 @@ class Dispatcher:
             raise
         finally:
             job.upstream_s += perf_counter() - sent
-            if not begun:
+            if not (begun or attempt.ended):
                 attempt.abandon("an error of the gateway's own", sent=True)
 
     async def _whole(self, attempt: Attempt, reply: Reply, exchange: Exchange) -> Answer | Failure:
         """Read the whole answer, good or bad."""
         if reply.status < 300:
-            data = await read_answer(reply, self._server.max_reply_bytes)
+            data = await reply.read(self._server.max_reply_bytes)
+            if b"content-encoding" in reply.headers:
+                raise compressed()
             try:
                 body, usage = exchange.reply(data, attempt.job.model)
             except UpstreamBroken:
@@ -391,7 +398,7 @@ class Dispatcher:
 
     def _limit(self, job: Job, target: Target) -> int | None:
         """Return the limit of output tokens to put in where the caller named none."""
-        if job.output_limit is not None or job.surface in NO_OUTPUT_TOKENS:
+        if job.surface in NO_OUTPUT_TOKENS:
             return None
         needed = target.provider.row.api == "anthropic" or self._money.capped(job)
         if not needed:
@@ -416,8 +423,13 @@ async def read_answer(reply: Reply, limit: int) -> bytes:
     """Return the whole body of a good answer; raise `UpstreamBroken` for a compressed one."""
     data = await reply.read(limit)
     if b"content-encoding" in reply.headers:
-        raise UpstreamBroken("the answer came compressed, unasked", sent=True, began=True)
+        raise compressed()
     return data
+
+
+def compressed() -> UpstreamBroken:
+    """Return the error for an answer that is compressed: nobody had asked for that."""
+    return UpstreamBroken("the answer came compressed, unasked", sent=True, began=True)
 
 
 async def read_refusal(reply: Reply) -> tuple[Failure, bytes]:

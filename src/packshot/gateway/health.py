@@ -73,7 +73,10 @@ class Breaker:
         self.in_a_row = 0
         if self.open_until:
             self.open_until = self.probe = 0.0
-        self._count(now, good=True)
+        if now - self.window < WINDOW_S:
+            self.good += 1
+        else:
+            self._count(now, good=True)
 
     def failure(self, now: float, began: float | None = None) -> bool:
         """Note trouble on the provider's side; return true where that opens the breaker.

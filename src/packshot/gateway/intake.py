@@ -32,7 +32,7 @@ from packshot.gateway.job import (
     open_fields,
     whole_number,
 )
-from packshot.gateway.plan import Plan, Route
+from packshot.gateway.plan import Plan
 from packshot.ledger.names import GATEWAY_STAGES
 from packshot.providers.base import Fields, Surface
 
@@ -63,6 +63,19 @@ BOOKED_ON = tuple(
     (b"x-packshot-" + name.encode(), name) for name in ("render", "recipe", "batch", "stage")
 )
 
+OURS = frozenset(
+    {
+        *(name for name, _ in BOOKED_ON),
+        b"x-packshot-route",
+        b"x-packshot-target",
+        b"x-packshot-timeout-ms",
+        b"x-packshot-tags",
+        b"x-packshot-session",
+    }
+)
+"""The headers of a request that are for us; most have none of them."""
+
+TEXT = msgspec.json.Decoder(str)
 STAGES_OF_CALLS = frozenset({*STAGES, *GATEWAY_STAGES})
 """Not the ledger's "load" and "idle": what is booked on these is under no cap."""
 
@@ -198,17 +211,22 @@ def make_job(
     """
     fields = open_fields(body)
     model = text_of(fields, "model")
+    told = not OURS.isdisjoint(headers)
     if "models" in fields:
         raise InvalidRequest(
             "models is not passed on, since the key may not be for them: name one model, or a "
             "route with fallbacks"
         )
-    wanted = headers.get(b"x-packshot-target") or headers.get(b"x-packshot-route")
+    wanted = None
+    if told:
+        wanted = headers.get(b"x-packshot-target") or headers.get(b"x-packshot-route")
     name = wanted.decode("latin-1") if wanted else model
     if wanted and not plan.knows(name):
         raise unknown_name("route or target", name[:200], filter(owner.may_see, plan.names()))
     route = plan.route(name, door.surface, "" if wanted else door.prefix, owner.may_see)
-    owner.permit(route.id, [(t.provider.name, t.model) for t in route.targets[:1]])
+    first = route.targets[0]
+    owner.permit(route.id, ((first.provider.name, first.model),))
+    limit_s = first.provider.entry.network.timeouts.total_s
     job = Job(
         new_id(),
         door.surface,
@@ -218,7 +236,7 @@ def make_job(
         model,
         door.surface in {"chat", "messages"} and bytes(fields.get("stream", b"")) == b"true",
         began,
-        monotonic() + time_limit_s(headers, route),
+        monotonic() + (time_limit_s(headers, limit_s) if told else limit_s),
         door.stage,
         input_bound=input_bound(fields, len(body)),
         open_ended=is_open_ended(fields),
@@ -229,7 +247,8 @@ def make_job(
         # A picture in the body is no text: what is bounded by bytes is the prompt.
         job.images = whole_number(fields, "n", MAX_CHOICES) or 1
         job.input_bound = len(fields.get("prompt", b""))
-    annotate(job, headers)
+    if told or door.surface in {"messages", "count_tokens"}:
+        annotate(job, headers)
     return job
 
 
@@ -253,9 +272,8 @@ def annotate(job: Job, headers: Mapping[bytes, bytes]) -> None:
         raise unknown_name("x-packshot-stage", job.stage, STAGES_OF_CALLS)
 
 
-def time_limit_s(headers: Mapping[bytes, bytes], route: Route) -> float:
+def time_limit_s(headers: Mapping[bytes, bytes], most: float) -> float:
     """Return how long the call may take: what the caller says, at most what is configured."""
-    most = route.targets[0].provider.entry.network.timeouts.total_s
     asked = headers.get(b"x-packshot-timeout-ms")
     if asked is None:
         return most
@@ -270,7 +288,7 @@ def text_of(fields: Fields, name: str) -> str:
     if raw is None:
         raise InvalidRequest(f"{name} must be given")
     try:
-        return msgspec.json.decode(raw, type=str)
+        return TEXT.decode(raw)
     except msgspec.MsgspecError as error:
         raise InvalidRequest(f"{name} must be text") from error
 

@@ -122,14 +122,15 @@ class Keys:
         """
         best: Key | None = None
         total = 0.0
-        well = [
-            key
-            for key in self._keys
-            if (allowed is None or key.name in allowed)
-            and key not in tried
-            and key.well(model, now)
-            and (not key.models or key.may(model))
-        ]
+        well: list[Key] = []
+        for key in self._keys:
+            if now < key.ready_at or (tried and key in tried):
+                continue
+            breaker = key.breakers.get(model)
+            if breaker is not None and breaker.open_until and not breaker.allows(now):
+                continue
+            if (allowed is None or key.name in allowed) and (not key.models or key.may(model)):
+                well.append(key)
         if session and len(well) > 1:
             return max(well, key=lambda key: _score(key, session))
         for key in well:

@@ -145,7 +145,8 @@ class Plan:
             InvalidRequest: no such route or provider; the message lists what there is that the
                 caller ``may_see``.
         """
-        found = self.routes.get(model)
+        # A name of the second kind is that of a provider's model, whatever else was asked.
+        found = self.routes.get(model) or self._named.get(model)
         if found is not None:
             return found
         provider, slash, rest = model.partition("/")

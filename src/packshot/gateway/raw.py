@@ -148,8 +148,7 @@ class Asked:
         return self.method == b"GET" or self.job.surface == "count_tokens"
 
 
-@dataclass(frozen=True, slots=True)
-class Whole(Answer):
+class Whole(Answer, frozen=True, eq=False):
     """An answer that goes over as it came; ``failure`` is what it says where it is a refusal."""
 
     failure: Failure | None = None
@@ -208,7 +207,7 @@ def ask(
         model,
         False,
         began,
-        monotonic() + time_limit_s(headers, route),
+        monotonic() + time_limit_s(headers, provider.entry.network.timeouts.total_s),
         "raw",
         input_bound=input_bound(fields, len(body)),
         open_ended=is_open_ended(fields),
@@ -312,7 +311,10 @@ class RawDispatcher:
         job = asked.job
         tries = Tries(job, job.route.targets[0], last=True)
         last: Whole | None = None
-        while job.attempts < self._server.max_attempts and (key := tries.key()) is not None:
+        while job.attempts < self._server.max_attempts:
+            key = tries.key(monotonic())
+            if key is None:
+                break
             got = await self._attempt(asked, tries.target, key)
             if isinstance(got, Stream) or got.failure is None or got.failure.kind not in OTHER_KEY:
                 return got

@@ -17,6 +17,7 @@ from packshot.core.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from packshot.gateway.answers import Headers, of_failure
 from packshot.gateway.dispatch import Stream
 from packshot.gateway.job import Job
+from packshot.gateway.wire.cycle import Cycle
 from packshot.providers.base import Failure
 from packshot.providers.failures import Answer, error_event
 
@@ -77,13 +78,18 @@ class Drains:
             await asyncio.wait(list(self._tasks))
 
 
-async def relay(stream: Stream, headers: Headers, send: Send, drains: Drains) -> int:
-    """Send a stream to its caller and settle its attempt; return 200, or 502 for a broken one."""
+async def relay(
+    stream: Stream, headers: Headers, send: Send, drains: Drains, cycle: Cycle | None = None
+) -> int:
+    """Send a stream to its caller and settle its attempt; return 200, or 502 for a broken one.
+
+    ``cycle`` is the short way for its events, where nothing else takes what ``send`` is given.
+    """
     job, reply = stream.attempt.job, stream.reply
     try:
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         job.first_byte_s = perf_counter() - job.began
-        failure = await _pump(stream, send)
+        failure = await _pump(stream, send, cycle)
         if failure is None:
             # Settled before the caller sees the end, as with an answer that is not streamed.
             stream.attempt.succeed(stream.relay.usage)
@@ -109,7 +115,7 @@ async def relay(stream: Stream, headers: Headers, send: Send, drains: Drains) ->
     return 502
 
 
-async def _pump(stream: Stream, send: Send) -> Failure | None:
+async def _pump(stream: Stream, send: Send, cycle: Cycle | None) -> Failure | None:
     """Pass events on until the stream's end; return why it has none."""
     job, reply, events = stream.attempt.job, stream.reply, stream.relay
     out, stream.first = stream.first, b""
@@ -119,7 +125,10 @@ async def _pump(stream: Stream, send: Send) -> Failure | None:
         while True:
             if out:
                 job.streamed += len(out)
-                await send({"type": "http.response.body", "body": out, "more_body": True})
+                if cycle is None or cycle.link.write_paused:
+                    await send({"type": "http.response.body", "body": out, "more_body": True})
+                else:
+                    cycle.write(out)
             if events.failure is not None:
                 return events.failure
             if events.done:

@@ -219,6 +219,8 @@ class VirtualKey:
         Raises:
             Forbidden: the key may not ask for it.
         """
+        if not (self.models or self.routes or self.keys):
+            return
         if route:
             if not self.permits_route(route):
                 raise Forbidden(f"the virtual key {self.id!r} may not use the route {route!r}")

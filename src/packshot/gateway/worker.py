@@ -82,7 +82,7 @@ class Worker:
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
-        return self.gateway(scope, receive, send)
+        return (self._gateway or self.gateway)(scope, receive, send)
 
     async def start(self) -> None:
         """Open the ledger, the keys and the limits.

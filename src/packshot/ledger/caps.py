@@ -23,6 +23,9 @@ __all__ = ["Cap", "Caps", "Scope", "Shortage", "Slice"]
 
 Scope: TypeAlias = Literal["total", "team", "virtual_key", "batch"]
 
+MAX_FOUND = 8_192
+"""Teams, keys and batches together whose caps are remembered: callers make up batches."""
+
 SCOPES: dict[str, Scope] = {scope: scope for scope in get_args(Scope)}
 
 
@@ -114,6 +117,8 @@ class Caps:
         self._taken_back: dict[str, Nanos] = {}
         """What was free of a cap that was lowered: `idle` hands it out, to be given back."""
         self._by: dict[Scope, dict[str, list[_Line]]] = {}
+        self._found: dict[tuple[str, str, str], tuple[_Line, ...]] = {}
+        """The caps on a team, virtual key and batch, looked for once."""
         self.replace(caps)
 
     def replace(self, caps: Sequence[Cap]) -> None:
@@ -125,7 +130,7 @@ class Caps:
                 raise InvalidRequest(f"two caps on {cap.title} per {cap.per}: keep one of them")
             beside.append(_Line(cap))
         now = {(line.cap.title, line.cap.per): line.now for line in self._lines()}
-        self._by = by
+        self._by, self._found = by, {}
         for line in self._lines():
             line.now = now.get((line.cap.title, line.cap.per))
             if line.now is not None:
@@ -159,23 +164,16 @@ class Caps:
         Raises:
             Unbounded, Unpriced: and nothing is held.
         """
-        applying = [
-            line.now if line.now is not None and at < line.now.ends else self._begin(line, at)
-            for line in self._applying(dimensions)
-        ]
-        if not priced:
-            for part in applying:
-                if part.cap.unpriced == "refuse":
-                    raise Unpriced(
-                        f"no price is known for {dimensions.provider}/{dimensions.model}"
-                        f"{dimensions.device}, and the cap {part.cap.title} refuses such calls: "
-                        "add one (packshot prices add), or let the cap allow unpriced calls"
-                    )
-        elif amount is None and applying:
-            raise Unbounded(
-                f"what the call to {dimensions.provider}/{dimensions.model} may cost has no upper "
-                f"bound, and the cap {applying[0].cap.title} applies: limit its output"
-            )
+        name = (dimensions.team, dimensions.virtual_key, dimensions.batch)
+        lines = self._found.get(name)
+        if lines is None:
+            lines = self._applying(name)
+        applying: list[Slice] = []
+        for line in lines:
+            part = line.now
+            applying.append(self._begin(line, at) if part is None or at >= part.ends else part)
+        if applying and (amount is None or not priced):
+            _check(applying, dimensions, priced=priced)
         bound = amount or 0
         for part in applying:
             if bound > part.free and bound:
@@ -271,14 +269,18 @@ class Caps:
     def _lines(self) -> Iterator[_Line]:
         return (line for named in self._by.values() for some in named.values() for line in some)
 
-    def _applying(self, dimensions: Dimensions) -> list[_Line]:
-        by = self._by
-        return [
+    def _applying(self, name: tuple[str, str, str]) -> tuple[_Line, ...]:
+        by, (team, virtual_key, batch) = self._by, name
+        found = (
             *by["total"].get("", ()),
-            *by["team"].get(dimensions.team, ()),
-            *by["virtual_key"].get(dimensions.virtual_key, ()),
-            *by["batch"].get(dimensions.batch, ()),
-        ]
+            *by["team"].get(team, ()),
+            *by["virtual_key"].get(virtual_key, ()),
+            *by["batch"].get(batch, ()),
+        )
+        if len(self._found) >= MAX_FOUND:
+            self._found.clear()
+        self._found[name] = found
+        return found
 
     def _begin(self, line: _Line, at: int) -> Slice:
         """Return the slice of the period that ``at`` is in, which is a cap's present one now.
@@ -300,6 +302,22 @@ class Caps:
                 taken[part.period] = taken.get(part.period, 0) + part.free
                 part.free = 0
         return taken
+
+
+def _check(applying: Sequence[Slice], dimensions: Dimensions, *, priced: bool) -> None:
+    """Refuse a call that has no bound, or no price where a cap refuses such."""
+    if priced:
+        raise Unbounded(
+            f"what the call to {dimensions.provider}/{dimensions.model} may cost has no upper "
+            f"bound, and the cap {applying[0].cap.title} applies: limit its output"
+        )
+    for part in applying:
+        if part.cap.unpriced == "refuse":
+            raise Unpriced(
+                f"no price is known for {dimensions.provider}/{dimensions.model}"
+                f"{dimensions.device}, and the cap {part.cap.title} refuses such calls: "
+                "add one (packshot prices add), or let the cap allow unpriced calls"
+            )
 
 
 def _cap_of(period: str) -> Cap:

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
+from operator import attrgetter
 from typing import Literal, Protocol
 
 import msgspec
@@ -26,7 +27,7 @@ from packshot.core.errors import InvalidRequest, LedgerError, Unpriced
 from packshot.core.ids import new_id
 from packshot.core.money import Nanos, eur, nanos_of
 from packshot.core.types import Usage
-from packshot.ledger.caps import Cap, Caps, Slice
+from packshot.ledger.caps import Cap, Caps, Shortage, Slice
 from packshot.ledger.devices import BESIDE, beside
 from packshot.ledger.homes import name_in
 from packshot.ledger.idempotency import Answers
@@ -44,6 +45,9 @@ BILLED = frozenset(("succeeded", "failed_billed", "unknown"))
 
 ABOVE = "above its hold"
 """The reason of an entry whose bound was none: it is booked in full all the same."""
+
+
+PERIOD_OF = attrgetter("period")
 
 
 class MustWait(Exception):
@@ -67,16 +71,13 @@ class Hold(msgspec.Struct, eq=False, gc=False):
     dispatched_at: int
     until: float
     """`time.monotonic` at which it expires: a step of the wall clock expires nothing."""
+    amount: Nanos
+    """The upper bound that is held, in nano-EUR."""
 
     @property
     def attempt(self) -> str:
         """The attempt's id, to be sent upstream where a provider takes one."""
         return self.held.attempt
-
-    @property
-    def amount(self) -> Nanos:
-        """The upper bound that is held, in nano-EUR."""
-        return self.held.amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,8 @@ class Ledger:
         self._journal = journal
         self._book = book
         self._clock = clock
-        self._durable = policy.durable
+        self.durable = policy.durable
+        """Whether a settlement is acknowledged only once it is on the disk, or in the database."""
         self._unpriced = policy.unpriced
         self._leases = leases
         self._caps = (
@@ -171,20 +173,25 @@ class Ledger:
                 f"no price is known for {dimensions.provider}/{dimensions.model}"
                 f"{dimensions.device}: add one (packshot prices add), or set unpriced: allow"
             )
-        if self._durable and dispatched and not wait:
+        if self.durable and dispatched and not wait:
             raise MustWait
         at = self._clock()
         bound = amount or 0
         slices: tuple[Slice, ...] = ()
-        if self._capped and dimensions.stage not in BESIDE:
-            slices = self._reserve(dimensions, amount, at, priced=priced, wait=wait)
+        caps = self._caps
+        if self._capped and caps is not None and dimensions.stage not in BESIDE:
+            with self._lock:
+                got = caps.reserve(dimensions, amount, at, priced=priced)
+            if isinstance(got, Shortage):
+                got = self._ask(caps, got, dimensions, at, wait=wait)
+            slices = got
         held = Held(
             new_id(),
             at,
             bound,
             at + expires_in_s * SECOND_US,
             dimensions,
-            tuple([part.period for part in slices]) if slices else (),
+            tuple(map(PERIOD_OF, slices)) if slices else (),
             dispatched,
             sha256(key.encode()).hexdigest() if key else "",
             priced,
@@ -192,10 +199,10 @@ class Ledger:
             tick_us() if limit_us and dispatched else 0,
         )
         until = time.monotonic() + expires_in_s
-        hold = Hold(held, slices, priced, at if dispatched else 0, until)
+        hold = Hold(held, slices, priced, at if dispatched else 0, until, bound)
         try:
             seq = self._journal.append(held)
-            if self._durable and dispatched:
+            if self.durable and dispatched:
                 self._journal.wait(seq)
         except BaseException:
             self._free(hold, 0)
@@ -203,23 +210,20 @@ class Ledger:
         self._open[held.attempt] = hold
         return hold
 
-    def _reserve(
-        self, dimensions: Dimensions, amount: Nanos | None, at: int, *, priced: bool, wait: bool
+    def _ask(
+        self, caps: Caps, shortage: Shortage, dimensions: Dimensions, at: int, *, wait: bool
     ) -> tuple[Slice, ...]:
-        """Hold an amount in every cap that applies; ask for more of a slice without the lock."""
-        caps = self._caps
-        if caps is None:
-            return ()
+        """Hold an amount for which slices had too little: ask for more, without the lock."""
         while True:
-            with self._lock:
-                got = caps.reserve(dimensions, amount, at, priced=priced)
-            if isinstance(got, tuple):
-                return got
             if not wait:
                 raise MustWait
-            grant = caps.ask(got)
+            grant = caps.ask(shortage)
             with self._lock:
-                caps.add(got, grant)
+                caps.add(shortage, grant)
+                got = caps.reserve(dimensions, shortage.amount, at)
+            if isinstance(got, tuple):
+                return got
+            shortage = got
 
     def dispatch(self, hold: Hold) -> None:
         """Note that the first byte is about to go upstream.
@@ -236,7 +240,7 @@ class Ledger:
             since = tick_us() if hold.held.limit_us else 0
             seq = self._journal.append(Dispatched(hold.attempt, at, since))
             hold.dispatched_at = at
-        if self._durable:
+        if self.durable:
             try:
                 self._journal.wait(seq)
             except BaseException:
@@ -303,7 +307,7 @@ class Ledger:
                 for period in settled.caps:
                     self._caps.charge(period, settled.amount)
             seq = self._journal.seq
-        if self._durable:
+        if self.durable:
             self._journal.wait(seq)
         return settled
 
@@ -366,18 +370,13 @@ class Ledger:
                 idle = self._caps.idle(self._clock(), wanted)
             self._give_back(idle)
 
-    @property
-    def durable(self) -> bool:
-        """Whether a settlement is acknowledged only once it is on the disk, or in the database."""
-        return self._durable
-
     def flush(self) -> None:
         """Return when everything so far is as durable as was promised.
 
         Raises:
             LedgerUnavailable: it never will be.
         """
-        if self._durable:
+        if self.durable:
             self._journal.wait(self._journal.seq)
 
     @property
@@ -420,15 +419,16 @@ class Ledger:
         wait: bool = True,
     ) -> Settled:
         """Write the one record that ends a hold. A record that is not written ends nothing."""
+        attempt = hold.held.attempt
         with self._lock:
-            self._own(hold)
-            at = self._clock()
-            end = outcome, reason, at
+            if self._open.get(attempt) is not hold:
+                self._own(hold)
+            end = outcome, reason, self._clock()
             settled = self._journal.settle(partial(_record, hold, usage, charge, end))
-            del self._open[hold.held.attempt]
+            del self._open[attempt]
             if hold.slices and self._caps is not None:
                 self._caps.settle(hold.slices, hold.held.amount, settled.amount)
-        if self._durable and wait:
+        if self.durable and wait:
             self._journal.wait(self._journal.seq)
         return settled
 

@@ -26,6 +26,7 @@ __all__ = ["OpenAIChat", "OpenAIEmbeddings", "OpenAIRelay", "asked_usage", "need
 TRUE = msgspec.Raw(b"true")
 NULL = b"null"
 LIMITS = ("max_tokens", "max_completion_tokens")
+OTHER: dict[str, str] = dict(zip(LIMITS, reversed(LIMITS), strict=True))
 
 
 class _Head(msgspec.Struct):
@@ -102,12 +103,14 @@ class OpenAIChat:
         return ENCODER.encode(out)
 
     def _limit(self, out: Fields, model: str, output_limit: int | None) -> None:
+        wanted = self.row.limit_field(model)
+        if wanted in out and OTHER[wanted] not in out and bytes(out[wanted]) != NULL:
+            return  # as nearly always: nothing is to be done
         given = [name for name in LIMITS if not is_json(out.get(name), NULL)]
         if len(given) == 2:
             raise InvalidRequest(
                 "max_tokens and max_completion_tokens mean the same: send one of them"
             )
-        wanted = self.row.limit_field(model)
         if given and given[0] == wanted:
             return
         if given and not (wanted == "max_tokens" and self.row.output_limit_field == "by_model"):
@@ -185,11 +188,15 @@ class OpenAIRelay(EventRelay):
         self.format = usage_format
         self.strip_usage = strip_usage
 
-    def _through(self, block: bytes) -> bytes:
-        one = block.startswith(b"data: {") and block.find(b"\n") == len(block) - 2
-        if one and b"\r" not in block:  # nearly always: one chunk on one line
-            return block if self._chunk(block[6:-2]) else b""
-        return super()._through(block)
+    def feed(self, data: bytes, /) -> bytes:
+        """Take bytes, return whole events; see `Relay.feed`."""
+        one = data.startswith(b"data: {") and data.find(b"\n") == len(data) - 2
+        if one and data[-1] == 10 and b"\r" not in data and not self.splitter.rest:
+            # As nearly always: one chunk on one line, whole.
+            if self.done or self.failure is not None:
+                return b""
+            return data if self._chunk(data[6:-2]) else b""
+        return super().feed(data)
 
     def _pass(self, event: bytes) -> bool:
         data = data_of(event)

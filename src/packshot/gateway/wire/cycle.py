@@ -85,9 +85,9 @@ class Cycle(Gone):
     """A request under way; an application that breaks ASGI's rules gets a RuntimeError."""
 
     __slots__ = (
-        "_chunked", "_given", "_head", "_left", "_parts", "_size", "_waiter", "bodiless",
+        "_chunked", "_given", "_head", "_left", "_parts", "_size", "bodiless",
         "complete", "disconnected", "headers", "keep_alive", "link", "more_body", "started",
-        "wants",
+        "waiter", "wants",
     )  # fmt: skip
 
     def __init__(self, link: Connection, headers: dict[bytes, bytes], *, bodiless: bool) -> None:
@@ -117,7 +117,8 @@ class Cycle(Gone):
         self._chunked = False
         self._left = 0
         """Bytes of the response's body that its content-length still promises."""
-        self._waiter: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[None] | None = None
+        """The application, where it waits for the rest of the body."""
 
     async def run(self, application: Application, scope: dict[str, Any]) -> None:
         """Have the application answer; see that it does.
@@ -155,12 +156,12 @@ class Cycle(Gone):
         self._size += len(body)
         if self._size > UNREAD:
             self.link.pause()
-        if self._waiter is not None:
+        if self.waiter is not None:
             self.wake()
 
     def wake(self) -> None:
         """Let whoever waits in `receive` look at what there is now."""
-        waiter, self._waiter = self._waiter, None
+        waiter, self.waiter = self.waiter, None
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
@@ -188,8 +189,8 @@ class Cycle(Gone):
                 body, self._parts, self._size = b"".join(self._parts), [], 0
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
             self.link.resume()
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            self.waiter = asyncio.get_running_loop().create_future()
+            await self.waiter
         return {"type": "http.disconnect"}
 
     # ---------------------------------------------------------------- the response
@@ -231,6 +232,13 @@ class Cycle(Gone):
         else:
             raise RuntimeError(f"the ASGI message {kind!r} has no place here")
 
+    def write(self, body: bytes) -> None:
+        """Send a piece of a response that `send` has begun, while the connection is not
+        ``write_paused``.
+        """
+        if not self.disconnected:
+            self._body(body, more=True)
+
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         given = dict(headers)
         lines = lines_of(headers)
@@ -269,7 +277,8 @@ class Cycle(Gone):
 
     def _end(self) -> None:
         self.complete = True
-        self.wake()
+        if self.waiter is not None:
+            self.wake()
         if not self.keep_alive:
             self.link.transport.close()
         self.link.answered()

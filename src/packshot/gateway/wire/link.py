@@ -12,7 +12,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, NoReturn, cast
 
 import httptools
 
@@ -35,7 +35,8 @@ LONGEST_JOIN = 1 << 16
 class LinkLimits:
     """What an answer may look like.
 
-    ``head`` bytes of status line and headers, interim answers (1xx) included; ``headers`` lines;
+    ``head`` bytes of status line and headers, interim answers (1xx) included; ``headers`` of
+    different names;
     ``unread`` bytes of a body that may wait for a slow reader before the connection is no longer
     read. A segment of the network (at most 256 KiB) comes on top.
     """
@@ -104,13 +105,13 @@ class Answer:
     """The answer to one call: `Reply` of the contract, filled by its link."""
 
     __slots__ = (
-        "_link",
         "began",
         "call",
         "cap",
         "complete",
         "error",
         "headers",
+        "link",
         "parts",
         "sent_at",
         "size",
@@ -140,7 +141,8 @@ class Answer:
         self.want = HEAD
         self.cap = 0
         self.waiter: asyncio.Future[None] | None = None
-        self._link: Link | None = link
+        self.link: Link | None = link
+        """Its connection, until it has ended or never will."""
 
     async def read(self, limit: int) -> bytes:
         """Return the whole body; see `Reply.read`."""
@@ -167,7 +169,12 @@ class Answer:
         """Return what has come of the body since the last chunk; see `Reply.chunk`."""
         self.want = ANY
         while not self.parts and not self.complete and self.error is None:
-            await self._wait(keep=True)
+            link = self.link
+            if link is None:  # only if somebody reads on after `abort`
+                break
+            self.waiter = link.loop.create_future()
+            link.resume()
+            await self.waiter  # a cancelled sleeper leaves the connection to be read on
         parts = self.parts
         if not parts:
             if self.error is not None:
@@ -176,8 +183,8 @@ class Answer:
         if self.size > MOST:
             return self._piece()
         self.parts, self.size = [], 0
-        if self._link is not None:
-            self._link.resume()
+        if self.link is not None:
+            self.link.resume()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _piece(self) -> bytes:
@@ -195,13 +202,13 @@ class Answer:
         else:
             piece, parts[0] = parts[0][:MOST], parts[0][MOST:]
         self.size -= len(piece)
-        if self._link is not None and self.size <= self._link.limits.unread:
-            self._link.resume()
+        if self.link is not None and self.size <= self.link.limits.unread:
+            self.link.resume()
         return piece
 
     def abort(self) -> None:
         """Close the connection, unless the body has ended; see `Reply.abort`."""
-        link, self._link = self._link, None
+        link, self.link = self.link, None
         if link is not None:
             if self.error is None:
                 self.error = UpstreamBroken(
@@ -221,11 +228,9 @@ class Answer:
         if self.error is not None and not self.started:
             raise self.error
 
-    async def _wait(self, *, keep: bool = False) -> None:
-        """Sleep until the link has something; a cancelled sleeper takes the connection with it, or
-        with ``keep`` leaves it to be read on.
-        """
-        link = self._link
+    async def _wait(self) -> None:
+        """Sleep until the link has something; a cancelled sleeper takes the connection with it."""
+        link = self.link
         if link is None:  # only if somebody reads on after `abort`
             return
         self.waiter = link.loop.create_future()
@@ -234,8 +239,7 @@ class Answer:
             await self.waiter
         except asyncio.CancelledError:
             self.waiter = None
-            if not keep:
-                self.abort()
+            self.abort()
             raise
 
     def wake(self) -> None:
@@ -244,20 +248,16 @@ class Answer:
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def settle(self) -> None:
-        """Forget the link: the body has ended, or never will."""
-        self._link = None
-
     def fail(self, error: UpstreamError) -> None:
         """End with an error, raised where the body's end would have been."""
-        self._link = None
+        self.link = None
         if self.error is None and not self.complete:
             self.error = error
         self.wake()
 
     def fail_stale(self) -> None:
         """End before it began; `wait_for_head` raises `StaleLink`."""
-        self._link = None
+        self.link = None
         self.stale = True
         self.wake()
 
@@ -273,9 +273,8 @@ class Link(asyncio.Protocol):
         "_ends_by_close",
         "_feed",
         "_fresh",
-        "_headers",
+        "_given",
         "_keep",
-        "_lines",
         "_paused",
         "_problem",
         "_room",
@@ -286,6 +285,7 @@ class Link(asyncio.Protocol):
         "limits",
         "loop",
         "lost",
+        "on_header",
         "parser",
         "peer",
         "rest",
@@ -306,20 +306,21 @@ class Link(asyncio.Protocol):
         self.rest = rest
         self.lost = lost
         self.transport: asyncio.Transport | None = None
+        self._given: dict[bytes, bytes] = {}
+        """Headers and trailers, as they came; the last of a name wins."""
+        self.on_header = self._given.__setitem__
         self.parser = httptools.HttpResponseParser(self)
         self.answer: Answer | None = None
         self.kept = False
         """It has answered before."""
         self.idle_since = 0.0
         self._feed = self.parser.feed_data
-        self._headers: dict[bytes, bytes] = {}
         self._keep = False
         self._ends_by_close = False
         self._fresh = True
         self._seen = 0.0
         self._paused = False
         self._room = 0
-        self._lines = 0
         self._problem = ""
 
     # ---------------------------------------------------------------- what the pool and answers do
@@ -332,10 +333,10 @@ class Link(asyncio.Protocol):
         pieces = request_bytes(call, host_tail)
         answer = self.answer = Answer(call, self, now)
         answer.waiter = waiter = self.loop.create_future()
-        self._room, self._lines = self.limits.head, self.limits.headers
-        self._headers = {}
+        self._room = self.limits.head
+        self._given.clear()
         self._fresh = True
-        transport = cast("asyncio.Transport", self.transport)
+        transport: Any = self.transport
         if len(call.body) > LONGEST_JOIN:
             transport.writelines(pieces)
         else:
@@ -439,7 +440,7 @@ class Link(asyncio.Protocol):
         else:
             if answer.started and self._ends_by_close and exc is None:
                 answer.complete = True
-                answer.settle()
+                answer.link = None
                 answer.wake()
             else:
                 where = "in the middle of its answer" if answer.began else "without an answer"
@@ -493,9 +494,8 @@ class Link(asyncio.Protocol):
 
     def _finish(self, answer: Answer) -> None:
         """Part with an answer that has ended: back to the pool, or close."""
-        self.answer = None
-        answer.settle()
-        transport = cast("asyncio.Transport", self.transport)
+        self.answer = answer.link = None
+        transport: Any = self.transport
         # An answer before the end of the request: what is still to be sent would spoil the next.
         if self._keep and not transport.is_closing() and not transport.get_write_buffer_size():
             if self._paused:
@@ -514,46 +514,46 @@ class Link(asyncio.Protocol):
         if self.answer is None or self.answer.complete:
             raise ValueError("an answer too many")
 
-    def on_header(self, name: bytes, value: bytes) -> None:
-        """Note a header; trailers are counted, and go nowhere."""
-        self._lines -= 1
-        if self._lines < 0:
-            self._problem = f"more than {self.limits.headers} headers"
-            raise ValueError(self._problem)
-        self._headers[name.lower()] = value
-
     def on_headers_complete(self) -> None:
         """Hand the head over, unless it is an interim one."""
         status = self.parser.get_status_code()
+        if len(self._given) > self.limits.headers:
+            self._refuse_headers()
         if status < 200:
             if status == 101 or status < 100:
                 self._problem = f"status {status}"
                 raise ValueError(self._problem)
             return
-        headers, self._headers = self._headers, {}
+        headers = {name.lower(): value for name, value in self._given.items()}
         coding = headers.get(b"transfer-encoding")
         if coding is not None and coding.strip().lower() != b"chunked":
             self._problem = f"transfer-encoding {coding[:40]!r}; packshot reads chunked only"
             raise ValueError(self._problem)
         self._ends_by_close = coding is None and b"content-length" not in headers
-        answer = cast("Answer", self.answer)
+        answer: Any = self.answer
         answer.status, answer.headers, answer.started = status, headers, True
         if answer.call.method == b"HEAD":
             # llhttp cannot be told that no body follows, so such a connection is not kept.
             answer.complete, self._keep = True, False
 
+    def _refuse_headers(self) -> NoReturn:
+        self._problem = f"more than {self.limits.headers} headers"
+        raise ValueError(self._problem)
+
     def on_body(self, body: bytes) -> None:
         """Keep a piece of the body."""
-        answer = cast("Answer", self.answer)
-        if not answer.complete:
+        answer = self.answer
+        if answer is not None and not answer.complete:
             answer.parts.append(body)
             answer.size += len(body)
 
     def on_message_complete(self) -> None:
         """Note the end of an answer, or of an interim one."""
-        answer = cast("Answer", self.answer)
-        if answer.started:
+        if len(self._given) > self.limits.headers:
+            self._refuse_headers()
+        answer = self.answer
+        if answer is None or not answer.started:
+            self._given.clear()
+        else:
             answer.complete = True
             self._keep = self.parser.should_keep_alive() and answer.call.method != b"HEAD"
-        else:
-            self._headers = {}

@@ -249,7 +249,7 @@ class Pool:
 
     def _rest(self, link: Link) -> None:
         """Take a connection whose answer has ended."""
-        waiter = self._next_waiter()
+        waiter = self._next_waiter() if self._waiters else None
         if waiter is not None:
             waiter.link = link
             waiter.future.set_result(None)

@@ -457,7 +457,7 @@ class Connection(asyncio.Protocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
-        cycle = cast("Cycle", self.cycle)
+        cycle: Any = self.cycle
         self._body += len(body)
         self._room = self.door.limits.head
         if not cycle.complete:
@@ -471,17 +471,15 @@ class Connection(asyncio.Protocol):
         """The request is whole."""
         if self._phase == CLOSING:
             return
-        cycle = cast("Cycle", self.cycle)
+        cycle: Any = self.cycle
         if cycle.complete:
-            self._rest()
+            self._phase, self._spare = IDLE, SPARE
+            self._since = time.perf_counter()
         else:
             self._phase = BUSY
             cycle.more_body = False
-            cycle.wake()
-
-    def _rest(self) -> None:
-        self._phase, self._spare = IDLE, SPARE
-        self._since = time.perf_counter()
+            if cycle.waiter is not None:
+                cycle.wake()
 
     # ---------------------------------------------------------------- what goes out
 
@@ -506,7 +504,8 @@ class Connection(asyncio.Protocol):
         elif self.door.draining:
             self.transport.close()
         elif self._phase == BUSY:
-            self._rest()
+            self._phase, self._spare = IDLE, SPARE
+            self._since = time.perf_counter()
         if self.read_paused:
             self.resume()
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+import msgspec
+
 __all__ = ["Call", "Origin", "Reply", "Timeouts", "Upstream"]
 
 
@@ -42,8 +44,7 @@ class Timeouts:
     idle_s: float = 60.0
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """A request: ``target`` is path and query, ``headers`` whole lines that end in CRLF.
 
     Host, Content-Length and Connection are the upstream's to write. ``deadline`` is the

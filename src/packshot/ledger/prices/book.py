@@ -34,7 +34,16 @@ from packshot.ledger.prices.rows import (
     price_row,
     rate_row,
 )
-from packshot.ledger.prices.tokens import Part, Tariff, Tier, bound_of, micros_of, tariff_of, top_of
+from packshot.ledger.prices.tokens import (
+    Part,
+    Tariff,
+    Tier,
+    bound_of,
+    half_even,
+    micros_of,
+    tariff_of,
+    top_of,
+)
 from packshot.ledger.prices.usage import kept_of
 from packshot.ledger.settings import PriceEntry, RateEntry, Settings, state_folder
 
@@ -167,15 +176,14 @@ class PriceBook:
             return self._of_device(usage, at)
         credit: Credit = "payable"
         by_picture = usage.images > 0 and not usage.output_tokens
-        tariff = self.tariff(
-            provider,
-            model,
-            at,
-            usage.image_size,
-            usage.image_quality,
-            by_picture=by_picture,
-            tier=usage.tier,
-        )
+        of = (usage.image_size, usage.image_quality, by_picture, usage.tier)
+        # Every call comes by here: what was found before is taken without a further call.
+        tariff = self._tariffs.get((provider, model, at // SLOT_US, *of))
+        if tariff is None:
+            size, quality, _, tier = of
+            tariff = self.tariff(
+                *(provider, model, at, size, quality), by_picture=by_picture, tier=tier
+            )
         if tariff is None:
             top_of(usage, NOTHING)  # refuses what is negative
             if not _used(usage):
@@ -183,7 +191,8 @@ class PriceBook:
             return Charge(0, credit, priced=False, price=kept_of(usage))
         if tariff.stored:
             credit = "storage"
-        top = top_of(usage, tariff.tier(usage.input_tokens))
+        tiers = tariff.tiers
+        top = top_of(usage, tiers[0] if len(tiers) == 1 else tariff.tier(usage.input_tokens))
         if top is None or (usage.stored_bytes and not tariff.stored):
             return Charge(0, credit, priced=False, price=kept_of(usage))
         return _charge(tariff, top, credit)
@@ -386,14 +395,8 @@ def _tiers(tier: str | None) -> Iterable[str]:
 
 
 def _charge(tariff: Tariff, top: int, credit: Credit) -> Charge:
-    return Charge(
-        amount=tariff.amount(top),
-        credit=credit,
-        currency=tariff.currency,
-        original=tariff.original(top),
-        rate=tariff.rate,
-        price=tariff.price,
-    )
+    amount, original = half_even(top * tariff.nano, tariff.bottom), tariff.original(top)
+    return Charge(amount, credit, True, tariff.currency, original, tariff.rate, tariff.price)
 
 
 def _in_force(

@@ -16,7 +16,7 @@ from math import inf, lcm
 
 from packshot.core.clock import HOUR_US, SECOND_US
 from packshot.core.errors import InvalidRequest, Unbounded
-from packshot.core.money import EXACT, NANO, Nanos
+from packshot.core.money import EXACT, NANO
 from packshot.core.types import Usage, UsageDetail
 
 __all__ = [
@@ -131,10 +131,6 @@ class Tariff:
             if input_tokens > tier.above:
                 found = tier
         return found
-
-    def amount(self, top: int) -> Nanos:
-        """Return ``top`` over the denominator as nano-EUR, rounded once, half to even."""
-        return half_even(top * self.nano, self.bottom)
 
     def original(self, top: int) -> str:
         """Return ``top`` over the denominator as decimal text, exact unless it has no end."""
@@ -278,7 +274,13 @@ def top_of(usage: Usage, tier: Tier) -> int | None:
             f"input tokens; got {usage}"
         )
     counts = (plain, cached, written, output)
-    tokens = _tokens(counts, tier) if usage.detail is None else _apart(counts, usage, tier)
+    if usage.detail is not None:
+        tokens = _apart(counts, usage, tier)
+    elif tier.all_tokens is not None:
+        a, b, c, d = tier.all_tokens
+        tokens = plain * a + cached * b + written * c + output * d
+    else:
+        tokens = _tokens(counts, tier)
     pictures = _pictures(usage, tier) if images else 0
     if tokens is None or pictures is None:
         return None
@@ -306,10 +308,6 @@ def micros_of(usage: Usage) -> int:
 
 
 def _tokens(counts: tuple[int, int, int, int], tier: Tier) -> int | None:
-    if tier.all_tokens is not None:
-        plain, cached, written, output = tier.all_tokens
-        a, b, c, d = counts
-        return a * plain + b * cached + c * written + d * output
     if not tier.tokens:
         return 0 if tier.otherwise or not any(counts) else None
     return _sum(counts, (tier.input, tier.cached, tier.written, tier.output))
