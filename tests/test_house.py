@@ -113,6 +113,7 @@ def test_the_public_names_are_these_and_no_others() -> None:
         "ModelError",
         "ModelNotFound",
         "Options",
+        "Original",
         "OutputError",
         "PackshotError",
         "Plan",

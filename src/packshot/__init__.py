@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         UnknownConcept,
         UnsafeModel,
     )
-    from packshot.core.types import RenderRequest, Usage
+    from packshot.core.types import Original, RenderRequest, Usage
     from packshot.engine.engine import Engine
     from packshot.engine.results import Progress, RenderResult
     from packshot.studio.plan import Options, Plan, plan
@@ -43,6 +43,7 @@ __all__ = [
     "ModelError",
     "ModelNotFound",
     "Options",
+    "Original",
     "OutputError",
     "PackshotError",
     "Plan",
@@ -74,7 +75,7 @@ _HOMES = {
         "UnknownConcept",
         "UnsafeModel",
     ),
-    "core.types": ("RenderRequest", "Usage"),
+    "core.types": ("Original", "RenderRequest", "Usage"),
     "engine.engine": ("Engine",),
     "engine.results": ("Progress", "RenderResult"),
     "studio.plan": ("Options", "Plan", "plan"),

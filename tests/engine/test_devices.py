@@ -58,7 +58,9 @@ def test_auto_precision_is_fp32_on_a_cpu_and_bf16_on_a_gpu():
     assert pick_precision("auto", CPU) == "fp32"
     assert pick_precision("auto", CUDA) == "bf16"
     assert pick_precision("fp16", CUDA) == "fp16"
-    with pytest.raises(InvalidRequest, match=r"unknown precision 'fp8'.*bf16"):
+    with pytest.raises(InvalidRequest, match=r"unknown precision 'fp4'.*bf16"):
+        pick_precision("fp4", CPU)
+    with pytest.raises(InvalidRequest, match=r"fp8 was asked for, and cpu does not.*Use bf16"):
         pick_precision("fp8", CPU)
 
 
