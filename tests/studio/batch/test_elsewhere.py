@@ -20,7 +20,7 @@ from packshot.providers.fake_script import Fault, Rule, Settings
 from packshot.studio.batch.elsewhere import Elsewhere
 from packshot.studio.batch.perform import with_engine
 from packshot.studio.batch.runner import Rules, Run
-from packshot.studio.hosted import HostedOrder, HostedProvider
+from packshot.studio.hosted import HostedOrder, HostedProvider, hosted_seed
 from packshot.studio.overflow import Limits
 from packshot.studio.recipes.recipe import load_recipe
 from tests.studio.batch.world import CONFIG, QUICK, World
@@ -123,6 +123,13 @@ def test_a_batch_without_a_device_is_made_elsewhere_marked_and_booked(
     for row in here.state.rows():
         assert row.made is not None
         assert any("made by stability" in said for said in row.made.warnings)
+        assert row.made.facts["hosted"] == {
+            "provider": "stability",
+            "model": "sd3.5-large",
+            "route": SD,
+            "why": "device",
+            "seed": row.made.seed or hosted_seed(0),
+        }
     ((amount,),) = here.query("SELECT sum(amount) FROM renders")
     assert run.tally.amount == amount == sum(row.cost for row in here.state.rows())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,13 +150,19 @@ class _Studio:
             done.kept.size,
             item.seed,
             done.caption.text if done.caption else "",
-            dict(done.facts),
+            _facts(done),
             done.warnings,
             self._read() - before,
         )
 
     def _read(self) -> EmbeddingUse:
         return NOTHING_READ if self.kept is None else self.kept.total
+
+
+def _facts(shot: Shot) -> dict[str, Any]:
+    """Return what the manifest has of a picture: what the steps found, and who made it instead."""
+    hosted = shot.record.hosted if shot.record else None
+    return {**shot.facts, "hosted": asdict(hosted)} if hosted else dict(shot.facts)
 
 
 def _name_of(shot: Shot, key: str) -> str:
