@@ -51,10 +51,10 @@ REQUEST = RenderRequest(
 )
 
 
-def some_picture() -> np.ndarray:
+def some_picture(width: int = WIDTH, height: int = HEIGHT) -> np.ndarray:
     """Return blocks of random colours: a picture with edges."""
-    blocks = np.random.default_rng(3).integers(0, 256, (HEIGHT // 16, WIDTH // 16, 3))
-    return np.kron(blocks, np.ones((16, 16, 1))).astype(np.uint8)
+    blocks = np.random.default_rng(3).integers(0, 256, (height // 8, width // 8, 3))
+    return np.kron(blocks, np.ones((8, 8, 1))).astype(np.uint8)
 
 
 def some_mask() -> np.ndarray:
@@ -167,6 +167,15 @@ def test_karras_over_the_range_of_the_model(sdxl, masked):
 @pytest.mark.parametrize("masked", [False, True], ids=["whole", "masked"])
 def test_without_guidance(mini, masked):
     mini.assert_same(start(0.5, some_mask() if masked else None, guidance=1.0))
+
+
+@pytest.mark.parametrize(("width", "height"), [(64, 104), (104, 72)])
+def test_sizes_that_do_not_halve(sdxl, width, height):
+    picture, mask = some_picture(width, height), np.zeros((height, width), bool)
+    mask[:, :40] = True
+    for free in (None, mask):
+        original = Original(picture, 0.5, free)
+        sdxl.assert_same(replace(REQUEST, width=width, height=height, original=original))
 
 
 def test_strengths_make_different_pictures(sdxl):
