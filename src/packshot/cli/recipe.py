@@ -61,10 +61,11 @@ def show(name: Name, *, as_json: o.AsJson = False) -> None:
         for number, (parameter, value) in enumerate(rows):
             table.add_row(step["step"] if number == 0 else "", parameter, _shown(value))
     console.print(table)
+    if recipe.variants.grounds or recipe.variants.sizes:
+        console.print()
     for what in ("grounds", "sizes"):
-        chosen = getattr(recipe.variants, what)
-        if chosen:
-            console.print(f"\n{what.capitalize()}: {'; '.join(chosen)}", soft_wrap=True)
+        for chosen in getattr(recipe.variants, what):
+            console.print(f"{what.removesuffix('s')}: {chosen}", soft_wrap=True)
 
 
 @app.command()

@@ -51,7 +51,7 @@ class Background(msgspec.Struct, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "background"
     version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[Need]] = PHOTO | {"engine"}
+    needs: ClassVar[frozenset[Need]] = frozenset(("photo", "engine"))
     gives: ClassVar[frozenset[Need]] = frozenset(("picture", "caption"))
     mode: Mode = "blend"
     attempts: int = ATTEMPTS
@@ -177,7 +177,7 @@ class Verify(msgspec.Struct, frozen=True, kw_only=True):
 
     name: ClassVar[str] = "verify"
     version: ClassVar[int] = 1
-    needs: ClassVar[frozenset[Need]] = PHOTO | {"file"}
+    needs: ClassVar[frozenset[Need]] = frozenset(("photo", "file"))
     gives: ClassVar[frozenset[Need]] = frozenset()
 
     def __call__(self, shot: Shot, tools: Tools) -> Shot:

@@ -48,7 +48,7 @@ NATIVE = (1024, 1024)
 """Of no model in particular: a size is only checked here."""
 
 MAX_STEPS = 32
-"""Steps of a recipe; ours have four."""
+"""Steps of a recipe; ours have four or five."""
 
 MAX_VARIANTS = 64
 """Pictures that a recipe makes of one item."""

@@ -31,6 +31,10 @@ OWN = MappingProxyType(
         "render": "packshot.studio.recipes.steps:Render",
         "finish": "packshot.studio.recipes.steps:Finish",
         "store": "packshot.studio.recipes.steps:Put",
+        "background": "packshot.studio.recipes.product:Background",
+        "white": "packshot.studio.recipes.product:White",
+        "shadow": "packshot.studio.recipes.product:Shadow",
+        "verify": "packshot.studio.recipes.product:Verify",
     }
 )
 """Our own steps, as entry points are written, so that naming them imports none."""
