@@ -161,8 +161,8 @@ def render_ground(
         asked = replace(request, seeds=(seed,), original=original)
         result = engine.render(asked, on_step=on_step)
         usage += result.usage
-        ground = cleaned(result.images[0], stage)
-        check = check_ground(ground, stage)
+        ground, strange = cleaned(result.images[0], stage)
+        check = check_ground(strange)
         if check.passed:
             full = enlarged(ground, stage, cutout.size, seed)
             scene = Scene(product, full)

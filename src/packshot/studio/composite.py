@@ -32,9 +32,9 @@ LANCZOS_REACH = 3
 GUIDE_SIDE = 1600
 """Longer side of the copy in which colours of the rim are estimated: they change slowly."""
 
-WINDOWS = (0.045, 0.004)
-"""Radii of the two estimates of a rim colour, as shares of the longer side: 90 and 6 pixels of
-about 2,000 in the paper."""
+WINDOWS = (0.045, 0.004, 0.0015)
+"""Radii of the estimates of a rim colour, one upon the other, as shares of the longer side: 90 and
+6 pixels of about 2,000 in the paper, and a last one for narrow rims along fine detail."""
 
 BAND = 512
 """Rows that are shaded at a time, so that memory does not grow with the photograph."""
@@ -150,8 +150,8 @@ def _cutout(colours: Bytes, alpha: Bytes, margin: int, scale: float, name: str) 
 def _own_colours(pixels: Bytes, matte: Matte) -> Bytes:
     """Estimate the product's colour where it is mixed with the ground, and carry it outwards.
 
-    Blur fusion (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021), twice, in
-    linear light, and in a copy of at most `GUIDE_SIDE`, as the estimate is smooth. Where the file
+    Blur fusion (Forte, "Approximate Fast Foreground Colour Estimation", ICIP 2021), in linear
+    light, and in a copy of at most `GUIDE_SIDE`, as the estimate is smooth. Where the file
     holds the product's own colours (`Matte.mixed` is false), those are kept, and fade into the
     estimate as alpha does: what is nearly transparent has no reliable colour.
     """
@@ -169,7 +169,9 @@ def _own_colours(pixels: Bytes, matte: Matte) -> Bytes:
         radius = max(1, round(window * max(size)))
         near, behind = _means(product, cover, radius), _means(ground, 1 - cover, radius)
         over = seen - cover * near - (1 - cover) * behind if matte.mixed else seen - near
-        product = np.clip(near + cover * over, 0, 1)
+        # A matte that was found is not right to the last per cent: nothing is to be read from it.
+        trust = 0 if matte.source == "cut-out" else cover
+        product = np.clip(near + trust * over, 0, 1)
         ground = np.clip(behind + (1 - cover) * over, 0, 1) if matte.mixed else ground
     smooth = fromarray(srgb(product))
     estimate = np.asarray(smooth.resize((width, height), Resampling.BILINEAR), dtype=np.uint8)

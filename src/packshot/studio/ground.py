@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from packshot.studio.caption import RULES, Caption, caption_text, check_brief
+from packshot.studio.colour import lab, linear
 from packshot.studio.filters import blurred, filled, grown
 from packshot.studio.light import light_of
 from packshot.studio.reading import find_subject, read
@@ -33,8 +34,21 @@ Mode = Literal["blend", "ground"]
 """``blend`` renders around the product; ``ground`` renders the ground alone, for a model that can
 draw an empty one (packshot-mini puts a product on every ground)."""
 
-FRINGE = 0.055
-"""Width of what is taken out around the product, as a share of the rendered side: 14 of 256."""
+FRINGE = 0.06
+"""Width of what is taken out around the product, as a share of the rendered side: 15 of 256."""
+
+RING = 0.12
+"""How far beyond the fringe a product that goes on is looked for, as a share of the same side."""
+
+STRANGE, SHADE = 14.0, 8.0
+"""CIELAB distance from the ground expected there, from which on a pixel is none; a darker pixel
+whose hue is off by no more than the second is ground in shadow."""
+
+INSET = 0.03
+"""Of the rendered side, what is left over at each border: decoders have their faults there."""
+
+TOUCH = 4.0
+"""Most that a detail carried into the fringe may differ, of 255: grain may, edges may not."""
 
 KEPT = 1 / 64
 """How much further than the product the start picture is kept, as a share of the same side: half a
@@ -105,7 +119,7 @@ def stage_of(cutout: Cutout, side: int) -> Stage:
     from PIL.Image import Resampling, fromarray
 
     width, height = cutout.size
-    scale = side / max(width, height)
+    scale = (side - 2 * round(INSET * side)) / max(width, height)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     left, top = (side - size[0]) // 2, (side - size[1]) // 2
     colours = fromarray(cutout.colours).resize(size, Resampling.BOX)
@@ -119,22 +133,39 @@ def stage_of(cutout: Cutout, side: int) -> Stage:
     )
 
 
-def cleaned(picture: Bytes, stage: Stage) -> Bytes:
-    """Return a rendered picture [side, side, 3] without the product and the fringe around it.
+def cleaned(picture: Bytes, stage: Stage) -> tuple[Bytes, float]:
+    """Return a rendered picture [side, side, 3] as ground alone, and how strange it was.
 
-    They are filled smoothly, and detail is mirrored into the fringe from beyond its edge.
+    The product and the fringe around it are filled smoothly, with detail mirrored from beyond the
+    edge. So is what else in a ring around is neither ground nor in shadow, a product that goes on;
+    its share of the ring, 0 to 1, is the number that `packshot.studio.checks` has a limit for.
     """
     import numpy as np
 
     hole = stage.fringe
     if not hole.any() or hole.all():
-        return picture
+        return picture, 0.0
+    ring = grown(hole, max(2, round(RING * hole.shape[0]))) & ~hole
+    strange = ring & _strange(picture, hole | ring)
+    share = float(strange.sum()) / max(1, int(ring.sum()))
+    hole |= grown(strange, 2)
     seen = picture.astype(np.float32)
     smooth = filled(seen, hole)
-    detail = seen - blurred(seen, TEXTURE)
+    detail = np.clip(seen - blurred(seen, TEXTURE), -TOUCH, TOUCH)
     shown = hole & ~stage.product
     smooth[shown] += _mirrored(detail, hole, shown)
-    return np.clip(smooth + 0.5, 0, 255).astype(np.uint8)
+    return np.clip(smooth + 0.5, 0, 255).astype(np.uint8), share
+
+
+def _strange(picture: Bytes, around: Mask) -> Mask:
+    """Return where a picture is neither what lies beyond ``around`` nor that in shadow."""
+    import numpy as np
+
+    smooth = np.clip(filled(picture.astype(np.float32), around), 0, 255).astype(np.uint8)
+    apart = lab(linear(picture)) - lab(linear(smooth))
+    hue = np.hypot(apart[..., 1], apart[..., 2])
+    shaded = (apart[..., 0] < 0) & (hue < SHADE)
+    return (np.sqrt((apart**2).sum(axis=-1)) > STRANGE) & ~shaded
 
 
 def _mirrored(detail: Floats, hole: Mask, wanted: Mask) -> Floats:

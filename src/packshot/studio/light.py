@@ -59,15 +59,15 @@ _RIGHT = r"(from|on|at) (the |its )?right|right[- ](hand |side )?light"
 _BACK = r"back[- ]?(light|lit)|from behind|contre[- ]?jour|rim light"
 
 SIDES = (
-    Side("top left", 0.45, 0.10, r"(top|upper|above)[- ]?(and )?(the )?left", LEFT),
-    Side("top right", -0.45, 0.10, r"(top|upper|above)[- ]?(and )?(the )?right", RIGHT),
-    Side("left", 0.85, 0.10, _LEFT, LEFT),
-    Side("right", -0.85, 0.10, _RIGHT, RIGHT),
-    Side("left", 0.85, 0.10, r"\bside[- ]?(light|lit)|\blight from (the|one) side", LEFT),
+    Side("top left", 0.50, 0.20, r"(top|upper|above)[- ]?(and )?(the )?left", LEFT),
+    Side("top right", -0.50, 0.20, r"(top|upper|above)[- ]?(and )?(the )?right", RIGHT),
+    Side("left", 0.85, 0.17, _LEFT, LEFT),
+    Side("right", -0.85, 0.17, _RIGHT, RIGHT),
+    Side("left", 0.85, 0.17, r"\bside[- ]?(light|lit)|\blight from (the|one) side", LEFT),
     Side("behind", 0.10, -0.30, _BACK, BEHIND),
     Side("front", 0.05, 0.22, r"front(al)?[- ]?(light|lit)|from (the )?front", FRONT),
     Side("top", 0.04, 0.03, r"overhead|top[- ]?(light|lit)|from (above|the top)|zenith", ""),
-    Side("top left", 0.45, 0.10, "", LEFT),
+    Side("top left", 0.50, 0.20, "", LEFT),
 )
 """The last row is what holds where the brief says nothing."""
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from packshot.core.errors import BadPhoto, MaskNeeded
 from packshot.studio.colour import lab, linear
-from packshot.studio.filters import boxed, grown
+from packshot.studio.filters import boxed, grown, shrunk
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,8 +48,16 @@ MIXTURE, ROUNDS, STEPS = 5, 4, 120
 PINHOLES = 0.005
 """Holes in a product that are filled, if all of them are no larger a share of it."""
 
+SKIRT_HEIGHT, SKIRT_WIDTH, SKIRT_HUE = 0.2, 3, 0.9
+"""Of what is taken for the end of a shadow: the part of the product's height from its foot in which
+it lies, half its width in working pixels, and the distance in hue, in tens of CIELAB."""
+
 GUIDE_SIDE, GUIDE_NOISE = 1600, 1e-4
 """Longer side of the copy in which the soft edge is found, and the variance that counts as none."""
+
+EDGE, SOFT = 0.5, 0.35
+"""Of the guided filter's result, what is product; and how soft its outline becomes: a pixel on the
+edge has this alpha, and the softness falls inwards, where the product's own colours are."""
 
 SMOOTHNESS, CONTRAST = 3.0, 0.5
 """What an edge costs where there is no contrast; how fast it gets cheaper with contrast."""
@@ -118,7 +126,7 @@ def cut_out(pixels: Bytes) -> Matte:
             return _nothing(pixels.shape[:2], "nothing in it differs from its borders")
         posterior = _posterior(colours, inside)
         before, inside = inside, _cut(posterior, edges) & _prior(small.shape[:2])
-    kept = _largest(inside)
+    kept = _without_skirt(_largest(inside), colours)
     confidence, reason = _confidence(kept, inside, before, posterior)
     if not kept.any():
         return _nothing(pixels.shape[:2], reason)
@@ -265,6 +273,21 @@ def _largest(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept | holes if holes.sum() < PINHOLES * kept.sum() else kept
 
 
+def _without_skirt(kept: NDArray[np.bool_], colours: Floats) -> NDArray[np.bool_]:
+    """Return a product without the dark end of its shadow: low, thin, and of the ground's hue."""
+    import numpy as np
+
+    rows = np.flatnonzero(kept.any(axis=1))
+    if not len(rows):
+        return kept
+    low = np.arange(len(kept)) > rows[-1] - SKIRT_HEIGHT * (rows[-1] - rows[0])
+    ground = np.median(colours[~kept], axis=0)
+    apart = colours - ground
+    shade = (apart[..., 0] < 0) & (np.hypot(apart[..., 1], apart[..., 2]) < SKIRT_HUE)
+    thick = grown(shrunk(kept, SKIRT_WIDTH), SKIRT_WIDTH)
+    return kept & ~(shade & ~thick & low[:, None])
+
+
 def _part(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return the largest part: labels spread along rows and columns until none changes."""
     import numpy as np
@@ -328,7 +351,10 @@ def _soft_edge(pixels: Bytes, kept: NDArray[np.bool_]) -> Bytes:
     line = guide @ (between / max(float(np.linalg.norm(between)), 1e-6))
     radius = max(2, round(1.5 * max(size) / max(kept.shape)))
     soft = _guided(line.astype(np.float32), rough, radius)
-    alpha = np.clip((soft - 0.2) / 0.6, 0, 1)  # its ends are never quite 0 and 1
+    # Highlights near the edge would come out half transparent: only where it is, is taken from it.
+    # A little inside of the middle, as ground on the rim is worse than product lost there.
+    sharp = (soft > EDGE).astype(np.float32)
+    alpha = np.clip(boxed(boxed(sharp, 1), 1) * 2 - 1 + SOFT, 0, 1)
     alpha = np.where(grown(rough > 0.5, radius), alpha, 0)
     alpha = np.where(grown(rough < 0.5, radius), alpha, 1)
     found = fromarray((alpha * 255 + 0.5).astype(np.uint8))

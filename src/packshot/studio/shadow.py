@@ -85,7 +85,7 @@ def _cast(alpha: Floats, foot: int, tall: int, light: Light) -> Floats:
     upward = (0.0, 1 / back, start - start / back)
     heights = (start - np.arange(alpha.shape[0], dtype=np.float32)[:, None]) / tall
     total = np.zeros_like(alpha)
-    for share, low, high in ((0.55, 0.0, 0.45), (0.45, 0.25, 1.0)):
+    for share, low, high, wide in ((0.80, 0.0, 0.45, 0.4), (0.70, 0.25, 1.0, 1.1)):
         part = alpha * np.clip(1.2 - heights, 0, 1)
         part = part if low == 0 else part * np.clip((heights - low + 0.25) / 0.25, 0, 1)
         part = part * np.clip((high + 0.25 - heights) / 0.25, 0, 1) if high < 1 else part
@@ -95,8 +95,8 @@ def _cast(alpha: Floats, foot: int, tall: int, light: Light) -> Floats:
             (*across, *upward),
             Resampling.BILINEAR,
         )
-        soft = blurred(np.asarray(laid, np.float32), light.kind.blur * tall * (0.6 + 1.4 * low * 4))
-        total = 1 - (1 - total) * (1 - share * soft / 0.75)
+        soft = blurred(np.asarray(laid, np.float32), light.kind.blur * tall * wide)
+        total = 1 - (1 - total) * (1 - share * soft)
     return np.clip(total, 0, 1)
 
 
