@@ -27,8 +27,11 @@ __all__ = [
     "render_facts",
     "sheet_facts",
     "show_caption",
+    "show_file",
     "show_render",
     "show_sheet",
+    "show_stages",
+    "usage_facts",
 ]
 
 
@@ -54,16 +57,17 @@ def show_render(plan: Plan, delivery: Delivery, load_seconds: float, bill: Bill)
     """Print the stage table, what it cost, and the path of each picture."""
     _show_stages(delivery, load_seconds, bill)
     for picture in delivery.pictures:
-        _show_file(picture.path, plan.size, picture.seed)
+        show_file(picture.path, plan.size, picture.seed)
 
 
 def show_sheet(plans: Sequence[Plan], sheet: Sheet, load_seconds: float, bill: Bill) -> None:
     """Print the stage table, summed over the tiles, what they cost, and the path of the sheet."""
     _show_stages(sheet, load_seconds, bill)
-    _show_file(sheet.path, sheet.size, plans[0].request.seeds[0])
+    show_file(sheet.path, sheet.size, plans[0].request.seeds[0])
 
 
-def _show_file(path: Path, size: tuple[int, int], seed: int) -> None:
+def show_file(path: Path, size: tuple[int, int], seed: int) -> None:
+    """Print the path of a picture, with its size and seed."""
     from rich.text import Text
 
     said = f"  {size[0]}x{size[1]}, seed {seed}"
@@ -72,14 +76,19 @@ def _show_file(path: Path, size: tuple[int, int], seed: int) -> None:
 
 def _show_stages(made: Delivery | Sheet, load_seconds: float, bill: Bill) -> None:
     """Print one row per stage: seconds, share, cost, and its speed where it has steps."""
-    console = terminal.out()
-    console.print(_stage_table(made.usage, bill))
     used = f"on {made.device} in {made.precision}; loading took {load_seconds:.2f} s more"
     if getattr(made, "hosted", ()):
         used = f"made by {made.device}, a hosted provider"
-    console.print(used, style="dim")
-    if made.embeddings.hits:
-        console.print(_kept(made.embeddings), style="dim")
+    kept = [_kept(made.embeddings)] if made.embeddings.hits else []
+    show_stages(made.usage, bill, [used, *kept])
+
+
+def show_stages(usage: Sequence[Usage], bill: Bill, notes: Sequence[str]) -> None:
+    """Print the stage table, a dim line for each of ``notes``, and what it cost."""
+    console = terminal.out()
+    console.print(_stage_table(usage, bill))
+    for note in notes:
+        console.print(note, style="dim")
     for line in cost_lines(bill):
         console.print(line, soft_wrap=True)
 
@@ -215,13 +224,13 @@ def _machine_facts(
             "misses": made.embeddings.misses,
             "saved_seconds": round(made.embeddings.saved_s, 6),
         },
-        "usage": _usage_facts(made.usage, bill),
+        "usage": usage_facts(made.usage, bill),
         "renders": list(bill.renders),
         "cost_nano_eur": None if bill.problem or bill.unpriced else bill.amount,
     }
 
 
-def _usage_facts(usage: Sequence[Usage], bill: Bill) -> list[dict[str, Any]]:
+def usage_facts(usage: Sequence[Usage], bill: Bill) -> list[dict[str, Any]]:
     """Return what each stage consumed; its cost is null where no price is known."""
     return [
         {

@@ -41,6 +41,7 @@ __all__ = [
     "plan",
     "plan_like",
     "request_of",
+    "seeds_of",
 ]
 
 RANDOM_SEEDS = 2**32
@@ -120,7 +121,7 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
         OutputError: the picture could not be written where it should go, or a file not read.
     """
     brief = check_brief(options.brief)
-    seeds = _seeds(options.seed, options.count)
+    seeds = seeds_of(options.seed, options.count)
     files = targets(options.out, brief, seeds)
     precision: Precision = one_of("precision", options.precision, PRECISIONS)
     vae_precision: Precision = one_of("VAE precision", options.vae_precision, PRECISIONS)
@@ -312,7 +313,8 @@ def draw_seed() -> int:
     return secrets.randbelow(RANDOM_SEEDS)
 
 
-def _seeds(seed: int | None, count: int) -> tuple[int, ...]:
+def seeds_of(seed: int | None, count: int) -> tuple[int, ...]:
+    """Return ``count`` seeds from ``seed`` on, None draws it; `InvalidRequest` if out of range."""
     if not 1 <= count <= MAX_PICTURES:
         raise InvalidRequest(f"{count} pictures were asked for, expected 1 to {MAX_PICTURES}")
     first = draw_seed() if seed is None else seed
