@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from traceback import format_exception
-from typing import Literal
+from typing import ClassVar, Literal
 
 import msgspec
 import pytest
@@ -176,3 +176,54 @@ def test_a_secret_in_the_file_itself_is_refused_and_not_shown(tmp_path: Path, te
     with pytest.raises(InvalidRequest, match="may not stand in the file") as refused:
         read(path, frozenset({"vault"}), {"KEY": "a"}).section("vault", Vault)
     assert "hunter2" not in str(refused.value)
+
+
+# ---- lists of tagged records, and documents of text
+
+
+class Tagged(msgspec.Struct, frozen=True):
+    kind: ClassVar[str] = "tagged"
+    size: int = 1
+
+
+def tagged(tmp_path: Path, text: str) -> tuple[object, ...]:
+    path = tmp_path / "list.yaml"
+    path.write_text(text)
+    document = read(path, frozenset(("part",)), {}, literal=True)
+    return document.tagged("part", "is", "with", {"small": Tagged, "row": Row})
+
+
+def test_each_record_is_of_the_kind_that_its_tag_names(tmp_path: Path) -> None:
+    text = (
+        "part:\n  - is: small\n  - {is: row, with: {name: x}}\n  - {is: small, with: {size: 3}}\n"
+    )
+    assert tagged(tmp_path, text) == (Tagged(), Row("x"), Tagged(3))
+    assert tagged(tmp_path, "") == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[{is: smal}]", "unknown is 'smal'. Did you mean 'small'"),
+        ("[{is: small, wiht: {}}]", "unknown key 'wiht'. Did you mean 'with'"),
+        ("[{with: {}}]", "is must be given"),
+        ("[{is: row}]", "row: name must be given"),
+        ("[{is: small, with: {kind: x}}]", "small: unknown key 'kind'. Valid: size"),
+        ("[{is: small, with: {size: x}}]", "small.size: expected a whole number, got 'x'"),
+        ("[small]", "expected keys and values, got 'small'"),
+        ("{is: small}", "expected a list, got keys and values"),
+    ],
+)
+def test_mistakes_in_such_a_list(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        tagged(tmp_path, f"part: {text}")
+    assert "line 1: " in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_in_a_document_of_text_references_are_text(tmp_path: Path) -> None:
+    path = tmp_path / "text.yaml"
+    path.write_text("part: {note: env.HOME, count: 3}\nother: {note: '${HOME:-x}'}\n")
+    document = read(path, frozenset(("part", "other")), {"HOME": "/root"}, literal=True)
+    assert document.section("part", Section) == Section(count=3, note="env.HOME")
+    assert document.section("other", Section) == Section(note="${HOME:-x}")

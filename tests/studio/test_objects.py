@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.studio import objects as module
@@ -24,6 +26,7 @@ from tests.weed import BUCKET, KEY, SECRET, Weed, new_weed
 PART = 5 * 1024 * 1024  # the least that S3 takes
 LARGE = os.urandom(1 << 20) * 17
 THIRD = "partNumber=3"
+ENDINGS = [".png", ".jpg", "", ".PNG", ".a b", ".x/../y"]
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +118,16 @@ def test_publishing_is_all_or_nothing(objects: Objects) -> None:
     objects.publish("new/manifest.jsonl", b"three", replace=True)
     assert objects.read("manifest.jsonl") == b"two"
     assert objects.read("new/manifest.jsonl") == b"three"
+
+
+@given(files=st.lists(st.tuples(st.binary(max_size=64), st.sampled_from(ENDINGS)), max_size=8))
+def test_what_went_in_comes_out_and_nothing_else(tmp_path_factory, files) -> None:
+    store = Objects(str(tmp_path_factory.mktemp("out")))
+    kept = [store.put(data, f"x{ending}") for data, ending in files]
+    for (data, _), each in zip(files, kept, strict=True):
+        assert store.read(each.key) == data
+    assert dict(store.listed()) == {each.key: each.size for each in kept}
+    assert sum(each.new for each in kept) == len({each.key for each in kept})
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "a/../b", "..", "a b", "a//b", "ä"])

@@ -278,6 +278,7 @@ class Objects:
         import obstore
 
         done = obstore.put(self._store, key, data, mode=mode, use_multipart=False)
+        self._sync(key)
         return done["e_tag"] or ""
 
     def _in_parts(self, key: str, data: bytes) -> str:
@@ -291,7 +292,20 @@ class Objects:
             chunk_size=self.part,
             max_concurrency=AT_ONCE,
         )
+        self._sync(key)
         return done["e_tag"] or ""
+
+    def _sync(self, key: str) -> None:
+        """Have a folder's file, and its place in the folder, outlive a loss of power."""
+        if self.place.scheme:
+            return
+        file = Path(self.place.bucket) / key
+        for path in (file, *list(file.parents)[: key.count("/") + 1]):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
     def _tag(self, key: str) -> str:
         import obstore

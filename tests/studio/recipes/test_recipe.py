@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.studio.recipes.recipe import SHIPPED, load_recipe
@@ -127,6 +129,41 @@ def test_a_fingerprint_changes_from_the_changed_step_on(tmp_path: Path) -> None:
     with_model = [recipe.fingerprint(given, k, "m" * 64) for k in range(4)]
     assert with_model[0] == before[0]
     assert set(with_model[1:]).isdisjoint(before)
+
+
+CHANGES = {
+    "background.attempts": 4,
+    "background.steps": 21,
+    "caption.raw": True,
+    "finish.max_side": 512,
+    "finish.quality": 91,
+    "render.guidance": 2.0,
+    "white.size": "128x128",
+}
+
+
+@given(
+    name=st.sampled_from(SHIPPED),
+    changed=st.sampled_from(sorted(CHANGES)),
+    model=st.sampled_from(["", "m" * 64]),
+    item=st.dictionaries(st.sampled_from(["brief", "photo", "size"]), st.text(max_size=9)),
+)
+def test_what_is_done_again_is_the_changed_step_and_what_follows(
+    name, changed, model, item
+) -> None:
+    recipe = load_recipe(name)
+    names = [step.name for step in recipe.steps]
+    step = changed.partition(".")[0]
+    if step not in names:
+        return
+    other = recipe.changed({changed: CHANGES[changed]})
+    for k in range(len(names)):
+        same = recipe.fingerprint(item, k, model) == other.fingerprint(item, k, model)
+        assert same == (k < names.index(step))
+        renders = any("engine" in each.needs for each in recipe.steps[: k + 1])
+        of_another = recipe.fingerprint(item, k, "another model")
+        assert (of_another != recipe.fingerprint(item, k, model)) == renders
+        assert recipe.fingerprint({**item, "seed": 8}, k) != recipe.fingerprint(item, k)
 
 
 def test_variants_of_an_item(tmp_path: Path) -> None:
