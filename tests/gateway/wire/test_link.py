@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from packshot.core.errors import UpstreamBroken
 from packshot.gateway.wire.link import Answer, Link, LinkLimits
+from packshot.gateway.wire.narrow import Narrow
 from tests.gateway.wire.origins import OK, call
 
 CHUNKED = (
@@ -52,6 +53,9 @@ class Wire(asyncio.Transport):
 
     def resume_reading(self):
         self.reading = True
+
+    def set_protocol(self, protocol):
+        assert isinstance(protocol, Narrow)
 
 
 class World:

@@ -401,6 +401,42 @@ def server_side(file: Path) -> ssl.SSLContext:
 
 
 @pytest.mark.parametrize("runner", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
+@pytest.mark.parametrize("tls", [False, True])
+def test_a_slow_reader_misses_nothing_and_leaves_a_connection_that_can_be_used(
+    runner, tls, tmp_path
+):
+    """It gets its bytes in smaller segments from the moment in which it falls behind."""
+    sent = CHANCE.randbytes(3 << 20)
+    file = certificate(tmp_path, "127.0.0.1")
+
+    async def talk(peer: Peer) -> None:
+        head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(sent)
+        while await peer.answer(head + sent):
+            await peer.answer(OK)
+
+    async def scene() -> None:
+        async with serving(talk, server_side(file) if tls else None) as origin:
+            trusting = Origin(origin.scheme, "127.0.0.1", origin.port, str(file) if tls else "")
+            async with pooling(trusting) as pool:
+                for _ in range(2):
+                    reply = await pool.send(call())
+                    got, size = [], 0
+                    while part := await reply.chunk():
+                        got.append(part)
+                        size += len(part)
+                        (link,) = pool._links
+                        narrow = link._narrow
+                        if size < 1 << 20:
+                            await asyncio.sleep(0.005)
+                    assert b"".join(got) == sent
+                    assert narrow
+                    assert await (await pool.send(call())).read(2) == b"ok"
+                    assert pool.stats == PoolStats(1, 1, 0, 0), "the same connection, every time"
+
+    runner(scene())
+
+
+@pytest.mark.parametrize("runner", [uvloop.run, asyncio.run], ids=["uvloop", "asyncio"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_tls_with_the_origins_own_authority(runner, host, tmp_path):
     file = certificate(tmp_path, "127.0.0.1", "localhost")

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast
 import httptools
 
 from packshot.core.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
+from packshot.gateway.wire.narrow import Narrow
 from packshot.gateway.wire.upstream import Call
 
 __all__ = ["SAFE", "Answer", "Link", "LinkLimits", "StaleLink"]
@@ -38,15 +39,15 @@ class LinkLimits:
     ``head`` bytes of status line and headers, interim answers (1xx) included; ``headers`` of
     different names;
     ``unread`` bytes of a body that may wait for a slow reader before the connection is no longer
-    read. A segment of the network (at most 256 KiB) comes on top.
+    read. A segment comes on top: of at most 256 KiB the first time, of 32 KiB from then on.
     """
 
     head: int = 1 << 16
     headers: int = 200
-    unread: int = 1 << 16
+    unread: int = 1 << 15
 
 
-MOST = 1 << 16
+MOST = 1 << 15
 """Bytes of one chunk: what waits to be written to a slow reader is copied in pieces of this."""
 
 
@@ -275,6 +276,7 @@ class Link(asyncio.Protocol):
         "_fresh",
         "_given",
         "_keep",
+        "_narrow",
         "_paused",
         "_problem",
         "_room",
@@ -320,6 +322,7 @@ class Link(asyncio.Protocol):
         self._fresh = True
         self._seen = 0.0
         self._paused = False
+        self._narrow = False
         self._room = 0
         self._problem = ""
 
@@ -395,7 +398,7 @@ class Link(asyncio.Protocol):
         """Take the connection."""
         self.transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
+    def data_received(self, data: bytes | memoryview) -> None:
         """Read a segment, and wake the call if there is what it waits for."""
         answer = self.answer
         if answer is None:
@@ -474,7 +477,11 @@ class Link(asyncio.Protocol):
             return
         if answer.size > self.limits.unread and not self._paused:
             self._paused = True
-            cast("asyncio.Transport", self.transport).pause_reading()
+            transport = cast("asyncio.Transport", self.transport)
+            transport.pause_reading()
+            if not self._narrow:
+                self._narrow = True
+                transport.set_protocol(Narrow(self))
         if answer.want == HEAD or answer.parts:
             answer.wake()
 
