@@ -13,6 +13,7 @@ import packshot
 from packshot.cli import options as o
 from packshot.cli import terminal
 from packshot.cli.batch import batch
+from packshot.cli.cache import app as cache_app
 from packshot.cli.config import app as config_app
 from packshot.cli.cost import app as cost_app
 from packshot.cli.gateway import app as gateway_app
@@ -23,6 +24,7 @@ from packshot.cli.prices import app as prices_app
 from packshot.cli.recipe import app as recipe_app
 from packshot.cli.render import render
 from packshot.cli.sheet import sheet
+from packshot.cli.shoot import shoot
 from packshot.core.errors import PackshotError
 from packshot.studio import defaults
 
@@ -40,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(render)
+app.command()(shoot)
 app.command()(sheet)
 app.command()(batch)
 app.add_typer(recipe_app, name="recipe")
@@ -50,6 +53,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(keys_app, name="keys")
 app.add_typer(gateway_app, name="gateway")
 app.add_typer(config_app, name="config")
+app.add_typer(cache_app, name="cache")
 
 
 @app.command()
