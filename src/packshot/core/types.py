@@ -42,10 +42,11 @@ Schedule = Literal["default", "karras"]
 Spacing = Literal["leading", "trailing", "linspace"]
 """Which training timesteps the default schedule visits."""
 
-Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8"]
+Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8"]
 """Arithmetic of the networks; ``auto`` is fp32 on a CPU and bf16 on a GPU.
 
-``fp8`` is bf16 but for the large products of the UNet; on GPUs that have it.
+``fp8`` and ``int8`` are bf16 but for the large products of the UNet; on GPUs, fp8 on those that have
+it.
 """
 
 STAGES: tuple[Stage, ...] = get_args(Stage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DTYPES",
     "Meter",
+    "capability",
     "arithmetic",
     "device_kind",
     "has_fp8",
@@ -30,6 +32,7 @@ DTYPES: dict[Precision, torch.dtype] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
+    "int8": torch.bfloat16,
     "fp8": torch.bfloat16,  # all but the products that `fast.dense` multiplies in fp8
 }
 
@@ -69,14 +72,38 @@ def pick_precision(name: Precision, device: torch.device) -> Precision:
             f"precision fp8 was asked for, and {device_kind(device)} does not multiply in it; "
             "it takes an NVIDIA GPU of compute capability 8.9 or more (Ada, Hopper). Use bf16."
         )
+    if name == "int8" and device.type != "cuda":
+        raise InvalidRequest(
+            f"precision int8 was asked for on {device.type}; it is for GPUs. Use fp32 or bf16."
+        )
     if name != "auto":
         return name
     return "fp32" if device.type == "cpu" else "bf16"
 
 
+def capability(device: torch.device) -> tuple[int, int]:
+    """Return a GPU's compute capability: 8.0 and 8.6 are Ampere, 8.9 Ada, 9.0 Hopper; else (0, 0).
+
+    ``PACKSHOT_COMPUTE_CAPABILITY=8.0`` takes a newer GPU for an older one: what was made for the
+    newer is then left aside, so that the older one's way can be tried where there is none.
+    """
+    if device.type != "cuda":
+        return (0, 0)
+    own = torch.cuda.get_device_capability(device)
+    said = os.environ.get("PACKSHOT_COMPUTE_CAPABILITY")
+    if not said:
+        return own
+    major, _, minor = said.partition(".")
+    if not (major.isdecimal() and minor.isdecimal()):
+        raise InvalidRequest(
+            f"PACKSHOT_COMPUTE_CAPABILITY is {said!r}; expected two numbers, such as 8.0."
+        )
+    return min(own, (int(major), int(minor)))
+
+
 def has_fp8(device: torch.device) -> bool:
     """Tell whether a device multiplies in fp8 (e4m3)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9)
+    return capability(device) >= (8, 9)
 
 
 def pick_vae_precision(name: Precision, model: Precision, *, force_upcast: bool) -> Precision:
@@ -89,7 +116,7 @@ def pick_vae_precision(name: Precision, model: Precision, *, force_upcast: bool)
         raise unknown_name("VAE precision", name, PRECISIONS)
     if name != "auto":
         return name
-    if model == "fp8":
+    if model in ("fp8", "int8"):
         return "bf16"
     return "fp32" if model == "fp16" and force_upcast else model
 

@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 
+EIGHT_BITS = ("fp8", "int8")
+
 FINE_PIXELS = 2048 * 2048
-"""From so many pixels on, a picture is not made in fp8."""
+"""From so many pixels on, a picture is not made in eight bits."""
 
 
 class Engine:
@@ -165,31 +167,26 @@ class Engine:
 
     def _tier(self, request: RenderRequest) -> Tier:
         """Return the arithmetic of the UNet's large products; `InvalidRequest` for another model."""
-        wanted = request.precision or self.model.precision
-        if wanted != "fp8":
-            if wanted not in ("auto", self.model.precision) and (
-                wanted != "bf16" or self.model.precision != "fp8"
-            ):
-                raise InvalidRequest(
-                    f"precision {wanted} was asked of a model that was loaded in "
-                    f"{self.model.precision}; load it in {wanted}, or leave it out of the request."
-                )
-            return "exact"
-        if self.model.precision not in ("fp8", "bf16"):
+        loaded = self.model.precision
+        wanted = loaded if request.precision in (None, "auto") else request.precision
+        eight = wanted in EIGHT_BITS
+        if wanted != loaded and not (loaded in ("bf16", *EIGHT_BITS) and (eight or wanted == "bf16")):
             raise InvalidRequest(
-                f"precision fp8 was asked of a model that was loaded in {self.model.precision}; "
-                "load it in bf16 or fp8."
+                f"precision {wanted} was asked of a model that was loaded in {loaded}; load it in "
+                f"{wanted}, or leave the precision out of the request."
             )
-        pick_precision("fp8", self.model.device)
-        return "exact" if _too_fine(request) else "fp8"
+        if not eight or _too_fine(request):
+            return "exact"
+        pick_precision(wanted, self.model.device)
+        return "fp8" if wanted == "fp8" else "int8"
 
     def _held_back(self, request: RenderRequest) -> tuple[str, ...]:
-        """Say where a request was made in bf16 that asked for fp8."""
-        asked = (request.precision or self.model.precision) == "fp8"
-        if not asked or not _too_fine(request):
+        """Say where a request was made in bf16 that asked for eight bits."""
+        wanted = request.precision or self.model.precision
+        if wanted not in EIGHT_BITS or not _too_fine(request):
             return ()
-        why = "its texture is fine" if request.fine_texture else "it has 2048x2048 pixels"
-        return (f"the picture was made in bf16, not fp8, since {why}.",)
+        why = "its texture is fine" if request.fine_texture else "it has 2048x2048 pixels or more"
+        return (f"the picture was made in bf16, not {wanted}, since {why}.",)
 
     def _watch(self, request: RenderRequest, first: int, on_step: OnStep | None) -> Watch | None:
         """Turn a step of a batch into one ``Progress`` for each of its pictures."""

@@ -28,7 +28,7 @@ __all__ = ["Decoded", "PlainRunner", "Runner", "Task", "Tier", "pick_runner"]
 BATCH_PIXELS = 4 * 1024 * 1024
 """How many the plain networks make together on a GPU."""
 
-Tier = Literal["exact", "fp8"]
+Tier = Literal["exact", "fp8", "int8"]
 """``exact`` is the model's own precision."""
 
 Decoded = tuple["Picture", tuple[str, ...]]

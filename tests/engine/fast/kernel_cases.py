@@ -69,6 +69,16 @@ def geglu(ops) -> list[Tensor]:
     ]
 
 
+def gate(ops) -> list[Tensor]:
+    return [ops.gate(drawn(50, 448), drawn(448))]
+
+
+def int8(ops) -> list[Tensor]:
+    rounded, scale = ops.to_int8(drawn(33, 160))
+    sums = torch.randint(-(2**20), 2**20, (33, 140), dtype=torch.int32)
+    return [rounded, scale, ops.from_int32(sums, scale, drawn(140).abs(), torch.float32)]
+
+
 def attend_text(ops) -> list[Tensor]:
     kv = drawn(B, 77, 500)
     return [ops.attend_text(drawn(B, 300, 128), kv[..., 10:138], kv[..., 200:328], 4)]

@@ -16,7 +16,7 @@ import pytest
 CASES = Path(__file__).with_name("kernel_cases.py")
 NAMES = (
     "join", "group_norm", "group_norm_of_many_strips", "affine", "layer_norm", "layer_norm_adds",
-    "geglu", "attend_text", "interleave", "softmax", "to_uint8", "advance",
+    "geglu", "gate", "int8", "attend_text", "interleave", "softmax", "to_uint8", "advance",
 )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from packshot.engine.conditioning import together
 from packshot.engine.denoise import Kept, noise_of
 from packshot.engine.engine import Engine
 from packshot.engine.fast import graphs, reference
-from packshot.engine.fast.calibration import calibrate, to_fp8
+from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
 from packshot.engine.fast.graphs import Graphs, Shape, StepGraph
 from packshot.engine.fast.runner import FastRunner
 from packshot.engine.fast.unet import FastUNet
@@ -151,6 +151,33 @@ def test_fp8_stays_near_and_says_how_near(model):
         to_fp8(unet, calibrate(unet, graph.step, 3))
         got = difference(unet(x, (8, 8), shifts, kv), exact)
     assert 1e-3 < got < 0.1
+
+
+def test_int8_stays_near(model):
+    unet = FastUNet(model.unet, reference, torch.nn.functional.scaled_dot_product_attention)
+    x = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(2))
+    shifts = torch.randn(2, sum(unet.widths), generator=torch.Generator().manual_seed(3))
+    text = torch.randn(2, 77, unet.kv_weight.shape[1], generator=torch.Generator().manual_seed(4))
+    with torch.inference_mode():
+        kv = unet.split_kv(text @ unet.kv_weight.t())
+        exact = unet(x, (8, 8), shifts, kv)
+        to_int8(unet)
+        got = difference(unet(x, (8, 8), shifts, kv), exact)
+    assert 1e-4 < got < 0.05
+
+
+def test_without_the_gated_kernel_the_network_is_the_same(model):
+    """What a GPU before Hopper runs."""
+    nets = [
+        FastUNet(model.unet, reference, torch.nn.functional.scaled_dot_product_attention, one_pass=one)
+        for one in (True, False)
+    ]
+    x = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(2))
+    shifts = torch.zeros(2, sum(nets[0].widths))
+    with torch.inference_mode():
+        text = torch.ones(2, 77, nets[0].kv_weight.shape[1])
+        a, b = (net(x, (8, 8), shifts, net.split_kv(text @ net.kv_weight.t())) for net in nets)
+    assert difference(a, b) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from packshot.engine.fast.unet import FastUNet, Kernels
 
-__all__ = ["MARGIN", "calibrate", "to_fp8"]
+__all__ = ["MARGIN", "calibrate", "to_fp8", "to_int8"]
 
 MARGIN = 4.0
 """How much larger than all that was seen a value may get before it saturates.
@@ -58,3 +58,9 @@ def to_fp8(unet: FastUNet, largest: list[float]) -> None:
     """Turn ``unet``'s blocks to fp8, by what `calibrate` saw."""
     for block, top in zip(unet.blocks(), largest, strict=True):
         block.in_fp8(MARGIN * top)
+
+
+def to_int8(unet: FastUNet) -> None:
+    """Turn ``unet``'s blocks to int8, whose scales follow each input."""
+    for block in unet.blocks():
+        block.in_int8(unet.kernels)

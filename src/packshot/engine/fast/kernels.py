@@ -21,12 +21,15 @@ __all__ = [
     "advance",
     "affine",
     "attend_text",
+    "from_int32",
+    "gate",
     "geglu",
     "group_norm",
     "interleave",
     "join",
     "layer_norm",
     "softmax",
+    "to_int8",
     "to_uint8",
 ]
 
@@ -341,6 +344,82 @@ def geglu(
         x if quant is None else quant, m, n, k, scale is not None, quant is not None,
         x.is_cuda, FP8_MAX, bm, bn, bk, band, num_warps=warps, num_stages=stages,
     )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gate(x, bias, out, quant, M, N, TO_FP8: tl.constexpr, FAST: tl.constexpr, LIMIT: tl.constexpr,
+          ROWS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * 2 * WIDTH + tl.arange(0, 2 * WIDTH)
+    mask = (rows < M)[:, None] & (cols < 2 * N)[None, :]
+    at = rows.to(tl.int64)[:, None] * (2 * N) + cols[None, :]
+    y = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+    y += tl.load(bias + cols, mask=cols < 2 * N, other=0.0).to(tl.float32)[None, :]
+    value, gated = tl.split(tl.reshape(y, [ROWS, WIDTH, 2]))
+    half = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    into = rows.to(tl.int64)[:, None] * N + half[None, :]
+    y = value * _gelu(gated, FAST)
+    if TO_FP8:
+        y = tl.clamp(y * tl.load(quant), -LIMIT, LIMIT)
+    tl.store(out + into, y.to(out.dtype.element_ty), mask=(rows < M)[:, None] & (half < N)[None, :])
+
+
+def gate(x: Tensor, bias: Tensor, *, quant: Tensor | None = None) -> Tensor:
+    """As `reference.gate`."""
+    m, n = x.shape[0], x.shape[1] // 2
+    out = torch.empty((m, n), dtype=x.dtype if quant is None else FP8, device=x.device)
+    rows, width = 16, 128
+    grid = (triton.cdiv(m, rows), triton.cdiv(n, width))
+    _gate[grid](
+        x, bias, out, x if quant is None else quant, m, n, quant is not None, x.is_cuda, FP8_MAX,
+        rows, width, num_warps=4,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _to_int8(x, out, scale, K, WIDTH: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    cols = tl.arange(0, WIDTH)
+    value = tl.load(x + row * K + cols, mask=cols < K, other=0.0).to(tl.float32)
+    by = tl.maximum(tl.max(tl.abs(value), 0), 1e-12 * 127) / 127
+    value = value / by
+    whole = tl.floor(value + 0.5)  # halves up: no two of a row are likely to show it
+    tl.store(out + row * K + cols, whole.to(tl.int8), mask=cols < K)
+    tl.store(scale + row, by)
+
+
+def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """As `reference.to_int8`, but for halves, which it rounds up."""
+    m, k = x.shape
+    out = torch.empty((m, k), dtype=torch.int8, device=x.device)
+    scale = torch.empty(m, dtype=torch.float32, device=x.device)
+    _to_int8[(m,)](x, out, scale, k, triton.next_power_of_2(k), num_warps=4)
+    return out, scale
+
+
+@triton.jit
+def _from_int32(sums, row_scale, column_scale, out, M, N, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    cols = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    mask = (rows < M)[:, None] & (cols < N)[None, :]
+    at = rows.to(tl.int64)[:, None] * N + cols[None, :]
+    value = tl.load(sums + at, mask=mask, other=0).to(tl.float32)
+    value *= tl.load(row_scale + rows, mask=rows < M, other=0.0)[:, None]
+    value *= tl.load(column_scale + cols, mask=cols < N, other=0.0)[None, :]
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
+
+
+def from_int32(
+    sums: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """As `reference.from_int32`."""
+    m, n = sums.shape
+    out = torch.empty((m, n), dtype=dtype, device=sums.device)
+    rows, width = 16, 128
+    grid = (triton.cdiv(m, rows), triton.cdiv(n, width))
+    _from_int32[grid](sums, row_scale, column_scale, out, m, n, rows, width, num_warps=4)
     return out
 
 

@@ -20,6 +20,8 @@ __all__ = [
     "advance",
     "affine",
     "attend_text",
+    "from_int32",
+    "gate",
     "geglu",
     "group_norm",
     "interleave",
@@ -27,6 +29,7 @@ __all__ = [
     "layer_norm",
     "softmax",
     "to_fp8",
+    "to_int8",
     "to_uint8",
 ]
 
@@ -128,6 +131,16 @@ def geglu(
     return to_fp8(out, quant) if quant is not None else out.to(bias.dtype)
 
 
+def gate(x: Tensor, bias: Tensor, *, quant: Tensor | None = None) -> Tensor:
+    """Return value * gelu(gate) [M,N] of ``x`` + ``bias``, whose columns alternate [M,2N].
+
+    With ``quant`` the result is fp8.
+    """
+    y = x.float() + bias.float()
+    out = y[:, 0::2] * F.gelu(y[:, 1::2])
+    return to_fp8(out, quant) if quant is not None else out.to(x.dtype)
+
+
 def attend_text(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Return the attention [B,N,C] of ``q`` [B,N,C] to a text's ``k`` and ``v`` [B,T,C]."""
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
@@ -157,6 +170,19 @@ def softmax(x: Tensor, dtype: torch.dtype) -> Tensor:
 def to_uint8(x: Tensor) -> Tensor:
     """Return levels 0 … 255 of pixels about [-1,1], clamped and rounded."""
     return ((x.float() / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return ``x`` [M,K] rounded to -127 … 127, and the fp32 scale [M] of each row that undoes it."""
+    scale = x.float().abs().amax(dim=1).clamp(min=1e-12) / 127
+    return (x.float() / scale[:, None]).round().to(torch.int8), scale
+
+
+def from_int32(
+    sums: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """Return ``sums`` [M,N] times the scales of its row [M] and its column [N]."""
+    return (sums.float() * row_scale[:, None] * column_scale).to(dtype)
 
 
 def to_fp8(x: Tensor, quant: Tensor) -> Tensor:

@@ -10,8 +10,9 @@ import torch
 from packshot.engine.conditioning import EncodedTexts, together
 from packshot.engine.decode import decode_checked, flat
 from packshot.engine.denoise import noise_of
+from packshot.engine.devices import capability
 from packshot.engine.fast.attention import Attention
-from packshot.engine.fast.calibration import calibrate, to_fp8
+from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
 from packshot.engine.fast.graphs import WINDOW, Captured, Graphs, Shape, StepGraph
 from packshot.engine.fast.unet import FastUNet
 from packshot.engine.fast.vae import FastDecoder
@@ -69,6 +70,7 @@ class FastRunner:
         self.decoder = FastDecoder(model.vae, self.kernels)
         self.invariant = invariant
         cuda = model.device.type == "cuda"
+        self._one_pass = not cuda or capability(model.device) >= (9, 0)
         if cuda:
             torch.backends.cudnn.benchmark = True  # a shape's convolutions are chosen by measuring
             torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
@@ -121,9 +123,13 @@ class FastRunner:
     def unet(self, tier: Tier) -> FastUNet:
         """Return the network in a tier; fp8 is calibrated the first time, always on the same task."""
         if tier not in self._unets:
-            unet = FastUNet(self.model.unet, self.kernels, self.attention)
+            unet = FastUNet(
+                self.model.unet, self.kernels, self.attention, one_pass=self._one_pass
+            )
             if tier == "fp8":
                 to_fp8(unet, self._calibrated(unet))
+            elif tier == "int8":
+                to_int8(unet)
             self._unets[tier] = unet
         return self._unets[tier]
 

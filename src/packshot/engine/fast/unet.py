@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from packshot.engine.fast.dense import Dense, after_layer_norm
+from packshot.engine.fast.dense import Dense, DenseInt8, Product, after_layer_norm
 from packshot.engine.fast.maps import Kernels, Map, Resnet, Upsample, convolve
 from packshot.engine.networks import unet as plain
 from packshot.engine.networks import blocks
@@ -33,17 +33,18 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Block:
     """`networks.unet.TransformerBlock`. The stream lacks the biases of all products before it."""
 
-    def __init__(self, block: plain.TransformerBlock, owed: Tensor) -> None:
+    def __init__(self, block: plain.TransformerBlock, owed: Tensor, *, one_pass: bool) -> None:
+        self.one_pass = one_pass
         self.norms = (block.norm1, block.norm2, block.norm3)
         self.heads = block.attn1.heads
-        self.qkv = Dense.of(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
+        self.qkv: Product = Dense.of(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
         self.out_1 = Dense.of(block.attn1.to_out[0])
-        self.q = Dense.of(block.attn2.to_q)
+        self.q: Product = Dense.of(block.attn2.to_q)
         self.out_2 = Dense.of(block.attn2.to_out[0])
         gate, last = block.ff.net[0].proj, block.ff.net[2]
-        self.gated = Dense(_alternating(gate.weight))
+        self.gated: Product = Dense(_alternating(gate.weight))
         self.gated_bias = _alternating(gate.bias)
-        self.out_3 = Dense.of(last)
+        self.out_3: Product = Dense.of(last)
         # What the stream lacks at each normalisation, and at the end.
         first = owed + block.attn1.to_out[0].bias.float()
         second = first + block.attn2.to_out[0].bias.float()
@@ -52,10 +53,19 @@ class Block:
 
     def in_fp8(self, largest: float) -> None:
         """Turn all products but those after attention to fp8; ``largest`` leaves the gated unit."""
-        self.qkv = after_layer_norm(self.qkv, self.norms[0])
-        self.q = after_layer_norm(self.q, self.norms[1])
-        self.gated = after_layer_norm(self.gated, self.norms[2])
-        self.out_3 = self.out_3.in_fp8(largest)
+        norms = self.norms
+        self.qkv, self.q, self.gated = (
+            after_layer_norm(exact(product), norm)
+            for product, norm in zip((self.qkv, self.q, self.gated), norms, strict=True)
+        )
+        self.out_3 = exact(self.out_3).in_fp8(largest)
+
+    def in_int8(self, kernels: Kernels) -> None:
+        """Turn the same products to int8."""
+        self.qkv, self.q, self.gated, self.out_3 = (
+            DenseInt8.of(exact(product), kernels)
+            for product in (self.qkv, self.q, self.gated, self.out_3)
+        )
 
     def __call__(
         self, kernels: Kernels, attend: Attend, t: Tensor, add: Tensor | None, kv: KV, batch: int
@@ -69,19 +79,29 @@ class Block:
         y = kernels.attend_text(self.q(h).view(batch, -1, t.shape[1]), *kv, self.heads)
         add = self.out_2.add_to(t, y.flatten(0, 1))
         h = self._norm(kernels, 2, t, add, self.gated)
-        gated = self.gated
-        h = kernels.geglu(
-            h, gated.weight, self.gated_bias, scale=gated.scale, quant=self.out_3.quant
-        )
-        return self.out_3.add_to(t, h)
+        return self.out_3.add_to(t, self._gated(kernels, h))
+
+    def _gated(self, kernels: Kernels, h: Tensor) -> Tensor:
+        """Return the gated unit's output: in one pass where the chip lets our kernel multiply."""
+        gated, quant = self.gated, self.out_3.quant
+        if isinstance(gated, Dense) and self.one_pass:
+            return kernels.geglu(h, gated.weight, self.gated_bias, scale=gated.scale, quant=quant)
+        return kernels.gate(gated(h), self.gated_bias, quant=quant)
 
     def _norm(
-        self, kernels: Kernels, which: int, t: Tensor, add: Tensor | None, into: Dense
+        self, kernels: Kernels, which: int, t: Tensor, add: Tensor | None, into: Product
     ) -> Tensor:
         norm, owed = self.norms[which], self.owed[which]
         return kernels.layer_norm(
             t, norm.weight, norm.bias, norm.eps, add=add, shift=owed, quant=into.quant
         )
+
+
+def exact(product: Product) -> Dense:
+    """Return a product that is in its own type yet."""
+    if not isinstance(product, Dense) or product.quant is not None:
+        raise TypeError("the products of this network are rounded already; build another one.")
+    return product
 
 
 def _alternating(x: Tensor) -> Tensor:
@@ -97,7 +117,7 @@ def _tokens(y: Tensor) -> Tensor:
 class Transformer:
     """`networks.unet.Transformer`: in and out of a residual stream of tokens."""
 
-    def __init__(self, transformer: plain.Transformer) -> None:
+    def __init__(self, transformer: plain.Transformer, *, one_pass: bool) -> None:
         self.norm = transformer.norm
         proj_in, proj_out = transformer.proj_in, transformer.proj_out
         self.proj_in = Dense(proj_in.weight.flatten(1))
@@ -105,7 +125,7 @@ class Transformer:
         owed = proj_in.bias.float()
         self.blocks: list[Block] = []
         for block in transformer.transformer_blocks:
-            self.blocks.append(Block(block, owed))
+            self.blocks.append(Block(block, owed, one_pass=one_pass))
             owed = self.blocks[-1].owes
         self.bias = proj_out.bias.float() + self.proj_out.weight.float() @ owed
 
@@ -122,9 +142,14 @@ class Transformer:
 
 
 class FastUNet:
-    """The network. Built of a plain one on the same device, whose weights it shares or copies."""
+    """The network. Built of a plain one on the same device, whose weights it shares or copies.
 
-    def __init__(self, unet: plain.UNet, kernels: Kernels, attend: Attend) -> None:
+    ``one_pass``: whether `Kernels.geglu` runs here; it takes a Hopper GPU or a later one.
+    """
+
+    def __init__(
+        self, unet: plain.UNet, kernels: Kernels, attend: Attend, *, one_pass: bool = True
+    ) -> None:
         self.unet = unet
         self.kernels = kernels
         self.attend = attend
@@ -134,7 +159,7 @@ class FastUNet:
             if isinstance(module, blocks.ResnetBlock):
                 made[id(module)] = Resnet(module)
             elif isinstance(module, plain.Transformer):
-                made[id(module)] = Transformer(module)
+                made[id(module)] = Transformer(module, one_pass=one_pass)
             elif isinstance(module, blocks.Upsample):
                 made[id(module)] = Upsample(module.conv)
         self.widths = [r.block.conv1.out_channels for r in self._resnets()]
