@@ -230,6 +230,32 @@ def test_own_renders_never_pass_through_the_gateway(here: Here, planned: Plan) -
     assert {entry["provider"] for entry in here.booked()} == {""}
 
 
+def test_a_long_line_goes_there_and_comes_back(here: Here, planned: Plan) -> None:
+    engine, gauge, now = StubEngine(), Gauge(seconds=5.0), [0.0]
+    overflow = Overflow(Limits(20.0, 10.0, 30.0), gauge, lambda: now[0])
+    there = here.provider()
+
+    def go() -> Delivery:
+        return overflow.go(
+            lambda: render(planned, engine, booking=here.keeper()),
+            lambda why: render(
+                planned, there.renderer(planned.renders, why), booking=here.keeper().beside(BESIDE)
+            ),
+        )
+
+    gauge.entered(5)
+    assert [mark.why for mark in go().hosted] == ["wait", "wait"]
+    gauge.left(3, 15.0)
+    now[0] = 29.0
+    assert go().hosted
+    now[0] = 30.0
+    assert go().hosted == ()
+    there.close()
+    assert (len(engine.requests), len(here.fake.truth)) == (1, 4)
+    tags = [entry["tags"] for entry in here.booked() if entry["provider"]]
+    assert tags == ["key=only,overflow=wait"] * 4
+
+
 def test_the_main_path_does_not_load_the_gateway() -> None:
     """What is not imported cannot be called: render, its booking and the decision know no HTTP."""
     script = (
