@@ -7,8 +7,8 @@ and drain, three weighted provider keys; the provider is the fake one (`--static
 Load, gateway, drain and provider share the machine as they can.
 
 Each line is a slice of time. ``behind`` is how many attempts are in the journal and not yet in the
-store, ``journal`` the size of what is kept of it. The end of it: the slope of the memory after the first
-quarter, by least squares, in MiB per 100,000 calls (RELIABILITY R20: below 1), the slope of
+store, ``journal`` the size of what is kept of it. The end of it: the slope of the memory after the
+first quarter, by least squares, in MiB per 100,000 calls (RELIABILITY R20: below 1), the slope of
 ``behind`` over the second half, in calls a second (bounded: near 0), how long the drain took to
 catch up, and how many calls are missing in the books (0; calls that were under way when a slice's
 load ended are booked, and not counted as calls). The last line is one JSON object.
@@ -130,7 +130,7 @@ def soak(options: argparse.Namespace, folder: Path) -> tuple[list[Slice], float,
                   f"{made.behind:>9,}{made.journal_mb:>8.1f}M{made.memory:>8.1f}"
                   f"{made.worker:>8.1f}{made.files:>7}", flush=True)  # fmt: skip
         ended = time.monotonic()
-        while behind(folder) and time.monotonic() < ended + CATCH_UP_S:
+        while (behind(folder) or calls > stored(folder)) and time.monotonic() < ended + CATCH_UP_S:
             time.sleep(0.2)
         return slices, time.monotonic() - ended, max(0, calls - stored(folder))
 
