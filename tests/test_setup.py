@@ -144,8 +144,14 @@ def test_a_higher_level_serves_a_lower_one_but_not_the_other_way(world: World) -
     world.installs()
     world.run("--help")
     assert world.installs() == []
+    world.run("cache", "model")  # torch brings no embeddings
+    assert world.installs()[-1].endswith("[gateway,postgres,shared,embed]")
+    world.run("gateway")
+    assert world.installs() == []
     world.run("check")
-    assert world.installs()[-1].endswith("[gateway,render,shared,traces,dev]")
+    assert world.installs()[-1].endswith("[gateway,embed,render,shared,traces,dev]")
+    world.run("cache", "model")
+    assert world.installs() == []
 
 
 def test_a_brief_after_two_dashes_is_no_option(world: World) -> None:

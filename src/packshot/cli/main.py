@@ -14,6 +14,7 @@ from packshot.cli import options as o
 from packshot.cli import terminal
 from packshot.cli.batch import batch
 from packshot.cli.cache import app as cache_app
+from packshot.cli.cache import app as cache_app
 from packshot.cli.config import app as config_app
 from packshot.cli.cost import app as cost_app
 from packshot.cli.gateway import app as gateway_app
@@ -53,6 +54,7 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(keys_app, name="keys")
 app.add_typer(gateway_app, name="gateway")
 app.add_typer(config_app, name="config")
+app.add_typer(cache_app, name="cache")
 app.add_typer(cache_app, name="cache")
 
 

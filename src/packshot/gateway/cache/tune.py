@@ -1,14 +1,14 @@
 """Which threshold a route should have: hit rate, false hits and money over labelled pairs.
 
 A pair's similarity is computed once; a threshold then lets through the pairs that the guards do not
-stop and whose similarity reaches it. Without guards (``must_match`` empty) it is what a plain
-semantic cache does. Pure functions over the pairs; `packshot cache tune` shows what they return.
+stop and whose similarity reaches it. Beside it stands what a threshold alone does, as in other
+semantic caches. Pure functions over the pairs; `packshot cache tune` shows what they return.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +16,7 @@ from typing import Any, cast
 import msgspec
 
 from packshot.core.errors import InvalidRequest
+from packshot.gateway.cache.embed import Vectors
 from packshot.gateway.cache.guards import compare
 from packshot.gateway.cache.sequential import Interval, exact_interval
 from packshot.gateway.cache.slots import read
@@ -26,9 +27,9 @@ __all__ = [
     "Outcome",
     "Scored",
     "best",
-    "guarded",
     "load_pairs",
     "outcomes",
+    "score",
 ]
 
 THRESHOLDS = tuple(round(0.80 + step / 100, 2) for step in range(20))
@@ -61,9 +62,10 @@ class Scored:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a threshold does: hits among the same pairs, false hits among the others, money saved.
+    """What a threshold does: hits of the ``same`` pairs, false hits of the ``other``, money saved.
 
-    ``hits`` and ``false`` carry Clopper and Pearson's 95 % intervals.
+    ``hits`` and ``false`` carry Clopper and Pearson's 95 % intervals; ``unpriced`` counts the hits
+    whose pair does not say what it costs.
     """
 
     threshold: float
@@ -71,7 +73,10 @@ class Outcome:
     false: Interval
     hit_count: int
     false_count: int
+    same: int
+    other: int
     saved_nano_eur: int
+    unpriced: int
 
 
 def load_pairs(path: Path) -> list[LabelledPair]:
@@ -106,9 +111,26 @@ def _decoded(decode: Any, line: bytes, where: str) -> LabelledPair:  # noqa: ANN
         raise InvalidRequest(f"{where}: {error}; a line looks like {EXAMPLE}") from error
 
 
-def guarded(pairs: Iterable[LabelledPair], must_match: Sequence[str]) -> list[bool]:
-    """Return for each pair whether the guards let it through."""
-    return [compare(read(pair.a), read(pair.b), must_match).agree for pair in pairs]
+def score(
+    pairs: Sequence[LabelledPair],
+    encode: Callable[[Sequence[str]], Vectors],
+    must_match: Sequence[str],
+    tell: Callable[[], None] = lambda: None,
+) -> tuple[list[Scored], list[Scored]]:
+    """Return the pairs as our cache sees them, and as a cache does that has a threshold alone.
+
+    ``encode`` turns texts into vectors of length 1; ``tell`` is called after each pair.
+    """
+    ours: list[Scored] = []
+    alone: list[Scored] = []
+    for pair in pairs:
+        left, right = read(pair.a), read(pair.b)
+        rows = encode([left.gist, right.gist, pair.a, pair.b])
+        agrees = compare(left, right, must_match).agree
+        ours.append(Scored(pair, float(rows[0] @ rows[1]), agrees))
+        alone.append(Scored(pair, float(rows[2] @ rows[3]), agrees=True))
+        tell()
+    return ours, alone
 
 
 def outcomes(scored: Sequence[Scored], thresholds: Sequence[float] = THRESHOLDS) -> list[Outcome]:
@@ -127,7 +149,10 @@ def _outcome(same: Sequence[Scored], other: Sequence[Scored], threshold: float) 
         exact_interval(false, len(other)),
         len(hits),
         false,
+        len(same),
+        len(other),
         sum(row.pair.nano_eur for row in hits),
+        sum(not row.pair.nano_eur for row in hits),
     )
 
 
