@@ -258,19 +258,14 @@ def test_a_route_and_a_target_of_one_name_are_not_mistaken_for_each_other() -> N
 def test_named_provider_keys() -> None:
     who = key(keys=("openai/research", "openai/spare", "anthropic/*"))
     assert set(who.names_of("openai")) == {"research", "spare"}
-    assert who.permits_key("openai", "research")
-    assert not who.permits_key("openai", "production")
     assert who.names_of("anthropic") is None
-    assert who.permits_key("anthropic", "any")
     assert who.may_use("anthropic", "claude")
     assert not who.may_use("mistral", "large")
     assert not who.may_use("mistral", "large", "rewrite")
     assert not who.may_use("openai-eu", "gpt-4o")
     assert not key(keys=("openai-eu/x",)).may_use("openai", "gpt-4o")
-    assert not who.permits_key("mistral", "any")
     assert who.names_of("mistral") == [], "none, which is not all"
     assert key().names_of("openai") is None
-    assert key().permits_key("openai", "any")
 
 
 def test_what_is_remembered_of_callers_names_is_bounded() -> None:

@@ -15,13 +15,13 @@ import httpx2 as httpx
 import pytest
 
 from packshot.core.errors import LedgerUnavailable
-from packshot.gateway.attempt import hold_for
+from packshot.gateway.attempt import Attempt, hold_for
 from packshot.gateway.money import Money
 from packshot.gateway.once import Once
 from packshot.gateway.telemetry import Telemetry
 from packshot.gateway.virtual_key import VirtualKey
 from packshot.gateway.waits import Waits
-from packshot.ledger.ledger import Ledger, MustWait
+from packshot.ledger.ledger import Hold, Ledger, MustWait
 from packshot.providers.fake_script import Settings
 from tests.gateway.launched import http_post, until
 from tests.gateway.test_changed import job_of
@@ -157,6 +157,31 @@ def test_a_key_that_comes_back_is_tried_by_one_call_even_where_the_hold_waits() 
     breaker.open_until = 1.0
     asyncio.run(attempt())
     assert breaker.allows(monotonic()), "that call was not made: the next one decides"
+    key.breakers.clear()
+
+
+def test_a_call_that_began_before_its_key_was_taken_out_does_not_decide_on_its_return() -> None:
+    """Its hold waited meanwhile: the breaker heard of it then, and not again now."""
+    job = job_of(VirtualKey("k"))
+    target = job.route.targets[0]
+    (key,) = target.provider.keys
+    breaker = key.breaker(target.model)
+
+    class Waits:
+        async def hold(self, *_: object) -> Hold:
+            for _ in range(5):
+                breaker.failure(monotonic())
+            return Hold(None, (), True, 0, 0.0, 1)  # type: ignore[arg-type]
+
+    async def attempt() -> Attempt:
+        money: Any = Waits()
+        hold = await hold_for(money, job, target, key, 5)
+        return Attempt(job, target, key, hold, money, Telemetry())
+
+    made = asyncio.run(attempt())
+    assert breaker.open_until
+    assert not breaker.probe
+    made._leave()
     key.breakers.clear()
 
 

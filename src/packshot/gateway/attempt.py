@@ -83,7 +83,7 @@ class Attempt:
         self.ended = False
         self.breaker: Breaker = key.breakers.get(target.model) or key.breaker(target.model)
         self.began = monotonic()
-        if self.breaker.open_until:
+        if hold is None and self.breaker.open_until:  # else `hold_for` has told it
             self.breaker.begin(self.began)
         key.in_flight += 1
         target.in_flight += 1

@@ -244,10 +244,6 @@ class VirtualKey:
             return not self.routes
         return self._matches("target:", f"{provider}/{model}", self.models)
 
-    def permits_key(self, provider: str, name: str) -> bool:
-        """Tell whether a provider's named key may make this key's calls."""
-        return not self.keys or not {f"{provider}/{name}", f"{provider}/*"}.isdisjoint(self.keys)
-
     def may_use(self, provider: str, model: str, route: str = "") -> bool:
         """Tell whether a call may go to a target: one of ``route``'s, or else named by itself."""
         if self.keys and not any(each.startswith(f"{provider}/") for each in self.keys):

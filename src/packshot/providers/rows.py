@@ -82,7 +82,9 @@ class Row:
     ``stream_usage`` is false where ``stream_options`` is refused (usage comes unasked there).
     ``output_limit_field`` names the limit of an answer's tokens that the provider obeys: a caller
     who uses OpenAI's other name is understood, since a limit that nobody reads costs money.
-    ``on_hangup`` is what the gateway does unless the configuration says otherwise.
+    ``on_hangup`` is what the gateway does unless the configuration says otherwise: "cancel" books
+    the bound, which is never too little. No provider documents what it bills a stream cut by us, so
+    that no row says "drain", and none may without a source.
     ``supports`` is what the API can express; a model may still refuse. It is held against a
     request on its way to a *fallback*, never against the target that the caller named.
     ``deployments`` and ``query`` are Azure's: the model is part of the path. ``paths`` are those of
