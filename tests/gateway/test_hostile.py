@@ -334,7 +334,8 @@ def test_whatever_is_asked_the_answer_is_no_failure_of_ours(
         text = answer.read()
     finally:
         client.close()
-    assert answer.status < 500, (path, body, headers, text)
+    late = answer.status == 504 and "x-packshot-timeout-ms" in headers  # as the caller wished
+    assert answer.status < 500 or late, (path, body, headers, text)
     if answer.status >= 400 and answer.getheader("content-type", "") == "application/json":
         error = json.loads(text)["error"]
         assert error["message"]

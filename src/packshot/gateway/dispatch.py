@@ -330,10 +330,11 @@ class Dispatcher:
     ) -> Answer | Stream | Failure:
         """Make the call; the attempt is ended on return, unless it is a stream that began."""
         job, target = attempt.job, attempt.target
+        provider = target.provider
         sent = perf_counter()
         begun = False
         try:
-            reply = await target.provider.connections.send(call)
+            reply = await (provider.upstream or provider.connections).send(call)
             target.answered(perf_counter() - sent)
             if not (job.stream and reply.status < 300):
                 return await self._whole(attempt, reply, exchange)
@@ -341,7 +342,7 @@ class Dispatcher:
             begun = isinstance(got, Stream)
             return got  # noqa: TRY300 - not in `else`: what `finally` does goes before it
         except UpstreamError as error:
-            failure = failure_from(error, target.provider.name)
+            failure = failure_from(error, provider.name)
             attempt.fail(failure, sent=error.sent)
             return failure
         except CancelledError as cancelled:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -12,6 +13,9 @@ from packshot.core.errors import InvalidRequest
 from packshot.gateway.access import VirtualKey
 from packshot.gateway.plan import Route, Target
 from packshot.providers.base import Failure, Fields, Surface
+
+if TYPE_CHECKING:
+    from packshot.gateway.limiter import Rates
 
 __all__ = ["Job", "input_bound", "is_open_ended", "note_limits", "open_fields", "whole_number"]
 
@@ -93,6 +97,8 @@ class Job(msgspec.Struct, eq=False):
     """Attempts that were booked without a usage: nobody said what they used."""
     streamed: int = 0
     """Bytes of a stream that went to the caller."""
+    rates: Rates | None = None
+    """The limits of its virtual key, from when something was taken of them."""
     tokens_taken: int = 0
     taken_at: float = 0.0
     target: Target | None = None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil, isfinite
 from time import monotonic
+
+import msgspec
 
 from packshot.core.errors import InvalidRequest, RateLimited
 from packshot.gateway.access import VirtualKey
@@ -20,8 +21,7 @@ GUESS = 256
 """Output tokens that a call without a limit is taken to make, until it is known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Rates:
+class Rates(msgspec.Struct, frozen=True, eq=False):
     """The limits of one virtual key, ready to be asked for and told of."""
 
     owner: VirtualKey
@@ -47,7 +47,7 @@ class Limiter:
         Raises:
             RateLimited: a limit is used up; nothing was taken.
         """
-        rates = self.rates_of(job.owner)
+        rates = job.rates = self.rates_of(job.owner)
         asks = rates.of_requests
         tokens = job.input_bound // BYTES_PER_TOKEN + (job.output_limit or GUESS) * job.choices
         for one in rates.of_tokens:
@@ -69,7 +69,7 @@ class Limiter:
         if not surplus or not job.tokens_taken:
             return
         job.tokens_taken = 0
-        for one in self.rates_of(job.owner).of_tokens:
+        for one in () if job.rates is None else job.rates.of_tokens:
             asks, age_s = (Ask(one.key, one.rule, surplus),), monotonic() - job.taken_at
             if self._local:
                 self._local.give_back_now(asks, age_s)
@@ -78,8 +78,8 @@ class Limiter:
 
     def lines(self, job: Job) -> bytes:
         """Return OpenAI's header lines of what is left, as far as this process knows."""
-        rates = self.rates_of(job.owner)
-        if not rates.asks:
+        rates = job.rates
+        if rates is None or not rates.asks:
             return b""
         left: list[int] = []
         for room in self._limits.peek(rates.asks):

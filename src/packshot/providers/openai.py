@@ -91,7 +91,8 @@ class OpenAIChat:
         A limit under OpenAI's other name goes over under the name that the provider obeys, and what
         this gateway added to an earlier answer of Anthropic's stays behind.
         """
-        out = for_model(fields, model)
+        out = fields.copy()
+        out["model"] = msgspec.Raw(ENCODER.encode(model))
         if "messages" in out and b'"thinking_blocks"' in bytes(out["messages"]):
             out["messages"] = _without_thinking(out["messages"])
         self._limit(out, model, output_limit)

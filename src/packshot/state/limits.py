@@ -249,7 +249,10 @@ class MemoryLimits:
         """Correct it, without a coroutine."""
         now = self._clock()
         for ask in asks:
-            window, amount = self._now(ask.key, ask.rule, now), ask.amount
+            window, amount = self._windows.get(ask.key), ask.amount
+            fresh = window is not None and now < (window.newest + 1) * window.width
+            if window is None or not fresh or window.per_s != ask.rule.per_s:
+                window = self._now(ask.key, ask.rule, now)
             last, slot = window.last, int((now - age_s) / window.width)
             if amount < 0 or (slot >= last[0] and amount <= last[1]):
                 window.total -= amount

@@ -18,7 +18,7 @@ from packshot.gateway.wire.lines import lines_of
 if TYPE_CHECKING:
     from packshot.gateway.wire.server import Connection
 
-__all__ = ["STATUS", "Application", "Cycle", "Gone"]
+__all__ = ["STATUS", "UNREAD", "Application", "Cycle", "Gone"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,8 @@ class Cycle(Gone):
     """A request under way; an application that breaks ASGI's rules gets a RuntimeError."""
 
     __slots__ = (
-        "_chunked", "_given", "_head", "_left", "_parts", "_size", "bodiless",
-        "complete", "disconnected", "headers", "keep_alive", "link", "more_body", "started",
-        "waiter", "wants",
+        "_chunked", "_given", "_head", "_left", "bodiless", "complete", "disconnected",
+        "headers", "keep_alive", "link", "more_body", "parts", "size", "started", "waiter", "wants",
     )  # fmt: skip
 
     def __init__(self, link: Connection, headers: dict[bytes, bytes], *, bodiless: bool) -> None:
@@ -108,8 +107,9 @@ class Cycle(Gone):
         self.complete = False
         """… and has ended."""
         self.disconnected = False
-        self._parts: list[bytes] = []
-        self._size = 0
+        self.parts: list[bytes] = []
+        """What has come of the body and waits for the application; ``size`` bytes."""
+        self.size = 0
         self._given = False
         """The whole body was handed on: what is received next is that the client is gone."""
         self._head = b""
@@ -150,15 +150,6 @@ class Cycle(Gone):
 
     # ---------------------------------------------------------------- the request
 
-    def feed(self, body: bytes) -> None:
-        """Keep a piece of the body."""
-        self._parts.append(body)
-        self._size += len(body)
-        if self._size > UNREAD:
-            self.link.pause()
-        if self.waiter is not None:
-            self.wake()
-
     def wake(self) -> None:
         """Let whoever waits in `receive` look at what there is now."""
         waiter, self.waiter = self.waiter, None
@@ -170,7 +161,7 @@ class Cycle(Gone):
         if self.more_body or self._given or self.disconnected:
             return None
         self._given = True
-        parts, self._parts = self._parts, []
+        parts, self.parts = self.parts, []
         if self.link.read_paused:
             self.link.resume()
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -184,9 +175,9 @@ class Cycle(Gone):
             self.link.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.wants = False
         while not (self.disconnected or self.complete):
-            if not self._given and (self._size or not self.more_body):
+            if not self._given and (self.size or not self.more_body):
                 self._given = not self.more_body
-                body, self._parts, self._size = b"".join(self._parts), [], 0
+                body, self.parts, self.size = b"".join(self.parts), [], 0
                 return {"type": "http.request", "body": body, "more_body": self.more_body}
             self.link.resume()
             self.waiter = asyncio.get_running_loop().create_future()

@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import httptools
 
 from packshot.core.ids import new_id
-from packshot.gateway.wire.cycle import STATUS, Application, Cycle, Gone
+from packshot.gateway.wire.cycle import STATUS, UNREAD, Application, Cycle, Gone
 
 __all__ = ["Connection", "Door", "DoorLimits", "Gone"]
 
@@ -461,7 +461,12 @@ class Connection(asyncio.Protocol):
         self._body += len(body)
         self._room = self.door.limits.head
         if not cycle.complete:
-            cycle.feed(body)
+            cycle.parts.append(body)
+            cycle.size += len(body)
+            if cycle.size > UNREAD:
+                self.pause()
+            if cycle.waiter is not None:
+                cycle.wake()
             return
         self._spare -= len(body)
         if self._spare < 0 and self._phase != CLOSING:

@@ -39,6 +39,7 @@ from packshot.ledger.prices.tokens import (
     Tariff,
     Tier,
     bound_of,
+    decimal_text,
     half_even,
     micros_of,
     tariff_of,
@@ -230,7 +231,9 @@ class PriceBook:
         """
         tokens = body_bytes if input_tokens is None else input_tokens
         if not images and not searches and max_output_tokens is not None:
-            ceiling = self._ceiling(provider, model, at, tier)
+            ceiling = self._ceilings.get((provider, model, at // SLOT_US, tier))
+            if ceiling is None:
+                ceiling = self._ceiling(provider, model, at, tier)
             if ceiling is not None:
                 return ceiling.of(tokens, max_output_tokens)
         most = (tokens, max_output_tokens, images, searches)
@@ -395,7 +398,10 @@ def _tiers(tier: str | None) -> Iterable[str]:
 
 
 def _charge(tariff: Tariff, top: int, credit: Credit) -> Charge:
-    amount, original = half_even(top * tariff.nano, tariff.bottom), tariff.original(top)
+    amount, original = (
+        half_even(top * tariff.nano, tariff.bottom),
+        decimal_text(top, tariff.denominator),
+    )
     return Charge(amount, credit, True, tariff.currency, original, tariff.rate, tariff.price)
 
 

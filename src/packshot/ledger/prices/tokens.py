@@ -132,10 +132,6 @@ class Tariff:
                 found = tier
         return found
 
-    def original(self, top: int) -> str:
-        """Return ``top`` over the denominator as decimal text, exact unless it has no end."""
-        return decimal_text(top, self.denominator)
-
 
 def half_even(top: int, bottom: int) -> int:
     """Return top / bottom rounded to the nearest integer, half to even; bottom is above 0."""
