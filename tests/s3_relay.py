@@ -14,13 +14,14 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
 
-Fault = Literal["", "slow down", "reset", "reset after", "500", "404 bucket", "hold"]
+Fault = Literal["", "slow down", "reset", "reset after", "500", "404 bucket", "400 timeout", "hold"]
 Choose = Callable[[str, str], Fault]
 """Called with a request's method and path with query; returns what is to go wrong with it."""
 
 BODIES = {
     "slow down": (503, "SlowDown", "Please reduce your request rate."),
     "500": (500, "InternalError", "We encountered an internal error."),
+    "400 timeout": (400, "RequestTimeout", "Your socket connection was not read from in time."),
     "404 bucket": (404, "NoSuchBucket", "The specified bucket does not exist"),
 }
 

@@ -46,6 +46,7 @@ def test_the_best_that_fits(
         return
     assert len(file) <= limit
     assert 5 <= got <= quality
+    assert file == encode(image, kind, {**extra, "quality": got})
     if got < quality:
         assert len(encode(image, kind, {**extra, "quality": got + 1})) > limit
     with Image.open(BytesIO(file)) as again:

@@ -164,7 +164,7 @@ def test_a_fault_in_part_three(spoilt, fault: Fault, times: int) -> None:
     assert sweep(store, older_than_s=-60).ended == 0
 
 
-@pytest.mark.parametrize("fault", ["slow down", "reset", "500"])
+@pytest.mark.parametrize("fault", ["slow down", "reset", "500", "400 timeout"])
 def test_a_fault_of_a_small_file(spoilt, fault: Fault) -> None:
     store, relay = spoilt(fault, "PUT", 4)
     kept = store.put(b"small", "x.png")

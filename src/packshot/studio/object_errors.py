@@ -20,7 +20,8 @@ COMES_BACK = frozenset((408, 425, 429))
 LASTING_CODES = frozenset(("NotImplemented",))
 """Of 5xx that will be the same the next time."""
 
-NOT_NOW = frozenset(("SlowDown", "RequestTimeout", "InternalError", "ServiceUnavailable"))
+NOT_NOW = frozenset(("RequestTimeout", "SlowDown"))
+"""Codes that come back whatever their status: S3 says 400 where our bytes did not come in time."""
 
 REFUSED = frozenset(("PermissionError", "PermissionDeniedError", "UnauthenticatedError"))
 

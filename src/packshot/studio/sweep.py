@@ -121,7 +121,7 @@ class _Bucket:
             page = self._ask("GET", "", query)
             for found in re.findall(r"<Upload>(.*?)</Upload>", page, re.DOTALL):
                 upload = _upload_of(found)
-                if upload.key.startswith(prefix):
+                if upload.key.startswith(prefix):  # a server may not know `prefix`
                     yield upload
             if _field(page, "IsTruncated") != "true":
                 return
