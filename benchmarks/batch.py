@@ -252,6 +252,7 @@ def main() -> None:
         print(json.dumps(parts[told.part](told.count)))
         return
     print(f"{platform.python_version()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as `packshot` does for all commands
     timed = bare(told.pictures)
     loops: list[float] = []
     batches: list[float] = []

@@ -215,7 +215,7 @@ class Worker:
                 stdout=out,
                 stderr=out,
                 pass_fds=(theirs.fileno(),),
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+                env=_environment(),
                 start_new_session=True,  # the terminal's Ctrl-C does not reach it
             )
         self.starts += 1
@@ -303,6 +303,12 @@ class Worker:
                     f"the worker's process {process.pid} does not die of SIGKILL: its device hangs,"
                     " and so will the next one there. Restart the machine, then run again"
                 ) from error
+
+
+def _environment() -> dict[str, str]:
+    """Return the worker's: it imports what we can, and its idle threads sleep (`cli.main`)."""
+    path = os.pathsep.join(part for part in sys.path if part)
+    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": path}
 
 
 def error_of(failed: Failed) -> PackshotError:
