@@ -188,3 +188,32 @@ def test_a_batch_on_a_device_that_is_not_there_is_made_there(packshot, model, th
     assert {row[2] for row in bought} == {"key=only,overflow=device"}
     assert all(row[1] for row in bought)
     assert len(there.truth) == 2
+
+
+# ---------------------------------------------------------------- shoot
+
+
+MUG = Path(__file__).parents[2] / "examples" / "photos" / "mug.png"
+
+
+def test_a_shoot_has_its_ground_made_there_and_its_product_kept(
+    packshot, model, there, state_home, monkeypatch
+) -> None:
+    monkeypatch.setattr("packshot.gateway.wire.later.EVERY_S", 0.01)
+    path = Path("packshot.yaml")
+    ground = "ground_to: stability/replace-background-and-relight, when"
+    path.write_text(path.read_text().replace("when", ground))
+    done = packshot(
+        "shoot", str(MUG), "on wet slate", "--model", model, "--device", "cuda:99", "-n", "2",
+        "--seed", "3", "--out", "x.png", "--json",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    facts = done.json
+    assert len(facts["pictures"]) == 2
+    for picture in facts["pictures"]:
+        assert Path(picture["path"]).is_file()
+        assert {row["check"]: row["value"] for row in picture["verified"]}["core_max"] == 0
+    bought = [row for row in rows(state_home, "provider, render, model, amount") if row[0]]
+    assert {row[1] for row in bought} == set(facts["renders"])
+    assert {row[2:] for row in bought} == {("replace-background-and-relight", 68_800_000)}
+    assert facts["cost_nano_eur"] == sum(row[0] for row in rows(state_home, "amount"))

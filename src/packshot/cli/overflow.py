@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from packshot.cli.booking import Books
     from packshot.core.money import Nanos
@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from packshot.ledger.settings import Settings
     from packshot.studio.batch.elsewhere import Elsewhere, OnCall
     from packshot.studio.hosted import HostedProvider
-    from packshot.studio.overflow import Overflow, Pool
+    from packshot.studio.overflow import Overflow, Pool, Why
     from packshot.studio.settings import OverflowEntry, StudioSettings
 
-__all__ = ["caps_with", "check_overflow", "elsewhere_of", "hosted_of", "overflow_of"]
+__all__ = ["caps_with", "check_overflow", "elsewhere_of", "hosted_of", "overflow_of", "rendered"]
+
+T = TypeVar("T")
 
 
 def check_overflow(plan: Plan, settings: StudioSettings) -> list[str]:
@@ -62,6 +64,28 @@ def overflow_of(entry: OverflowEntry, pool: Pool) -> Overflow:
 
     limits = Limits(entry.when_wait_exceeds_s, entry.back_below_s, entry.dwell_s)
     return Overflow(limits, pool)
+
+
+def rendered(
+    books: Books, recipe: str, own: Callable[[], T], hosted: Callable[[HostedProvider, Why], T]
+) -> T:
+    """Return what ``own`` rendered; or ``hosted``, where no device is there and renders overflow.
+
+    Raises:
+        PackshotError: see `packshot.studio.overflow.Overflow.go`.
+    """
+    from packshot.studio.overflow import Gauge
+    from packshot.studio.settings import load_studio
+
+    settings = load_studio()
+    entry = settings.overflow
+    if entry is None:
+        return own()
+    provider = hosted_of(settings, entry, books, recipe)
+    try:
+        return overflow_of(entry, Gauge()).go(own, lambda why: hosted(provider, why))
+    finally:
+        provider.close()
 
 
 def elsewhere_of(

@@ -154,22 +154,14 @@ def _render(plan: Plan, books: Books, *, preview: bool) -> tuple[Delivery, float
 
     Where packshot.yaml says where to, a render whose device is not there, or dies, goes there.
     """
-    from packshot.studio.settings import load_studio
+    from packshot.cli.overflow import rendered
 
-    entry = load_studio().overflow
-    if entry is None:
-        return _own(plan, books, preview=preview)
-    from packshot.cli.overflow import hosted_of, overflow_of
-    from packshot.studio.overflow import Gauge
-
-    provider = hosted_of(load_studio(), entry, books, "render")
-    try:
-        return overflow_of(entry, Gauge()).go(
-            lambda: _own(plan, books, preview=preview),
-            lambda why: (_hosted(plan, books, provider, why), 0.0),
-        )
-    finally:
-        provider.close()
+    return rendered(
+        books,
+        "render",
+        lambda: _own(plan, books, preview=preview),
+        lambda provider, why: (_hosted(plan, books, provider, why), 0.0),
+    )
 
 
 def _hosted(plan: Plan, books: Books, provider: HostedProvider, why: Why) -> Delivery:

@@ -16,6 +16,8 @@ from packshot.studio import defaults
 if TYPE_CHECKING:
     from packshot.cli.booking import Books
     from packshot.studio.booking import Bill
+    from packshot.studio.hosted import HostedProvider
+    from packshot.studio.overflow import Why
     from packshot.studio.recipes.step import Shot
     from packshot.studio.render import Renderer
     from packshot.studio.shoot import Shoot, Taken
@@ -131,20 +133,22 @@ def shoot(
 def _deliver(plan: Shoot, *, as_json: bool) -> None:
     """Load the model if there is one to load, take the pictures, and say what came of it."""
     from packshot.cli.booking import bookkeeping
-    from packshot.cli.progress import bar, spinner
+    from packshot.cli.overflow import rendered
+    from packshot.cli.progress import spinner
     from packshot.studio.shoot import take
 
     with bookkeeping(plan.recipe.name) as books:
-        start = perf_counter()
         if plan.folder is None:
             load_seconds = 0.0
             with spinner("on white"):
                 taken = take(plan, booking=books.keeper)
         else:
-            engine = _engine(plan, books)
-            load_seconds = perf_counter() - start
-            with bar(len(plan.shots), plan.steps) as tell:
-                taken = take(plan, engine, tell, books.keeper)
+            taken, load_seconds = rendered(
+                books,
+                plan.recipe.name,
+                lambda: _own(plan, books),
+                lambda provider, why: (_hosted(plan, books, provider, why), 0.0),
+            )
     bill = books.keeper.bill
     bill.renders = tuple(shot.render for shot in plan.shots)
     if as_json:
@@ -156,6 +160,29 @@ def _deliver(plan: Shoot, *, as_json: bool) -> None:
             f"{len(taken.refused)} of {len(plan.shots)} pictures are not delivered, each with a "
             f"note in {plan.targets[0].path.parent}/quarantine: {'; '.join(taken.refused)}"
         )
+
+
+def _own(plan: Shoot, books: Books) -> tuple[Taken, float]:
+    """Return the pictures that our own device made grounds for, and the seconds of loading."""
+    from packshot.cli.progress import bar
+    from packshot.studio.shoot import take
+
+    start = perf_counter()
+    engine = _engine(plan, books)
+    load_seconds = perf_counter() - start
+    with bar(len(plan.shots), plan.steps) as tell:
+        return take(plan, engine, tell, books.keeper), load_seconds
+
+
+def _hosted(plan: Shoot, books: Books, provider: HostedProvider, why: Why) -> Taken:
+    """Return the pictures that a hosted provider made grounds for; the product is ours still."""
+    from packshot.cli.progress import spinner
+    from packshot.studio.hosted import BESIDE, InTurn
+    from packshot.studio.shoot import take
+
+    turn = InTurn(provider, why, books.keeper.beside(BESIDE))
+    with spinner(f"asking {provider.order.route} for {len(plan.shots)} grounds"):
+        return take(plan, turn, None, turn)
 
 
 def _engine(plan: Shoot, books: Books) -> Renderer:

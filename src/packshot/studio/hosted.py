@@ -11,7 +11,8 @@ of its use is for people: its device is "provider/model", and nobody books it a 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from io import BytesIO
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from packshot.gateway.client import Client
     from packshot.gateway.pictures import Picture, PictureAsk
     from packshot.studio.overflow import Why
-    from packshot.studio.render import Origin
+    from packshot.studio.render import Booking, Origin
 
 __all__ = [
     "ACCOUNT",
@@ -42,6 +43,7 @@ __all__ = [
     "HostedProvider",
     "HostedRenderer",
     "HostedResult",
+    "InTurn",
     "booked_elsewhere",
     "hosted_seed",
 ]
@@ -178,6 +180,39 @@ class HostedProvider:
         background, self._background = self._background, None
         if background is not None:
             background.close()
+
+
+class InTurn:
+    """The renderer of whatever is being booked: for who renders one picture after the other.
+
+    It is the `Booking`, too: give it as both. ``booking`` is who really books. For one thread.
+    """
+
+    device_kind = "hosted"
+
+    def __init__(self, provider: HostedProvider, why: Why, booking: Booking) -> None:
+        self._provider = provider
+        self._why: Why = why
+        self._booking = booking
+        self._renders: tuple[str, ...] = ()
+
+    def booked(
+        self,
+        models: Sequence[str],
+        meter: list[Usage],
+        delivered: Sized,
+        renders: Sequence[str],
+        *,
+        tags: Sequence[str] = (),
+    ) -> AbstractContextManager[None]:
+        """Book what happens inside; see `packshot.studio.render.Booking`."""
+        self._renders = tuple(renders)
+        return self._booking.booked(models, meter, delivered, renders, tags=tags)
+
+    def render(self, request: RenderRequest, *, on_step: OnStep | None = None) -> HostedResult:
+        """Return the pictures of a request; see `HostedRenderer.render`."""
+        renderer = self._provider.renderer(self._renders, self._why)
+        return renderer.render(request, on_step=on_step)
 
 
 @dataclass(frozen=True, slots=True)
