@@ -82,43 +82,40 @@ def resized(values: Floats, size: tuple[int, int]) -> Floats:
     return np.asarray(shown.resize(size, Resampling.BILINEAR), dtype=np.float32)
 
 
-def filled(picture: Floats, hole: Mask) -> Floats:
+def filled(picture: Floats, hole: Mask, along: int = 0) -> Floats:
     """Return a picture [h, w, c] whose ``hole`` is filled smoothly from around it.
 
     Push and pull (Gortler et al., "The Lumigraph", SIGGRAPH 1996): means of what is known at ever
-    coarser sizes, each taken where the finer one knows nothing.
+    coarser sizes, each taken where the finer one knows nothing. The first ``along`` halvings are of
+    the width alone, so that a hole is filled from its own rows as far as 2 ** ``along`` pixels: a
+    horizon goes on behind what stood before it.
     """
     import numpy as np
 
     weight = (~hole).astype(np.float32)[..., None]
     if not hole.any() or hole.all():
         return picture
-    return np.where(hole[..., None], _pulled(picture * weight, weight), picture)
+    return np.where(hole[..., None], _pulled(picture * weight, weight, along), picture)
 
 
-def _pulled(sums: Floats, weight: Floats) -> Floats:
+def _pulled(sums: Floats, weight: Floats, along: int) -> Floats:
     import numpy as np
 
     known = sums / np.maximum(weight, 1e-6)
     height, width = weight.shape[:2]
-    if min(height, width) < 2 or weight.min() > 0:
+    tall = 1 if along > 0 else 2
+    if width < 2 or height < tall or weight.min() > 0:
         return known
-    padded = [(0, height % 2), (0, width % 2), (0, 0)]
+    padded = [(0, height % tall), (0, width % 2), (0, 0)]
     halves = [np.pad(part, padded, mode="edge") for part in (sums, weight)]
     halves = [
-        part.reshape(part.shape[0] // 2, 2, part.shape[1] // 2, 2, -1).sum(axis=(1, 3))
+        part.reshape(part.shape[0] // tall, tall, part.shape[1] // 2, 2, -1).sum(axis=(1, 3))
         for part in halves
     ]
     share = np.maximum(1.0, halves[1])  # a pixel counts for one at most, or far ones would drown it
-    coarse = _pulled(halves[0] / share, halves[1] / share)
-    over = np.stack(
-        [_doubled(coarse[..., k], (width, height)) for k in range(coarse.shape[-1])], -1
-    )
+    coarse = _pulled(halves[0] / share, halves[1] / share, along - 1)
+    size = (coarse.shape[1] * 2, coarse.shape[0] * tall)
+    layers = [resized(coarse[..., k], size)[:height, :width] for k in range(coarse.shape[-1])]
+    over = np.stack(layers, axis=-1)
     certain = np.minimum(weight, 1.0)
     return known * certain + over * (1 - certain)
-
-
-def _doubled(values: Floats, size: tuple[int, int]) -> Floats:
-    """Return one channel at twice its size, cut to ``size``."""
-    width, height = values.shape[1] * 2, values.shape[0] * 2
-    return resized(values, (width, height))[: size[1], : size[0]]

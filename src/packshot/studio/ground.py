@@ -40,9 +40,13 @@ FRINGE = 0.06
 RING = 0.12
 """How far beyond the fringe a product that goes on is looked for, as a share of the same side."""
 
-STRANGE, SHADE = 14.0, 8.0
+STRANGE, SHADE = 10.0, 7.0
 """CIELAB distance from the ground expected there, from which on a pixel is none; a darker pixel
 whose hue is off by no more than the second is ground in shadow."""
+
+ALONG, ENOUGH, SMOOTH = 6, 0.35, 3.0
+"""A hole is filled along its rows (halvings of the width alone: 64 pixels) as far as this share of
+a row is known; the result is blurred by so many pixels."""
 
 INSET = 0.03
 """Of the rendered side, what is left over at each border: decoders have their faults there."""
@@ -150,22 +154,40 @@ def cleaned(picture: Bytes, stage: Stage) -> tuple[Bytes, float]:
     share = float(strange.sum()) / max(1, int(ring.sum()))
     hole |= grown(strange, 2)
     seen = picture.astype(np.float32)
-    smooth = filled(seen, hole)
+    smooth = _filled(seen, hole)
     detail = np.clip(seen - blurred(seen, TEXTURE), -TOUCH, TOUCH)
     shown = hole & ~stage.product
     smooth[shown] += _mirrored(detail, hole, shown)
     return np.clip(smooth + 0.5, 0, 255).astype(np.uint8), share
 
 
-def _strange(picture: Bytes, around: Mask) -> Mask:
-    """Return where a picture is neither what lies beyond ``around`` nor that in shadow."""
+def _filled(seen: Floats, hole: Mask) -> Floats:
+    """Fill a hole from its rows, so that a horizon goes on; from all around where a row has little.
+
+    What was filled is blurred a little, as neighbouring rows end in different places.
+    """
     import numpy as np
 
-    smooth = np.clip(filled(picture.astype(np.float32), around), 0, 255).astype(np.uint8)
-    apart = lab(linear(picture)) - lab(linear(smooth))
-    hue = np.hypot(apart[..., 1], apart[..., 2])
-    shaded = (apart[..., 0] < 0) & (hue < SHADE)
-    return (np.sqrt((apart**2).sum(axis=-1)) > STRANGE) & ~shaded
+    rows = np.clip((~hole).mean(axis=1) / ENOUGH, 0, 1).astype(np.float32)[:, None, None]
+    smooth = rows * filled(seen, hole, ALONG) + (1 - rows) * filled(seen, hole)
+    return np.where(hole[..., None], blurred(smooth, SMOOTH), seen)
+
+
+def _strange(picture: Bytes, around: Mask) -> Mask:
+    """Return where a picture is not what lies beyond ``around``, in its rows or about it, nor that
+    in shadow.
+    """
+    import numpy as np
+
+    seen, got = picture.astype(np.float32), lab(linear(picture))
+    strange = np.ones_like(around)
+    for along in (0, ALONG):
+        smooth = np.clip(filled(seen, around, along), 0, 255).astype(np.uint8)
+        apart = got - lab(linear(smooth))
+        hue = np.hypot(apart[..., 1], apart[..., 2])
+        shaded = (apart[..., 0] < 0) & (hue < SHADE)
+        strange &= (np.sqrt((apart**2).sum(axis=-1)) > STRANGE) & ~shaded
+    return strange
 
 
 def _mirrored(detail: Floats, hole: Mask, wanted: Mask) -> Floats:

@@ -42,6 +42,9 @@ WORKING_SIDE = 192
 BORDER = 0.04
 """Share of each side that is taken for ground to begin with."""
 
+TENTH = 0.1
+"""CIELAB is taken in tens here, so that its numbers are of the order of one."""
+
 MIXTURE, ROUNDS, STEPS = 5, 4, 120
 """Colours in a mixture and rounds (both as in the paper), steps of one cut."""
 
@@ -116,7 +119,7 @@ def cut_out(pixels: Bytes) -> Matte:
     import numpy as np
 
     small = _shrunk(pixels)
-    colours = lab(linear(small)) * np.float32(0.1)  # of the order of one
+    colours = lab(linear(small)) * TENTH
     edges = _edge_costs(colours)
     inside = _prior(small.shape[:2])
     posterior = inside.astype(np.float32)
@@ -126,7 +129,7 @@ def cut_out(pixels: Bytes) -> Matte:
             return _nothing(pixels.shape[:2], "nothing in it differs from its borders")
         posterior = _posterior(colours, inside)
         before, inside = inside, _cut(posterior, edges) & _prior(small.shape[:2])
-    kept = _without_skirt(_largest(inside), colours)
+    kept = _without_skirt(_largest(inside), colours, 1.0)
     confidence, reason = _confidence(kept, inside, before, posterior)
     if not kept.any():
         return _nothing(pixels.shape[:2], reason)
@@ -273,8 +276,11 @@ def _largest(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept | holes if holes.sum() < PINHOLES * kept.sum() else kept
 
 
-def _without_skirt(kept: NDArray[np.bool_], colours: Floats) -> NDArray[np.bool_]:
-    """Return a product without the dark end of its shadow: low, thin, and of the ground's hue."""
+def _without_skirt(kept: NDArray[np.bool_], colours: Floats, scale: float) -> NDArray[np.bool_]:
+    """Return a product without the dark end of its shadow: low, thin, and of the ground's hue.
+
+    ``scale`` is how much larger these arrays are than the working copy.
+    """
     import numpy as np
 
     rows = np.flatnonzero(kept.any(axis=1))
@@ -284,7 +290,8 @@ def _without_skirt(kept: NDArray[np.bool_], colours: Floats) -> NDArray[np.bool_
     ground = np.median(colours[~kept], axis=0)
     apart = colours - ground
     shade = (apart[..., 0] < 0) & (np.hypot(apart[..., 1], apart[..., 2]) < SKIRT_HUE)
-    thick = grown(shrunk(kept, SKIRT_WIDTH), SKIRT_WIDTH)
+    width = max(1, round(SKIRT_WIDTH * scale))
+    thick = grown(shrunk(kept, width), width)
     return kept & ~(shade & ~thick & low[:, None])
 
 
@@ -342,9 +349,10 @@ def _soft_edge(pixels: Bytes, kept: NDArray[np.bool_]) -> Bytes:
     from PIL.Image import Resampling, fromarray
 
     height, width = pixels.shape[:2]
-    scale = min(1.0, GUIDE_SIDE / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    guide = np.asarray(fromarray(pixels).resize(size, Resampling.BOX), dtype=np.float32) / 255
+    fit = min(1.0, GUIDE_SIDE / max(height, width))
+    size = (max(1, round(width * fit)), max(1, round(height * fit)))
+    seen = np.asarray(fromarray(pixels).resize(size, Resampling.BOX), dtype=np.uint8)
+    guide = seen.astype(np.float32) / 255
     coarse = fromarray(kept.astype(np.uint8) * 255)
     rough = np.asarray(coarse.resize(size, Resampling.BICUBIC), dtype=np.float32) / 255
     between = guide[rough > 0.9].mean(axis=0) - guide[rough < 0.1].mean(axis=0)
@@ -353,7 +361,8 @@ def _soft_edge(pixels: Bytes, kept: NDArray[np.bool_]) -> Bytes:
     soft = _guided(line.astype(np.float32), rough, radius)
     # Highlights near the edge would come out half transparent: only where it is, is taken from it.
     # A little inside of the middle, as ground on the rim is worse than product lost there.
-    sharp = (soft > EDGE).astype(np.float32)
+    scale = max(size) / max(kept.shape)
+    sharp = _without_skirt(soft > EDGE, lab(linear(seen)) * TENTH, scale).astype(np.float32)
     alpha = np.clip(boxed(boxed(sharp, 1), 1) * 2 - 1 + SOFT, 0, 1)
     alpha = np.where(grown(rough > 0.5, radius), alpha, 0)
     alpha = np.where(grown(rough < 0.5, radius), alpha, 1)
