@@ -239,6 +239,28 @@ def test_no_credentials(monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("where", "said"),
     [
+        ("s3://b/p", "Missing SecretAccessKey. Credentials are read from AWS_ACCESS_KEY_ID and"),
+        ("gs://b/p", "Unable to decode service account file"),
+        ("az://b/p", "Invalid Access Key"),
+    ],
+)
+def test_an_environment_that_is_no_use(where: str, said: str, monkeypatch) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", "a s3cret")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "shop")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "a s3cret")
+    with pytest.raises(
+        InvalidRequest, match=f"the environment does not do for {where}: "
+    ) as caught:
+        Objects(where)
+    assert said in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
         ("s3://key:secret@bucket/x", "keys and the endpoint come from the environment"),
         ("s3://bucket/x?y=1", "nothing more"),
         ("s3:///x", "names no bucket"),

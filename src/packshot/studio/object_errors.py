@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import re
 
-from packshot.core.errors import OutputError
+from packshot.core.errors import InvalidRequest, OutputError
 
-__all__ = ["Different", "code_of", "is_lasting", "is_missing_bucket", "told"]
+__all__ = ["Different", "code_of", "is_lasting", "is_missing_bucket", "told", "unusable"]
 
 STATUS = re.compile(r"status code: (\d{3})")
 CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
@@ -66,6 +66,15 @@ def is_lasting(error: Exception, scheme: str) -> bool:
 def told(error: Exception, what: str, scheme: str, bucket: str) -> OutputError:
     """Return the error for the user: ``what`` was tried, why it failed, what to do."""
     return OutputError(f"cannot {what}: {_why(error, scheme, bucket)}")
+
+
+def unusable(error: Exception, where: str, scheme: str) -> InvalidRequest:
+    """Return the error for an environment that no store can be opened with."""
+    line = str(error).partition("\n")[0]
+    why = line.partition("error: ")[2].rstrip(".") or line
+    return InvalidRequest(
+        f"the environment does not do for {where}: {why}. Credentials are read from {WHO[scheme]}"
+    )
 
 
 def _why(error: Exception, scheme: str, bucket: str) -> str:

@@ -34,7 +34,13 @@ from urllib.parse import urlsplit
 
 from packshot.core.errors import InvalidRequest, OutputError, unknown_name
 from packshot.core.ids import new_id
-from packshot.studio.object_errors import Different, is_lasting, is_missing_bucket, told
+from packshot.studio.object_errors import (
+    Different,
+    is_lasting,
+    is_missing_bucket,
+    told,
+    unusable,
+)
 from packshot.studio.recipes.step import Kept
 from packshot.studio.store import probe
 
@@ -430,6 +436,7 @@ def _opened(place: Place) -> ObjectStore:
     Where S3 is told a checksum, it refuses bytes that changed on their way.
     """
     try:
+        from obstore.exceptions import BaseError
         from obstore.store import AzureStore, GCSStore, LocalStore, S3Store
     except ModuleNotFoundError as error:
         raise InvalidRequest(
@@ -443,17 +450,21 @@ def _opened(place: Place) -> ObjectStore:
             f"no credentials for {place.shown}: set one of {', '.join(names)} in the environment"
         )
     kinds: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
-    return kinds[place.scheme](
-        place.bucket,
-        prefix=place.prefix or None,
-        client_options={"allow_http": _may_be_plain(), "timeout": f"{REQUEST_S}s"},
-        **({"checksum_algorithm": "SHA256"} if place.scheme == "s3" else {}),
-        retry_config={
-            "max_retries": INNER_TRIES,
-            "retry_timeout": timedelta(seconds=INNER_S),
-            "backoff": {"max_backoff": timedelta(seconds=2)},
-        },
-    )
+    retries = {
+        "max_retries": INNER_TRIES,
+        "retry_timeout": timedelta(seconds=INNER_S),
+        "backoff": {"max_backoff": timedelta(seconds=2)},
+    }
+    try:
+        return kinds[place.scheme](
+            place.bucket,
+            prefix=place.prefix or None,
+            client_options={"allow_http": _may_be_plain(), "timeout": f"{REQUEST_S}s"},
+            retry_config=retries,
+            **({"checksum_algorithm": "SHA256"} if place.scheme == "s3" else {}),
+        )
+    except BaseError as error:
+        raise unusable(error, place.shown, place.scheme) from None
 
 
 def _folder(place: Place, local: Any) -> ObjectStore:  # noqa: ANN401 - obstore's class
