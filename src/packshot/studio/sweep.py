@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 from urllib.request import Request, urlopen
 
 from packshot.core.errors import InvalidRequest, OutputError
@@ -104,7 +104,9 @@ class _Bucket:
         self.region = (
             os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
         )
-        self.url = (endpoint() or f"https://s3.{self.region}.amazonaws.com").rstrip("/")
+        where = urlsplit(endpoint() or f"https://s3.{self.region}.amazonaws.com")
+        self.server, self.host = f"{where.scheme}://{where.netloc}", where.netloc
+        self.root = f"{where.path.rstrip('/')}/{self.place.bucket}"
         self.key = os.environ.get("AWS_ACCESS_KEY_ID") or ""
         if not self.key:
             raise InvalidRequest(
@@ -137,11 +139,11 @@ class _Bucket:
     def _ask(
         self, method: str, key: str, query: dict[str, str], *, gone_is_fine: bool = False
     ) -> str:
-        path = quote(f"/{self.place.bucket}/{key}" if key else f"/{self.place.bucket}", safe="/~")
+        path = quote(f"{self.root}/{key}" if key else self.root, safe="/~")
         asked = urlencode(sorted(query.items()), quote_via=quote, safe="~")
-        host = self.url.partition("://")[2]
-        headers = self._signed(method, host, path, asked)
-        request = Request(f"{self.url}{path}?{asked}", method=method, headers=headers)  # noqa: S310
+        address = f"{self.server}{path}?{asked}"
+        headers = self._signed(method, path, asked)
+        request = Request(address, method=method, headers=headers)  # noqa: S310
         what = f"look for uploads left behind in {self.place.shown}"
         try:
             with urlopen(request, timeout=TIMEOUT_S) as answer:  # noqa: S310 - the operator's own
@@ -155,10 +157,10 @@ class _Bucket:
             why = getattr(error, "reason", error)
             raise OutputError(f"cannot {what}: {why}") from None
 
-    def _signed(self, method: str, host: str, path: str, query: str) -> dict[str, str]:
+    def _signed(self, method: str, path: str, query: str) -> dict[str, str]:
         """Return the headers of a request without a body, signed."""
         now = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-        headers = {"host": host, "x-amz-content-sha256": EMPTY, "x-amz-date": now}
+        headers = {"host": self.host, "x-amz-content-sha256": EMPTY, "x-amz-date": now}
         token = os.environ.get("AWS_SESSION_TOKEN")
         if token:
             headers["x-amz-security-token"] = token
