@@ -45,10 +45,10 @@ def test_a_text_is_encoded_once_over_pictures_and_workers(tiny_sdxl, tmp_path) -
     items = [Item(f"i{n}", brief, n) for n, brief in enumerate(["a shoe", "a mug", "a shoe"])]
     first = worker(tiny_sdxl, tmp_path)
     assert [counted(first(Job(item))) for item in items] == [(0, 1), (0, 1), (1, 0)]
-    second = worker(tiny_sdxl, tmp_path)  # after a crash, say
+    second = worker(tiny_sdxl, tmp_path / "second")  # of another run, say
     made = second(Job(items[0]))
     assert counted(made) == (1, 0)
-    never = worker(tiny_sdxl, tmp_path, keep=False)
+    never = worker(tiny_sdxl, tmp_path / "third", keep=False)
     assert never(Job(items[0])).sha256 == made.sha256
     assert never(Job(items[0])).embeddings == NOTHING_READ
 

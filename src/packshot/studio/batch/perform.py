@@ -12,6 +12,7 @@ import msgspec
 
 from packshot.core.errors import InvalidRequest
 from packshot.core.types import NOTHING_READ, EmbeddingUse, Usage
+from packshot.studio.batch.renders import KeptRenders
 from packshot.studio.batch.spool import Spool
 from packshot.studio.batch.state import Made
 from packshot.studio.batch.worker import Job, Performer
@@ -22,6 +23,7 @@ from packshot.studio.recipes.recipe import Recipe
 from packshot.studio.recipes.registry import known_steps
 from packshot.studio.recipes.run import by_rules, run
 from packshot.studio.recipes.step import CaptionWriter, Shot, Tools
+from packshot.studio.record import code_mark
 
 if TYPE_CHECKING:
     from packshot.engine.results import Progress
@@ -59,6 +61,7 @@ def load(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None
     if "engine" in recipe.needs:
         kept = open_embeddings(told.embeddings)
         tools = _with_engine(tools, told, on_device, kept)
+        tools = replace(tools, engine=_keeping(tools, told, folder))
     else:
         on_device("cpu")
     return _Studio(recipe, tools, kept)
@@ -119,6 +122,13 @@ def _with_engine(
         engine=engine,
         vae_precision=told.vae_precision,
     )
+
+
+def _keeping(tools: Tools, told: Settings, run: Path) -> Renderer:
+    """Return the engine with what it made kept: another finish has nothing rendered anew."""
+    engine, folder = tools.renderer()
+    about = (folder.fingerprint, engine.device_kind, told.precision, told.vae_precision)
+    return KeptRenders(engine, run, f"{about} {code_mark().fingerprint}")
 
 
 @dataclass(frozen=True, slots=True)
