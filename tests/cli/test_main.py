@@ -43,6 +43,7 @@ def test_the_commands_are_these(packshot: Packshot) -> None:
     listed = packshot("--help").out.partition("Commands:")[2]
     assert [line.split()[0] for line in listed.strip().splitlines()] == [
         "render",
+        "shoot",
         "sheet",
         "batch",
         "doctor",
@@ -54,6 +55,7 @@ def test_the_commands_are_these(packshot: Packshot) -> None:
         "keys",
         "gateway",
         "config",
+        "cache",
     ]
 
 
