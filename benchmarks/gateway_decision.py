@@ -4,8 +4,9 @@
 
 "deciding" is what the Go gateway that claims 11 us counts: who calls, what they may take and spend,
 which key makes the call, and what of it is counted; no HTTP, no JSON, no journal. "a whole call" is
-the ASGI application from request to answer with everything on (ledger and journal, too) and an
-upstream that answers at once. Medians of rounds with the least and the most. The last line is JSON.
+the application from request to answer with everything on (ledger and journal, too), as our own
+server calls it, and an upstream that answers at once. Medians of rounds with the least and the
+most. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -18,12 +19,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from statistics import median
 from time import monotonic, process_time
+from types import SimpleNamespace
 from typing import Any
 
 import uvloop
 
 from packshot.core.clock import wall_us
 from packshot.gateway.bench import SECRET, VARIABLE, request_of
+from packshot.gateway.wire.cycle import Cycle
 from packshot.gateway.worker import Worker
 from packshot.state.limits import Ask
 
@@ -78,6 +81,22 @@ class Upstream:
         return self.answer
 
     async def close(self) -> None: ...
+
+
+class Link:
+    """A client's connection, as far as a request knows it."""
+
+    read_paused = write_paused = False
+
+    def __init__(self) -> None:
+        self.door = SimpleNamespace(date=b"date: Wed, 25 Nov 2026 20:00:00 GMT\r\n")
+        self.transport = self
+        self.said = b""
+
+    def write(self, data: bytes) -> None:
+        self.said = data
+
+    def answered(self) -> None: ...
 
 
 async def measure(name: str, act: Callable[[], Awaitable[object] | object], *, waits: bool) -> None:
@@ -141,23 +160,19 @@ async def main() -> None:
         head, body = request_of(1, "openai/gpt-4o-mini", SECRET).split(b"\r\n\r\n", 1)
         pairs = [line.split(b": ", 1) for line in head.split(b"\r\n")[1:]]
         lines = [(name.lower(), value) for name, value in pairs]
-        said: list[dict[str, Any]] = []
-
-        async def receive() -> dict[str, Any]:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message: dict[str, Any]) -> None:
-            said.append(message)
+        link, headers = Link(), dict(lines)
 
         def call() -> Awaitable[None]:
-            said.clear()
+            cycle = Cycle(link, headers, bodiless=False)  # type: ignore[arg-type]
+            cycle.parts, cycle.more_body = [body], False
             scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions",
-                     "headers": lines, "client": ("127.0.0.1", 1)}  # fmt: skip
-            return worker(scope, receive, send)
+                     "headers": lines, "client": ("127.0.0.1", 1),
+                     "packshot.gone": cycle}  # fmt: skip
+            return worker(scope, cycle.receive, cycle.send)
 
         await call()
-        if said[0]["status"] != 200:
-            raise SystemExit(f"a call failed: {said}")
+        if b" 200 " not in link.said[:20]:
+            raise SystemExit(f"a call failed: {link.said!r}")
         print("in process, one call after the other")
         await measure("deciding", deciding(worker, dict(lines)), waits=False)
         await measure("a whole call", call, waits=True)
