@@ -3,6 +3,7 @@
     ./packshot python benchmarks/gateway.py
     ./packshot python benchmarks/gateway.py --rivals nginx,tensorzero,portkey,litellm --rounds 7
     ./packshot python benchmarks/gateway.py --sustained 600
+    ./packshot python benchmarks/gateway.py --only none --workers 1,2,4,6
 
 Ours has everything on: a virtual key with limits and a budget, hold and post in the ledger with
 journal and drain, three weighted provider keys. All answer 1 kB of JSON from the fake provider
@@ -40,6 +41,9 @@ from gateway_rivals import Absent, Running
 
 from packshot.gateway.bench import SECRET, _Line, cpu_s, drive, request_of, started_fake
 from packshot.providers.fake_tls import self_signed
+
+PER_KIND = {"cpu", "rps", "latency", "streams"}
+"""What is measured over each kind of upstream."""
 
 EVENTS = 67
 """Of a stream: the role, 64 words, the reason of its end with the usage, and [DONE]."""
@@ -281,6 +285,41 @@ def sustained(stack: ExitStack, options: argparse.Namespace, folder: Path) -> No
     facts["sustained/missing"] = made - stored(home)
 
 
+def scaling(options: argparse.Namespace, folder: Path) -> None:
+    """Requests a second by the number of workers: each on a core of its own, from core 2 on."""
+    cores = os.cpu_count() or 1
+    print("\nrequests a second of N workers; provider and drain on core 0, load on core 1")
+    for count in options.workers:
+        if count + 2 > cores:
+            print(f"SKIPPED {count} workers: they need {count + 2} cores, here are {cores}")
+            continue
+        with ExitStack() as stack:
+            port, fake = stack.enter_context(started_fake())
+            home = folder / f"workers-{count}"
+            home.mkdir()
+            url, python = f"http://127.0.0.1:{port}", options.python
+            ours = stack.enter_context(
+                rivals.packshot(home, url, "", None, 0, python, workers=count)
+            )
+            for each in (fake.pid, *family(ours.process.pid)):
+                pin(each, 0)
+            for core, each in enumerate(workers_of(ours.process.pid), 2):
+                pin(each, core)
+            got = [
+                measure(ours, folder, conns=64 * count, seconds=options.seconds, core=1)
+                for _ in range(options.rounds + 1)
+            ][1:]
+        bad = sum(r.bad for r in got)
+        note = f"p99 {median([r.p99 for r in got]) / 1000:.2f} ms" + (f", {bad} BAD" if bad else "")
+        show("workers", f"packshot x {count}", [r.per_s for r in got], "/s", note)
+
+
+def workers_of(supervisor: int) -> list[int]:
+    """Return the worker processes of a gateway: those that listen, and not the drain."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
+    return [int(each) for each in children]
+
+
 def stored(home: Path) -> int:
     """Return how many entries the ledger's store has."""
     with sqlite3.connect(f"file:{home / 'ledger.db'}?mode=ro", uri=True, timeout=30) as made:
@@ -322,9 +361,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--upstream", default="plain,tls")
     parser.add_argument("--only", default="cpu,rps,latency,streams,translation,decision")
     parser.add_argument("--sustained", type=float, default=0, metavar="SECONDS")
+    parser.add_argument("--workers", default="", metavar="N,N", help="scaling over workers")
     parser.add_argument("--python", default="", help="interpreter of ours, if not this one")
     options = parser.parse_args()
     options.rivals = [n for n in options.rivals.split(",") if n and n != "none"]
+    options.workers = [int(each) for each in options.workers.split(",") if each]
     options.only = set(options.only.split(","))
     return options
 
@@ -353,12 +394,14 @@ def main() -> None:
     environment(options)
     with tempfile.TemporaryDirectory(prefix="packshot-gateway-") as name:
         folder = Path(name)
-        for kind in options.upstream.split(","):
+        for kind in options.upstream.split(",") if options.only & PER_KIND else ():
             one_kind(options, folder, kind)
         for what, act in (("translation", translation), ("sustained", sustained)):
             if what in options.only or (what == "sustained" and options.sustained):
                 with ExitStack() as stack:
                     act(stack, options, folder)
+        if options.workers:
+            scaling(options, folder)
         if "decision" in options.only:
             decision(options)
     facts["load at the end"] = os.getloadavg()

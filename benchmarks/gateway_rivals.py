@@ -138,7 +138,14 @@ ANTHROPIC = """
 
 @contextmanager
 def packshot(
-    folder: Path, url: str, ca: str, core: int | None, anthropic: int, python: str
+    folder: Path,
+    url: str,
+    ca: str,
+    core: int | None,
+    anthropic: int,
+    python: str,
+    *,
+    workers: int = 1,
 ) -> Generator[Running]:
     """Run ours with everything on: virtual key, limits, budget, journal and drain."""
     port = free_port()
@@ -148,6 +155,7 @@ def packshot(
     )
     (folder / "packshot.yaml").write_text(text)
     command = [python or sys.executable, "-m", "packshot", "gateway", "-c", "packshot.yaml"]
+    command += ["--workers", str(workers)]
     with process(command, folder, core, **{VARIABLE: SECRET}) as started:
         wait_for(port, started, folder)
         time.sleep(2.0)  # whoever binds first listens first; the worker follows
