@@ -92,7 +92,7 @@ def small_step(engine: Engine) -> Times:
 def drifts(ours: Ours) -> dict[str, float]:
     """Return the error of the final latents of 30 steps against the plain networks in fp32."""
     from packshot.engine.denoise import noise_of
-    from packshot.engine.runner import Task
+    from packshot.engine.runner import Runner, Task
     from packshot.engine.samplers import plan
 
     model = ours.engine.model
@@ -105,7 +105,7 @@ def drifts(ours: Ours) -> dict[str, float]:
         texts = ours.engine.runner.encode(["", PROMPTS[0]])
         task = Task(steps, texts, 1024, 1024, 5.0)
 
-        def ended(runner: Any, task: Task) -> torch.Tensor:
+        def ended(runner: Runner, task: Task) -> torch.Tensor:
             noise = noise_of((1,), (4, 128, 128), model.device)
             return runner.denoise(task, 1, noise, None)
 
@@ -119,10 +119,13 @@ def drifts(ours: Ours) -> dict[str, float]:
     return {name: drift(end, want) for name, end in ends.items()}
 
 
-def rival(report: dict[str, Any], throughput: bool) -> None:
+def rival(report: dict[str, Any], *, throughput: bool) -> None:
     """Time diffusers, compiled, on the same folder."""
-    from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler
-    from diffusers import StableDiffusionXLPipeline
+    from diffusers import (
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+    )
 
     pipe = StableDiffusionXLPipeline.from_pretrained(FOLDER, torch_dtype=torch.bfloat16).to("cuda")
     pipe.set_progress_bar_config(disable=True)
@@ -162,11 +165,13 @@ def rival(report: dict[str, Any], throughput: bool) -> None:
 
 def cold(label: str, env: dict[str, str]) -> float:
     """Return the seconds from the start of a process to its first picture."""
+    source = str(Path(__file__).parents[2] / "src")
     code = (
-        "import sys; sys.path[:0]=%r; from packshot.engine.engine import Engine;"
+        f"import sys; sys.path.insert(0, {source!r}); from packshot.engine.engine import Engine;"
         "from pathlib import Path; from packshot.core.types import RenderRequest;"
-        "e=Engine.load(Path(%r)); e.render(RenderRequest('a red mug',(1,),1024,1024,30,5.0))"
-    ) % ([str(Path(__file__).parents[2] / "src")], str(FOLDER))
+        f"e = Engine.load(Path({str(FOLDER)!r}));"
+        "e.render(RenderRequest('a red mug', (1,), 1024, 1024, 30, 5.0))"
+    )
     start = time.perf_counter()
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | env)
     seconds = time.perf_counter() - start
@@ -182,6 +187,48 @@ def part(name: str, parts: set[str]) -> Iterator[bool]:
     except Exception:
         traceback.print_exc(limit=4)
         print(f"FAILED: {name}", flush=True)
+
+
+def measure(ours: Ours, report: dict[str, Any], parts: set[str]) -> None:
+    """Time the engine, part by part."""
+    floor = {"bf16": (30 * STEP_TFLOP + DECODE_TFLOP) / report["ceilings"]["bf16"] * 1e3}
+    floor["fp8"] = (
+        30 * STEP_TFLOP / report["ceilings"]["fp8"] + DECODE_TFLOP / report["ceilings"]["bf16"]
+    ) * 1e3
+    for precision in ("bf16", "fp8"):
+        with part("latency", parts) as wanted:
+            if wanted:
+                times = ours.latency(precision)
+                report[f"latency_{precision}_ms"] = times.median
+                say(f"ours {precision}: 30 steps, text to bytes", times)
+                say(
+                    f"    of the floor, {floor[precision]:.0f} ms",
+                    100 * floor[precision] / times.median,
+                    "%",
+                )
+                stages = ours.stages(replace(LATENCY, precision=precision))
+                print("   ", {stage: round(ms, 1) for stage, ms in stages.items()})
+    with part("small", parts) as wanted:
+        if wanted:
+            times = small_step(ours.engine)
+            report["step_512_ms"] = times.median
+            say("ours bf16: one step at 512x512", times)
+    for precision in ("bf16", "fp8"):
+        with part("throughput", parts) as wanted:
+            if wanted:
+                times = ours.throughput(precision)
+                report[f"throughput_{precision}"] = 8e3 / times.median
+                say(f"ours {precision}: 20 Euler steps, batch 8", 8e3 / times.median, "pictures/s")
+    with part("vae", parts) as wanted, torch.inference_mode():
+        if wanted:
+            runner = ours.engine.runner
+            runner.decode([torch.randn(4, 128, 128, device="cuda")])
+            times = timed(runner._decodes[128, 128].captured, 20)
+            report["decode_ms"] = times.median
+            say("ours: VAE decode", times)
+            times = timed(lambda: runner.encode([PROMPTS[0]]), 20)
+            report["encode_ms"] = times.median
+            say("ours: one text, tokenizers and copies too", times)
 
 
 def main() -> None:
@@ -202,39 +249,7 @@ def main() -> None:
     start = time.perf_counter()
     ours.engine.render(LATENCY)
     say("ours: first picture after loading", time.perf_counter() - start, "s")
-    floor = {"bf16": (30 * STEP_TFLOP + DECODE_TFLOP) / top["bf16"] * 1e3}
-    floor["fp8"] = (30 * STEP_TFLOP / top["fp8"] + DECODE_TFLOP / top["bf16"]) * 1e3
-    for precision in ("bf16", "fp8"):
-        with part("latency", parts) as wanted:
-            if wanted:
-                times = ours.latency(precision)
-                report[f"latency_{precision}_ms"] = times.median
-                say(f"ours {precision}: 30 steps, text to bytes", times)
-                say(f"    of the floor, {floor[precision]:.0f} ms", 100 * floor[precision] / times.median, "%")
-                stages = ours.stages(replace(LATENCY, precision=precision))
-                print("   ", {stage: round(ms, 1) for stage, ms in stages.items()})
-    with part("small", parts) as wanted:
-        if wanted:
-            times = small_step(ours.engine)
-            report["step_512_ms"] = times.median
-            say("ours bf16: one step at 512x512", times)
-    for precision in ("bf16", "fp8"):
-        with part("throughput", parts) as wanted:
-            if wanted:
-                times = ours.throughput(precision)
-                report[f"throughput_{precision}"] = 8e3 / times.median
-                say(f"ours {precision}: 20 Euler steps, batch 8", 8e3 / times.median, "pictures/s")
-    with part("vae", parts) as wanted, torch.inference_mode():
-        if wanted:
-            runner = ours.engine.runner
-            runner.decode([torch.randn(4, 128, 128, device="cuda")])
-            graph = next(iter(runner._decodes.values()))
-            times = timed(graph._captured, 20)
-            report["decode_ms"] = times.median
-            say("ours: VAE decode", times)
-            times = timed(lambda: runner.encode([PROMPTS[0]]), 20)
-            report["encode_ms"] = times.median
-            say("ours: one text, tokenizers and copies too", times)
+    measure(ours, report, parts)
     report["memory_gb"] = torch.cuda.max_memory_reserved() / 1e9
     say("ours: most memory reserved", report["memory_gb"], "GB")
     with part("drift", parts) as wanted:
@@ -250,7 +265,7 @@ def main() -> None:
             report["warm_s"] = cold("compile caches warm", caches)
     with part("rival", parts) as wanted:
         if wanted:
-            rival(report, "throughput" in parts)
+            rival(report, throughput="throughput" in parts)
     print(json.dumps(report))
 
 

@@ -38,7 +38,7 @@ PROMPTS = (
 
 
 def make_folder(path: Path, seed: int = 0) -> Path:
-    """Write SDXL's folder, 6.9 GB of random bf16 weights as torch starts them, unless it is there."""
+    """Write SDXL's folder, 6.9 GB of random bf16 weights as torch starts them, if not there."""
     done = path / "model_index.json"
     if done.exists():
         return path

@@ -14,7 +14,6 @@ from packshot.cli import options as o
 from packshot.cli import terminal
 from packshot.cli.batch import batch
 from packshot.cli.cache import app as cache_app
-from packshot.cli.cache import app as cache_app
 from packshot.cli.config import app as config_app
 from packshot.cli.cost import app as cost_app
 from packshot.cli.gateway import app as gateway_app
@@ -22,6 +21,7 @@ from packshot.cli.keys import app as keys_app
 from packshot.cli.ledger import app as ledger_app
 from packshot.cli.model import app as model_app
 from packshot.cli.prices import app as prices_app
+from packshot.cli.profile import profile
 from packshot.cli.recipe import app as recipe_app
 from packshot.cli.render import render
 from packshot.cli.sheet import sheet
@@ -46,6 +46,7 @@ app.command()(render)
 app.command()(shoot)
 app.command()(sheet)
 app.command()(batch)
+app.command()(profile)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(model_app, name="model")
 app.add_typer(cost_app, name="cost")
@@ -54,7 +55,6 @@ app.add_typer(ledger_app, name="ledger")
 app.add_typer(keys_app, name="keys")
 app.add_typer(gateway_app, name="gateway")
 app.add_typer(config_app, name="config")
-app.add_typer(cache_app, name="cache")
 app.add_typer(cache_app, name="cache")
 
 

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "DTYPES",
     "Meter",
-    "capability",
     "arithmetic",
+    "capability",
     "device_kind",
     "has_fp8",
     "pick_device",

@@ -166,11 +166,13 @@ class Engine:
             first += count
 
     def _tier(self, request: RenderRequest) -> Tier:
-        """Return the arithmetic of the UNet's large products; `InvalidRequest` for another model."""
+        """Return the arithmetic of the UNet's large products; `InvalidRequest` if it has none."""
         loaded = self.model.precision
         wanted = loaded if request.precision in (None, "auto") else request.precision
         eight = wanted in EIGHT_BITS
-        if wanted != loaded and not (loaded in ("bf16", *EIGHT_BITS) and (eight or wanted == "bf16")):
+        if wanted != loaded and not (
+            loaded in ("bf16", *EIGHT_BITS) and (eight or wanted == "bf16")
+        ):
             raise InvalidRequest(
                 f"precision {wanted} was asked of a model that was loaded in {loaded}; load it in "
                 f"{wanted}, or leave the precision out of the request."

@@ -1,6 +1,7 @@
 """Who runs the networks: `PlainRunner` as they are written, `fast.runner` on fused kernels.
 
-The engine says what is to be made; a runner makes it. Each faster way is tested against the plain one.
+The engine says what is to be made; a runner makes it. Each faster way is tested against the plain
+one.
 """
 
 from __future__ import annotations
@@ -61,8 +62,12 @@ class Runner(Protocol):
         """What it is called."""
         ...
 
+    def choices(self) -> tuple[str, ...]:
+        """Tell what was chosen by measuring, one sentence each."""
+        ...
+
     def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
-        """Return how many of ``pictures``, of ``pixels`` each, are made together, batch by batch."""
+        """Return how many of ``pictures`` of ``pixels`` each are made together, batch by batch."""
         ...
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
@@ -87,6 +92,10 @@ class PlainRunner:
 
     def __init__(self, model: Model) -> None:
         self._model = model
+
+    def choices(self) -> tuple[str, ...]:
+        """Nothing: torch chooses by itself."""
+        return ()
 
     def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
         """On a GPU as many together as have `BATCH_PIXELS`; on a CPU one by one.

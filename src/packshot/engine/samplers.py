@@ -96,8 +96,8 @@ class Step:
     """One row of the table: 0-dimensional tensors on the device.
 
     ``D = skip * x + out * network(scale * x)``; ``level`` is the sigma that the step ends at, 0 at
-    the last one; ``following`` is the scale of the next step, 1 at the last; the other four as in the
-    module's formula.
+    the last one; ``following`` is the scale of the next step, 1 at the last; the other four as in
+    the module's formula.
     """
 
     scale: Tensor
@@ -113,7 +113,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Plan:
-    """The steps of one render, on its device; ``table`` [steps, 9] has `Step`'s numbers in its order.
+    """The steps of one render, on its device; ``table`` [steps, 9] has `Step`'s numbers in order.
 
     ``timesteps`` [steps] condition the network. ``start`` is the standard deviation of the noise
     to begin with; ``from_original``: whether it lies on the latents of a picture, or is all there

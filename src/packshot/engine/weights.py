@@ -15,7 +15,7 @@ from packshot.core.errors import ModelCorrupt
 from packshot.engine.folder import ModelFolder
 from packshot.engine.networks.base import Network
 
-__all__ = ["load"]
+__all__ = ["build", "load"]
 
 
 N = TypeVar("N", bound=Network)
@@ -36,7 +36,7 @@ def load(
     peak is one model. ``channels_last`` lays convolutions out as NHWC. Raises ``ModelCorrupt`` if
     the config cannot be built, a file cannot be read, or names and shapes are not the network's.
     """
-    net = _build(network, folder, component)
+    net = build(network, folder, component)
     state: dict[str, Tensor] = {}
     for file in folder.weights(component):
         for published, tensor in _read(file, torch.device(device)):
@@ -52,7 +52,11 @@ def load(
     return net.eval().requires_grad_(False)
 
 
-def _build(network: type[N], folder: ModelFolder, component: str) -> N:
+def build(network: type[N], folder: ModelFolder, component: str) -> N:
+    """Return the component as a ``network`` without memory (``meta``), and so without weights.
+
+    Raises ``ModelCorrupt`` if its config cannot be built.
+    """
     directory = folder.directory(component)
     try:
         with torch.device("meta"), _Unfilled():

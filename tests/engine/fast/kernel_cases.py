@@ -121,4 +121,4 @@ def error(case: Callable[..., list[Tensor]]) -> float:
 
 
 if __name__ == "__main__":
-    print(error(globals()[sys.argv[1]]))
+    sys.stdout.write(f"{error(globals()[sys.argv[1]])}\n")

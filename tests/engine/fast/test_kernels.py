@@ -1,6 +1,7 @@
 """Each Triton kernel against what `reference` says it computes, in Triton's interpreter on a CPU.
 
-Shapes do not fit the tiles on purpose. `benchmarks/gpu/kernels.py` does the same on a GPU, on SDXL's.
+Shapes do not fit the tiles on purpose. `benchmarks/gpu/kernels.py` does the same on a GPU, on those
+of SDXL.
 """
 
 from __future__ import annotations

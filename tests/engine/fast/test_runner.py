@@ -70,9 +70,7 @@ def test_latents_and_previews_are_the_plain_ones(model, sampler, guidance, maske
     with torch.inference_mode():
         for runner, clean in zip((FastRunner(model), PlainRunner(model)), seen, strict=True):
             noise = noise_of((1, 2), (4, 8, 12), model.device)
-            ends.append(
-                runner.denoise(task, 2, noise, lambda _, c, clean=clean: clean.append(c))
-            )
+            ends.append(runner.denoise(task, 2, noise, lambda _, c, clean=clean: clean.append(c)))
     assert difference(*ends) < 1e-5
     assert difference(*(torch.stack(clean) for clean in seen)) < 1e-5
 
@@ -169,7 +167,9 @@ def test_int8_stays_near(model):
 def test_without_the_gated_kernel_the_network_is_the_same(model):
     """What a GPU before Hopper runs."""
     nets = [
-        FastUNet(model.unet, reference, torch.nn.functional.scaled_dot_product_attention, one_pass=one)
+        FastUNet(
+            model.unet, reference, torch.nn.functional.scaled_dot_product_attention, one_pass=one
+        )
         for one in (True, False)
     ]
     x = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(2))

@@ -36,12 +36,12 @@ class _Watching:
 
 
 def calibrate(unet: FastUNet, step: Callable[[], object], steps: int) -> list[float]:
-    """Return, for each block, the largest output of its gated unit over ``steps`` calls of ``step``.
+    """Return each block's largest output of its gated unit, over ``steps`` calls of ``step``.
 
     ``unet`` must not be in fp8 yet, and ``step`` must run it once, ungraphed.
     """
     kernels = unet.kernels
-    watching = _Watching(kernels)
+    watching: Any = _Watching(kernels)
     unet.kernels = watching
     try:
         for _ in range(steps):
@@ -49,9 +49,7 @@ def calibrate(unet: FastUNet, step: Callable[[], object], steps: int) -> list[fl
     finally:
         unet.kernels = kernels
     count = len(watching.largest) // steps
-    return [
-        max(float(seen) for seen in watching.largest[block::count]) for block in range(count)
-    ]
+    return [max(float(seen) for seen in watching.largest[block::count]) for block in range(count)]
 
 
 def to_fp8(unet: FastUNet, largest: list[float]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,19 @@ from torch import Tensor, nn
 
 from packshot.engine.fast.reference import FP8_MAX, to_fp8
 
-__all__ = ["LAYER_NORM_SIGMAS", "Dense", "DenseInt8", "Product", "after_layer_norm"]
+__all__ = ["LAYER_NORM_SIGMAS", "Dense", "DenseFp8", "DenseInt8", "Product", "after_layer_norm"]
+
+_SCALED_MM: Any = vars(torch)["_scaled_mm"]
+_INT_MM: Any = vars(torch)["_int_mm"]
+"""torch's only products in eight bits have no public names yet."""
+
+TINY = 1e-12
 
 LAYER_NORM_SIGMAS = 32.0
 """How far from its mean a LayerNorm's value may lie before fp8 saturates.
 
-Of C values at most one can lie sqrt(C) sigmas away. e4m3 is floating-point: room above costs nothing
-until values fall under 2**-6 / 448 * 32 = 0.001 sigmas.
+Of C values at most one can lie sqrt(C) sigmas away. e4m3 is floating-point: room above costs
+nothing until values fall under 2**-6 / 448 * 32 = 0.001 sigmas.
 """
 
 
@@ -40,50 +46,67 @@ class Product(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dense:
-    """``weight`` [out,in]. For fp8: inputs come times ``quant``; the other two undo both scales."""
+    """``weight`` [out,in] in the network's own type."""
 
     weight: Tensor
-    quant: Tensor | None = None
-    scale_in: Tensor | None = None
-    scale_weight: Tensor | None = None
-    dtype: torch.dtype = torch.bfloat16
+    quant: None = None
+    scale: None = None
 
     @classmethod
     def of(cls, *layers: nn.Linear) -> Dense:
-        """Stack the weights of ``layers``, in their own type and without their biases."""
-        return cls(torch.cat([layer.weight for layer in layers]) if layers[1:] else layers[0].weight)
+        """Stack the weights of ``layers``, without their biases."""
+        weights = [layer.weight for layer in layers]
+        return cls(torch.cat(weights) if weights[1:] else weights[0])
 
-    def in_fp8(self, largest: float) -> Dense:
-        """Return the same in fp8, for inputs of at most ``largest``; one scale per tensor."""
-        device = self.weight.device
-        top = self.weight.abs().amax().float().clamp(min=1e-12)
-        quant = torch.tensor(FP8_MAX / max(largest, 1e-12), device=device)
-        return Dense(to_fp8(self.weight, FP8_MAX / top), quant, 1 / quant, top / FP8_MAX, self.weight.dtype)
+    def __call__(self, x: Tensor) -> Tensor:
+        """Map [M,in] to [M,out]."""
+        return F.linear(x, self.weight)
+
+    def add_to(self, sums: Tensor, x: Tensor) -> None:
+        """Add the product to ``sums``."""
+        sums.addmm_(x, self.weight.t())
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DenseFp8:
+    """``weight`` [out,in] in e4m3, one scale per tensor; the result is ``dtype``.
+
+    Inputs come times ``quant``; ``scale_in`` and ``scale_weight`` undo both scales.
+    """
+
+    weight: Tensor
+    quant: Tensor
+    scale_in: Tensor
+    scale_weight: Tensor
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, dense: Dense, largest: float) -> DenseFp8:
+        """Round a matrix, for inputs of at most ``largest``."""
+        weight = dense.weight
+        top = weight.abs().amax().float().clamp(min=TINY)
+        quant = torch.tensor(FP8_MAX / max(largest, TINY), device=weight.device)
+        rounded = to_fp8(weight, FP8_MAX / top)
+        return cls(rounded, quant, 1 / quant, top / FP8_MAX, weight.dtype)
 
     @property
-    def scale(self) -> Tensor | None:
-        """The product of both scales, for a kernel that applies one."""
-        if self.scale_in is None or self.scale_weight is None:
-            return None
+    def scale(self) -> Tensor:
+        """What undoes both scales, for a kernel that takes one."""
         return self.scale_in * self.scale_weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Map [M,in] to [M,out], without a bias; fp8 gives ``dtype``."""
-        if self.quant is None:
-            return F.linear(x, self.weight)
+        """Map [M,in], fp8, to [M,out]."""
         if not x.is_cuda:
             return ((x.float() @ self.weight.float().T) * self.scale).to(self.dtype)
-        return torch._scaled_mm(  # noqa: SLF001 (torch's only fp8 product)
-            x, self.weight.t(), self.scale_in, self.scale_weight,
-            out_dtype=self.dtype, use_fast_accum=True,
+        return _SCALED_MM(
+            x, self.weight.t(), self.scale_in, self.scale_weight, out_dtype=self.dtype,
+            use_fast_accum=True,
         )  # fmt: skip
 
-    def add_to(self, sums: Tensor, x: Tensor) -> Tensor | None:
-        """Add the product to ``sums`` [M,out]; or return it, where that takes another pass."""
-        if self.quant is not None:
-            return self(x)
-        sums.addmm_(x, self.weight.t())
-        return None
+    def add_to(self, sums: Tensor, x: Tensor) -> Tensor:
+        """Return the product: it is added in the next pass."""
+        del sums
+        return self(x)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +130,7 @@ class DenseInt8:
     def __call__(self, x: Tensor) -> Tensor:
         """Map [M,in], M above 16, to [M,out] in the type of ``x``."""
         rounded, scale = self.kernels.to_int8(x)
-        sums = torch._int_mm(rounded, self.weight.t())  # noqa: SLF001 (torch's only int8 product)
+        sums = _INT_MM(rounded, self.weight.t())
         return self.kernels.from_int32(sums, scale, self.scale, x.dtype)
 
     def add_to(self, sums: Tensor, x: Tensor) -> Tensor:
@@ -125,9 +148,7 @@ class Int8Kernels(Protocol):
     ) -> Tensor: ...
 
 
-def after_layer_norm(dense: Dense, norm: nn.LayerNorm) -> Dense:
+def after_layer_norm(dense: Dense, norm: nn.LayerNorm) -> DenseFp8:
     """Return ``dense`` in fp8, for what comes out of ``norm``: no calibration is needed."""
     gain, bias = norm.weight.abs().amax(), norm.bias.abs().amax()
-    return dense.in_fp8(float(LAYER_NORM_SIGMAS * gain + bias))
-
-
+    return DenseFp8.of(dense, float(LAYER_NORM_SIGMAS * gain + bias))

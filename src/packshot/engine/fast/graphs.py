@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
@@ -19,10 +19,16 @@ if TYPE_CHECKING:
 
     from packshot.engine.fast.unet import FastUNet
 
+T = TypeVar("T")
+
 __all__ = ["WINDOW", "Captured", "Graphs", "Shape", "StepGraph"]
 
 WINDOW = 128
 """Steps whose coefficients and shifts lie on the device at a time; more are loaded as they come."""
+
+
+TOKENS = 77
+"""Tokens of a text, as CLIP reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +47,13 @@ class Shape:
         return self.pictures * (2 if self.guided else 1)
 
 
-class Captured:
-    """A function without arguments as a graph; on a CPU, or with graphs off, just the function."""
+class Captured(Generic[T]):
+    """A function without arguments as a graph; on a CPU, or with graphs off, just the function.
 
-    def __init__(self, run: Callable[[], None], device: torch.device, pool: object | None) -> None:
+    What it returned when it was captured is what it returns ever after: with other numbers in it.
+    """
+
+    def __init__(self, run: Callable[[], T], device: torch.device, pool: object | None) -> None:
         self._run = run
         self._graph: torch.cuda.CUDAGraph | None = None
         if pool is None or device.type != "cuda":
@@ -57,15 +66,15 @@ class Captured:
         torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]
-            run()
+            self._returned = run()
         self._graph = graph
 
-    def __call__(self) -> None:
+    def __call__(self) -> T:
         """Run, or queue the graph."""
         if self._graph is None:
-            self._run()
-        else:
-            self._graph.replay()
+            return self._run()
+        self._graph.replay()
+        return self._returned
 
 
 class StepGraph:
@@ -90,7 +99,7 @@ class StepGraph:
         self.shifts = made(WINDOW, shape.rows, sum(unet.widths), dtype=dtype)
         self.table = made(WINDOW, 9)
         self.index = made(1, dtype=torch.int32)
-        self.kv = made(shape.rows, unet.text_length, len(unet.kv_weight), dtype=dtype)
+        self.kv = made(shape.rows, TOKENS, len(unet.kv_weight), dtype=dtype)
         self._captured = Captured(self._step, device, pool)
 
     def _step(self) -> None:

@@ -1,3 +1,4 @@
+# type: ignore  # noqa: PGH003 (Triton's language has no types, nor is it installed everywhere)
 """The operations of `reference` as Triton kernels. Imported where there is a GPU, and in its tests.
 
 Memory moves once where it can: the sums of a normalisation are taken where its input is written,
@@ -123,7 +124,8 @@ def _sums(x, add, bias, skip, out, sums, P, C, CS, SPLITS, HAS_ADD: tl.constexpr
 
 @triton.jit
 def _merge(sums, weight, bias, shift, scale, offset, P, C, SPLITS, STRIP, EPS, SIZE: tl.constexpr,
-           HAS_SHIFT: tl.constexpr, WIDTH: tl.constexpr, TURNS: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+           HAS_SHIFT: tl.constexpr, WIDTH: tl.constexpr, TURNS: tl.constexpr,
+           DEPTH: tl.constexpr):  # fmt: skip
     """The strips of one group, merged in their order (Chan, Golub & LeVeque 1983)."""
     group, b = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, WIDTH)
@@ -177,7 +179,9 @@ def group_norm(
     y = torch.empty((b, p, width), dtype=x.dtype, device=x.device) if any(joins) else x
     turns = triton.next_power_of_2(max(1, p // (STRIP * SPLITS)))
     rows = STRIP
-    if turns > 1:  # then the sums of all turns are kept in registers: half the rows, twice the turns
+    if (
+        turns > 1
+    ):  # then the sums of all turns are kept in registers: half the rows, twice the turns
         rows, turns = STRIP // 2, 2 * turns
     splits = triton.cdiv(p, rows * turns)
     sums = torch.empty((b, splits, 3, width), dtype=torch.float32, device=x.device)
@@ -411,9 +415,7 @@ def _from_int32(sums, row_scale, column_scale, out, M, N, ROWS: tl.constexpr, WI
     tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
 
-def from_int32(
-    sums: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype
-) -> Tensor:
+def from_int32(sums: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """As `reference.from_int32`."""
     m, n = sums.shape
     out = torch.empty((m, n), dtype=dtype, device=sums.device)
@@ -512,7 +514,9 @@ def _softmax(x, out, N: tl.constexpr, WIDTH: tl.constexpr):
     for at in range(0, N, WIDTH):
         cols = at + tl.arange(0, WIDTH)
         value = tl.load(x + row + cols, mask=cols < N, other=-float("inf"))
-        tl.store(out + row + cols, (tl.exp(value - peak) / norm).to(out.dtype.element_ty), mask=cols < N)
+        tl.store(
+            out + row + cols, (tl.exp(value - peak) / norm).to(out.dtype.element_ty), mask=cols < N
+        )
 
 
 def softmax(x: Tensor, dtype: torch.dtype) -> Tensor:

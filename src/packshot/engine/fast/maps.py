@@ -7,7 +7,7 @@ the data, which is mostly a normalisation: a `Map` carries such debts along.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -15,9 +15,48 @@ from torch import Tensor, nn
 
 from packshot.engine.fast.dense import Dense
 from packshot.engine.fast.reference import Affine, GroupNorm
-from packshot.engine.networks.blocks import ResnetBlock, phased
+from packshot.engine.networks import blocks
 
-__all__ = ["Kernels", "Map", "Resnet", "Upsample", "convolve"]
+__all__ = [
+    "Convolution",
+    "Kernels",
+    "Map",
+    "Resnet",
+    "Upsample",
+    "each",
+    "group_norm_of",
+    "linear_of",
+]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def each(modules: nn.Module, kind: type[M]) -> list[M]:
+    """Return the modules of a list, which must be of one kind."""
+    if not isinstance(modules, nn.ModuleList):
+        raise TypeError(f"{type(modules).__name__} is no list of modules.")
+    found: list[M] = []
+    for module in modules:
+        if not isinstance(module, kind):
+            raise TypeError(f"expected {kind.__name__}, got {type(module).__name__}.")
+        found.append(module)
+    return found
+
+
+def linear_of(layer: nn.Linear | nn.Conv2d) -> tuple[Tensor, Tensor]:
+    """Return the matrix [out,in] and the bias [out] of a layer that sees one pixel at a time."""
+    return layer.weight.flatten(1).contiguous(), _bias_of(layer)
+
+
+def group_norm_of(norm: nn.GroupNorm) -> GroupNorm:
+    """Return a normalisation as data."""
+    return GroupNorm(norm.weight, norm.bias, norm.num_groups, norm.eps)
+
+
+def _bias_of(layer: nn.Linear | nn.Conv2d) -> Tensor:
+    if layer.bias is None:
+        raise TypeError(f"{layer} has no bias; SDXL's have.")
+    return layer.bias
 
 
 class Kernels(Protocol):
@@ -71,51 +110,62 @@ class Map:
         return self.main
 
     def normed(
-        self, kernels: Kernels, norm: nn.GroupNorm, *, silu: bool, skip: Tensor | None = None
+        self, kernels: Kernels, norm: GroupNorm, *, silu: bool, skip: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Settle, and return that (beside ``skip``), and it through ``norm``."""
-        y, by = kernels.group_norm(
-            self.main, _group_norm(norm), add=self.add, bias=self.bias, skip=skip
-        )
+        y, by = kernels.group_norm(self.main, norm, add=self.add, bias=self.bias, skip=skip)
         if skip is None:
             self.main, self.add, self.bias = y, None, None
         return y, kernels.affine(y, by, silu=silu)
 
 
-def _group_norm(norm: nn.GroupNorm) -> GroupNorm:
-    return GroupNorm(norm.weight, norm.bias, norm.num_groups, norm.eps)
+class Convolution(NamedTuple):
+    """A convolution as data. Its ``bias`` [C'] is for whoever reads the result to add."""
 
+    weight: Tensor
+    bias: Tensor
+    stride: int
+    padding: int
 
-def convolve(conv: nn.Conv2d, x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Convolve [B,P,C] of ``size`` without the bias; [B,P',C']."""
-    b, _, c = x.shape
-    image = x.view(b, *size, c).permute(0, 3, 1, 2)
-    y = F.conv2d(image, conv.weight, None, conv.stride, conv.padding)
-    return y.permute(0, 2, 3, 1).flatten(1, 2)
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> Convolution:
+        """Take a network's."""
+        padding = 1 if conv.padding == (1, 1) else 0
+        return cls(conv.weight, _bias_of(conv), conv.stride[0], padding)
+
+    def __call__(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """Map [B,P,C] of ``size`` (h, w) to [B,P',C'], without the bias."""
+        b, _, c = x.shape
+        image = x.view(b, *size, c).permute(0, 3, 1, 2)
+        y = F.conv2d(image, self.weight, None, self.stride, self.padding)
+        return y.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Resnet:
-    """`networks.blocks.ResnetBlock`; the second normalisation takes the first one's bias along."""
+    """`networks.blocks.ResnetBlock`; the second normalisation takes the first bias along."""
 
-    def __init__(self, block: ResnetBlock) -> None:
-        self.block = block
+    def __init__(self, block: blocks.ResnetBlock) -> None:
+        self.norms = (group_norm_of(block.norm1), group_norm_of(block.norm2))
+        self.convs = (Convolution.of(block.conv1), Convolution.of(block.conv2))
         self.shortcut: Dense | None = None
-        self.bias = block.conv2.bias
+        self.bias = self.convs[1].bias
         if isinstance(block.conv_shortcut, nn.Conv2d):
-            self.shortcut = Dense(block.conv_shortcut.weight.flatten(1).contiguous())
-            self.bias = block.conv2.bias + block.conv_shortcut.bias
+            weight, bias = linear_of(block.conv_shortcut)
+            self.shortcut, self.bias = Dense(weight), self.bias + bias
 
     def __call__(
         self, kernels: Kernels, x: Map, shift: Tensor | None, skip: Tensor | None = None
     ) -> Map:
-        """Map [B,P,C] (beside ``skip``) to [B,P,C']; ``shift`` [B,C'] has conv1's bias in it."""
-        block = self.block
-        y, h = x.normed(kernels, block.norm1, silu=True, skip=skip)
-        h = convolve(block.conv1, h, x.size)
+        """Map [B,P,C] (beside ``skip``) to [B,P,C'].
+
+        ``shift`` [B,C'] has the first convolution's bias in it; None is that alone.
+        """
+        y, h = x.normed(kernels, self.norms[0], silu=True, skip=skip)
+        h = self.convs[0](h, x.size)
         if shift is None:
-            shift = block.conv1.bias.expand(len(h), -1).contiguous()
-        h, by = kernels.group_norm(h, _group_norm(block.norm2), shift=shift)
-        h = convolve(block.conv2, kernels.affine(h, by, silu=True), x.size)
+            shift = self.convs[0].bias.expand(len(h), -1).contiguous()
+        h, by = kernels.group_norm(h, self.norms[1], shift=shift)
+        h = self.convs[1](kernels.affine(h, by, silu=True), x.size)
         if self.shortcut is not None:
             y = self.shortcut(y.flatten(0, 1)).view(*y.shape[:2], -1)
         return Map(x.size, y, h, self.bias)
@@ -124,9 +174,10 @@ class Resnet:
 class Upsample:
     """`networks.blocks.Upsample` as one 2x2 convolution of all four phases of its output."""
 
-    def __init__(self, conv: nn.Conv2d) -> None:
-        self.conv = conv
-        self.weight = phased(conv.weight).contiguous(memory_format=torch.channels_last)
+    def __init__(self, upsample: blocks.Upsample) -> None:
+        self.conv = Convolution.of(upsample.conv)
+        weight = blocks.phased(self.conv.weight)
+        self.weight = weight.contiguous(memory_format=torch.channels_last)
 
     def __call__(self, kernels: Kernels, x: Map, size: tuple[int, int]) -> Map:
         """Map [B,P,C] to ``size``; where that is no doubling, by the plain way."""
@@ -137,4 +188,4 @@ class Upsample:
             return Map(size, kernels.interleave(phases, x.size, self.conv.bias))
         image = F.interpolate(image, size=size, mode="nearest")
         y = image.permute(0, 2, 3, 1).reshape(len(y), size[0] * size[1], -1)
-        return Map(size, convolve(self.conv, y, size), bias=self.conv.bias)
+        return Map(size, self.conv(y, size), bias=self.conv.bias)

@@ -38,7 +38,7 @@ FP8_MAX = 448.0
 
 
 class Affine(NamedTuple):
-    """A group normalisation as what it does to each channel: ``scale`` and ``offset``, fp32 [B,C]."""
+    """What a group normalisation does to each channel: fp32 [B,C]."""
 
     scale: Tensor
     offset: Tensor
@@ -117,7 +117,12 @@ def layer_norm(
 
 
 def geglu(
-    x: Tensor, weight: Tensor, bias: Tensor, *, scale: Tensor | None = None, quant: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    scale: Tensor | None = None,
+    quant: Tensor | None = None,
 ) -> Tensor:
     """Return value * gelu(gate) [M,N], both of them products of ``x`` [M,K] (arXiv:2002.05202).
 
@@ -143,7 +148,8 @@ def gate(x: Tensor, bias: Tensor, *, quant: Tensor | None = None) -> Tensor:
 
 def attend_text(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Return the attention [B,N,C] of ``q`` [B,N,C] to a text's ``k`` and ``v`` [B,T,C]."""
-    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    b, _, c = q.shape
+    q, k, v = (x.reshape(b, -1, heads, c // heads).transpose(1, 2) for x in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
@@ -173,14 +179,12 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def to_int8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return ``x`` [M,K] rounded to -127 … 127, and the fp32 scale [M] of each row that undoes it."""
+    """Return ``x`` [M,K] rounded to -127 … 127, and each row's fp32 scale [M], which undoes it."""
     scale = x.float().abs().amax(dim=1).clamp(min=1e-12) / 127
     return (x.float() / scale[:, None]).round().to(torch.int8), scale
 
 
-def from_int32(
-    sums: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype
-) -> Tensor:
+def from_int32(sums: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Return ``sums`` [M,N] times the scales of its row [M] and its column [N]."""
     return (sums.float() * row_scale[:, None] * column_scale).to(dtype)
 
@@ -203,8 +207,8 @@ def advance(
     """Take one step in place: of ``latents`` and ``clean`` [n,P,4] fp32, into ``network_in``.
 
     ``output`` is the network's: [n,P,4], or with ``guidance`` [n] first the rows without the prompt
-    and then those with it. ``table`` [steps,9] has a `samplers.Step` in each row; ``index`` [1] int32 is
-    the row. ``noise`` [n,P,4] unit normals.
+    and then those with it. ``table`` [steps,9] has a `samplers.Step` in each row; ``index`` [1]
+    int32 is the row. ``noise`` [n,P,4] unit normals.
     """
     _, skip, out, keep, now, before, amount, _, following = table[int(index)]
     said = output.float()

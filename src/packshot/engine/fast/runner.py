@@ -79,6 +79,14 @@ class FastRunner:
         self._decodes: Graphs[tuple[int, int], DecodeGraph] = Graphs(GRAPHS)
         self._read: ReadGraph | None = None
 
+    def choices(self) -> tuple[str, ...]:
+        """Tell which attention runs for which shape."""
+        return tuple(
+            f"attention, {queries} queries, {keys} keys, {heads} heads of {width}, "
+            f"batch {batch}: {name}"
+            for (batch, heads, queries, width, keys), name in sorted(self.attention.chosen.items())
+        )
+
     def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
         """As many together as fit, in powers of two, so that few shapes are captured."""
         fit = 1 if self.invariant else max(1, BATCH_PIXELS // pixels)
@@ -121,11 +129,9 @@ class FastRunner:
         return [self._decode(row[None]) for row in latents]
 
     def unet(self, tier: Tier) -> FastUNet:
-        """Return the network in a tier; fp8 is calibrated the first time, always on the same task."""
+        """Return the network in a tier; fp8 is calibrated when first asked for, on one task."""
         if tier not in self._unets:
-            unet = FastUNet(
-                self.model.unet, self.kernels, self.attention, one_pass=self._one_pass
-            )
+            unet = FastUNet(self.model.unet, self.kernels, self.attention, one_pass=self._one_pass)
             if tier == "fp8":
                 to_fp8(unet, self._calibrated(unet))
             elif tier == "int8":
@@ -200,21 +206,17 @@ class DecodeGraph:
     def __init__(self, decoder: FastDecoder, latents: Tensor, pool: object | None) -> None:
         self._latents = torch.zeros_like(latents)
         self._decoder = decoder
-        self._levels: Tensor | None = None
-        self._sound: Tensor | None = None
-        self._captured = Captured(self._run, latents.device, pool)
+        self.captured = Captured(self._run, latents.device, pool)
 
-    def _run(self) -> None:
-        self._levels, finite = self._decoder(self._latents)
-        self._sound = finite & ~flat(self._levels[0])
+    def _run(self) -> tuple[Tensor, Tensor]:
+        levels, finite = self._decoder(self._latents)
+        return levels[0], finite & ~flat(levels[0])
 
     def __call__(self, latents: Tensor) -> tuple[Picture, bool]:
         """Return [8h,8w,3] uint8 on the host, and whether it shows something."""
         self._latents.copy_(latents)
-        self._captured()
-        assert self._levels is not None
-        assert self._sound is not None
-        return self._levels[0].cpu().numpy(), bool(self._sound)
+        levels, sound = self.captured()
+        return levels.cpu().numpy(), bool(sound)
 
 
 class ReadGraph:
@@ -224,22 +226,18 @@ class ReadGraph:
         self._model = model
         context = model.readers[0].network.config.max_position_embeddings
         self._ids = torch.zeros((2, 1, context), dtype=torch.long, device=model.device)
-        self._states: tuple[Tensor, Tensor] | None = None
         self._captured = Captured(self._run, model.device, pool)
 
-    def _run(self) -> None:
+    def _run(self) -> tuple[Tensor, Tensor]:
         first, second = self._model.readers
         states = second.network(self._ids[1])
-        tokens = torch.cat([first.network.hidden(self._ids[0]), states.hidden], dim=-1)
-        self._states = (tokens, states.pooled)
+        return torch.cat([first.network.hidden(self._ids[0]), states.hidden], -1), states.pooled
 
     def __call__(self, text: str) -> EncodedTexts:
         """As `conditioning.encode_texts` of one text."""
         read = [reader.tokenizer.encode(text) for reader in self._model.readers]
         self._ids.copy_(torch.tensor([[tokens.ids] for tokens in read]))
-        self._captured()
-        assert self._states is not None
-        tokens, pooled = (state.clone() for state in self._states)
+        tokens, pooled = (state.clone() for state in self._captured())
         return EncodedTexts(tokens, pooled, (max(tokens.dropped for tokens in read),))
 
 

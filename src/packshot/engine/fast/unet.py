@@ -3,8 +3,8 @@
 What differs from the plain network is where sums are taken, not what is summed:
 
 - A bias is not added where it arises but with the next pass over the data: by the normalisation
-  that reads it, or by the product whose constant it becomes. `Map` and the residual stream of the
-  transformers carry such debts along.
+  that reads it, or by the product whose constant it becomes. `maps.Map` and the residual stream of
+  the transformers carry such debts along.
 - GroupNorm is an affine of each channel; sums, affine and SiLU are two passes.
 - Queries, keys and values are one product; keys and values of the text are given.
 - A product that ends a residual branch adds to the stream in place.
@@ -13,15 +13,26 @@ What differs from the plain network is where sums are taken, not what is summed:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
-from packshot.engine.fast.dense import Dense, DenseInt8, Product, after_layer_norm
-from packshot.engine.fast.maps import Kernels, Map, Resnet, Upsample, convolve
-from packshot.engine.networks import unet as plain
+from packshot.engine.fast.dense import Dense, DenseFp8, DenseInt8, Product, after_layer_norm
+from packshot.engine.fast.maps import (
+    Convolution,
+    Kernels,
+    Map,
+    Resnet,
+    Upsample,
+    each,
+    group_norm_of,
+    linear_of,
+)
 from packshot.engine.networks import blocks
+from packshot.engine.networks import unet as plain
 
-__all__ = ["KV", "Attend", "FastUNet"]
+__all__ = ["KV", "Attend", "Block", "FastUNet"]
 
 KV = tuple[Tensor, Tensor]
 """Keys and values [B,T,C] of one attention to the text; views."""
@@ -37,19 +48,21 @@ class Block:
         self.one_pass = one_pass
         self.norms = (block.norm1, block.norm2, block.norm3)
         self.heads = block.attn1.heads
+        (out_1,), (out_2,) = (each(attn.to_out, nn.Linear) for attn in (block.attn1, block.attn2))
+        gated, _, out_3 = block.ff.net
+        if not isinstance(gated, plain.GatedLinear) or not isinstance(out_3, nn.Linear):
+            raise TypeError(f"{block.ff} is no gated unit.")
         self.qkv: Product = Dense.of(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
-        self.out_1 = Dense.of(block.attn1.to_out[0])
         self.q: Product = Dense.of(block.attn2.to_q)
-        self.out_2 = Dense.of(block.attn2.to_out[0])
-        gate, last = block.ff.net[0].proj, block.ff.net[2]
-        self.gated: Product = Dense(_alternating(gate.weight))
-        self.gated_bias = _alternating(gate.bias)
-        self.out_3: Product = Dense.of(last)
+        self.gated: Dense | DenseFp8 | DenseInt8 = Dense(_alternating(gated.proj.weight))
+        self.gated_bias = _alternating(gated.proj.bias)
+        self.out_1, self.out_2 = Dense.of(out_1), Dense.of(out_2)
+        self.out_3: Product = Dense.of(out_3)
         # What the stream lacks at each normalisation, and at the end.
-        first = owed + block.attn1.to_out[0].bias.float()
-        second = first + block.attn2.to_out[0].bias.float()
+        first = owed + out_1.bias.float()
+        second = first + out_2.bias.float()
         self.owed = (owed, first, second)
-        self.owes = second + last.bias.float()
+        self.owes = second + out_3.bias.float()
 
     def in_fp8(self, largest: float) -> None:
         """Turn all products but those after attention to fp8; ``largest`` leaves the gated unit."""
@@ -58,7 +71,7 @@ class Block:
             after_layer_norm(exact(product), norm)
             for product, norm in zip((self.qkv, self.q, self.gated), norms, strict=True)
         )
-        self.out_3 = exact(self.out_3).in_fp8(largest)
+        self.out_3 = DenseFp8.of(exact(self.out_3), largest)
 
     def in_int8(self, kernels: Kernels) -> None:
         """Turn the same products to int8."""
@@ -70,7 +83,7 @@ class Block:
     def __call__(
         self, kernels: Kernels, attend: Attend, t: Tensor, add: Tensor | None, kv: KV, batch: int
     ) -> Tensor | None:
-        """Add this block's work to the stream ``t`` [M,C] (+ ``add``); return what is left to add."""
+        """Add this block's work to the stream ``t`` [M,C] (+ ``add``); return what is left."""
         h = self._norm(kernels, 0, t, add, self.qkv)
         q, k, v = self.qkv(h).view(batch, -1, 3, self.heads, t.shape[1] // self.heads).unbind(2)
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
@@ -84,7 +97,7 @@ class Block:
     def _gated(self, kernels: Kernels, h: Tensor) -> Tensor:
         """Return the gated unit's output: in one pass where the chip lets our kernel multiply."""
         gated, quant = self.gated, self.out_3.quant
-        if isinstance(gated, Dense) and self.one_pass:
+        if self.one_pass and not isinstance(gated, DenseInt8):
             return kernels.geglu(h, gated.weight, self.gated_bias, scale=gated.scale, quant=quant)
         return kernels.gate(gated(h), self.gated_bias, quant=quant)
 
@@ -99,13 +112,13 @@ class Block:
 
 def exact(product: Product) -> Dense:
     """Return a product that is in its own type yet."""
-    if not isinstance(product, Dense) or product.quant is not None:
+    if not isinstance(product, Dense):
         raise TypeError("the products of this network are rounded already; build another one.")
     return product
 
 
 def _alternating(x: Tensor) -> Tensor:
-    """Return the rows of values and then gates as a value's, its gate's, the next value's …"""
+    """Return the rows of values and then gates as a value's, its gate's, the next value's."""
     return torch.stack(x.chunk(2), dim=1).flatten(0, 1)
 
 
@@ -118,16 +131,16 @@ class Transformer:
     """`networks.unet.Transformer`: in and out of a residual stream of tokens."""
 
     def __init__(self, transformer: plain.Transformer, *, one_pass: bool) -> None:
-        self.norm = transformer.norm
-        proj_in, proj_out = transformer.proj_in, transformer.proj_out
-        self.proj_in = Dense(proj_in.weight.flatten(1))
-        self.proj_out = Dense(proj_out.weight.flatten(1))
-        owed = proj_in.bias.float()
+        self.norm = group_norm_of(transformer.norm)
+        weight_in, bias_in = linear_of(transformer.proj_in)
+        weight_out, bias_out = linear_of(transformer.proj_out)
+        self.proj_in, self.proj_out = Dense(weight_in), Dense(weight_out)
+        owed = bias_in.float()
         self.blocks: list[Block] = []
-        for block in transformer.transformer_blocks:
+        for block in each(transformer.transformer_blocks, plain.TransformerBlock):
             self.blocks.append(Block(block, owed, one_pass=one_pass))
             owed = self.blocks[-1].owes
-        self.bias = proj_out.bias.float() + self.proj_out.weight.float() @ owed
+        self.bias = bias_out.float() + weight_out.float() @ owed
 
     def __call__(self, kernels: Kernels, attend: Attend, x: Map, kv: Iterator[KV]) -> Map:
         """Map [B,P,C] to the same shape. ``x`` is used up."""
@@ -141,6 +154,16 @@ class Transformer:
         return Map(x.size, y, bias=self.bias)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Level:
+    """One resolution on the way down, at the bottom or on the way up."""
+
+    resnets: list[Resnet]
+    transformers: list[Transformer]
+    down: Convolution | None = None
+    up: Upsample | None = None
+
+
 class FastUNet:
     """The network. Built of a plain one on the same device, whose weights it shares or copies.
 
@@ -150,104 +173,112 @@ class FastUNet:
     def __init__(
         self, unet: plain.UNet, kernels: Kernels, attend: Attend, *, one_pass: bool = True
     ) -> None:
-        self.unet = unet
         self.kernels = kernels
         self.attend = attend
-        made: dict[int, Resnet | Transformer | Upsample] = {}
-        self._made = made
-        for module in unet.modules():
-            if isinstance(module, blocks.ResnetBlock):
-                made[id(module)] = Resnet(module)
-            elif isinstance(module, plain.Transformer):
-                made[id(module)] = Transformer(module, one_pass=one_pass)
-            elif isinstance(module, blocks.Upsample):
-                made[id(module)] = Upsample(module.conv)
-        self.widths = [r.block.conv1.out_channels for r in self._resnets()]
-        self._biases = torch.cat([r.block.conv1.bias for r in self._resnets()])
-        layers = [m for b in self.unet.modules() if isinstance(b, plain.TransformerBlock)
-                  for m in (b.attn2.to_k, b.attn2.to_v)]
+        self.conv_in, self.conv_out = Convolution.of(unet.conv_in), Convolution.of(unet.conv_out)
+        self.norm_out = group_norm_of(unet.conv_norm_out)
+
+        def level(
+            block: plain.DownBlock | plain.MidBlock | plain.UpBlock,
+            down: Convolution | None = None,
+            up: Upsample | None = None,
+        ) -> Level:
+            transformers = each(block.attentions, plain.Transformer)
+            return Level(
+                [Resnet(resnet) for resnet in each(block.resnets, blocks.ResnetBlock)],
+                [Transformer(transformer, one_pass=one_pass) for transformer in transformers],
+                down,
+                up,
+            )
+
+        self.down: list[Level] = []
+        for block in each(unet.down_blocks, plain.DownBlock):
+            halving = [Convolution.of(d.conv) for d in each(block.downsamplers, blocks.Downsample)]
+            self.down.append(level(block, down=halving[0] if halving else None))
+        self.mid = level(unet.mid_block)
+        self.up: list[Level] = []
+        for block in each(unet.up_blocks, plain.UpBlock):
+            doubling = each(block.upsamplers, blocks.Upsample)
+            self.up.append(level(block, up=Upsample(doubling[0]) if doubling else None))
+
+        resnets = [resnet for part in self.levels() for resnet in part.resnets]
+        self.widths = [len(resnet.convs[0].bias) for resnet in resnets]
+        self._biases = torch.cat([resnet.convs[0].bias for resnet in resnets])
+        texts = [m.attn2 for m in unet.modules() if isinstance(m, plain.TransformerBlock)]
+        layers = [layer for attn in texts for layer in (attn.to_k, attn.to_v)]
         self.kv_weight = torch.cat([layer.weight for layer in layers])
         self._kv_widths = [layer.out_features for layer in layers]
 
-    text_length = 77
-
     @property
     def dtype(self) -> torch.dtype:
+        """The type of what goes in, and of what comes out."""
         return self.kv_weight.dtype
 
-    def split_kv(self, kv: Tensor) -> list[KV]:
-        """Return keys and values of every block, views of [B,T,sum] = text states @ ``kv_weight``."""
-        parts = torch.split(kv, self._kv_widths, dim=-1)
-        return list(zip(parts[0::2], parts[1::2], strict=True))
+    def levels(self) -> list[Level]:
+        """Return all levels, in the order of the network."""
+        return [*self.down, self.mid, *self.up]
 
     def blocks(self) -> Iterator[Block]:
         """Yield the transformer blocks, in the order of the network."""
-        for made in self._made.values():
-            if isinstance(made, Transformer):
-                yield from made.blocks
-
-    def _resnets(self) -> list[Resnet]:
-        return [made for made in self._made.values() if isinstance(made, Resnet)]
+        for level in self.levels():
+            for transformer in level.transformers:
+                yield from transformer.blocks
 
     def shifts(self, embedded: Tensor) -> Tensor:
-        """Return what `__call__` takes of `UNet.embed`'s [...,E]: with conv1's biases in it."""
+        """Return what `__call__` takes of `UNet.embed`'s [...,E]: with the first biases in it."""
         return (embedded.float() + self._biases.float()).to(embedded.dtype)
+
+    def split_kv(self, kv: Tensor) -> list[KV]:
+        """Return every block's keys and values: views of [B,T,sum], text states @ ``kv_weight``."""
+        parts = torch.split(kv, self._kv_widths, dim=-1)
+        return list(zip(parts[0::2], parts[1::2], strict=True))
 
     def __call__(
         self, x: Tensor, size: tuple[int, int], shifts: Tensor, cross_kv: Sequence[KV]
     ) -> Tensor:
         """Return the prediction [B,P,4] for latents [B,P,4] of ``size`` (h, w).
 
-        ``shifts`` [B,E]: a row of what `shifts` returns; ``cross_kv`` of `UNet.cross_kv`.
+        ``shifts`` [B,E]: a row of what `shifts` returns; ``cross_kv`` of `split_kv`.
         """
-        unet, kernels = self.unet, self.kernels
         given = iter(torch.split(shifts, self.widths, dim=-1))
         kv = iter(cross_kv)
-        state = Map(size, convolve(unet.conv_in, x, size), bias=unet.conv_in.bias)
+        state = Map(size, self.conv_in(x, size), bias=self.conv_in.bias)
         skips = [state]
-        for down in unet.down_blocks:
-            for i, resnet in enumerate(down.resnets):
-                state = self._level(state, resnet, down.attentions, i, given, kv)
+        for level in self.down:
+            for i in range(len(level.resnets)):
+                state = self._stage(level, i, state, given, kv)
                 skips.append(state)
-            for downsample in down.downsamplers:
-                state = self._down(state, downsample.conv)
+            if level.down is not None:
+                state = self._down(state, level.down)
                 skips.append(state)
-        mid = unet.mid_block
-        state = self._level(state, mid.resnets[0], mid.attentions, 0, given, kv)
-        state = self._level(state, mid.resnets[1], [], 0, given, kv)
-        for up in unet.up_blocks:
-            for i, resnet in enumerate(up.resnets):
-                skip = skips.pop()
-                state = self._level(state, resnet, up.attentions, i, given, kv, skip)
-            for upsample in up.upsamplers:
-                made = self._made[id(upsample)]
-                assert isinstance(made, Upsample)
-                state = made(kernels, state, skips[-1].size)
-        _, y = state.normed(kernels, unet.conv_norm_out, silu=True)
-        return convolve(unet.conv_out, y, size) + unet.conv_out.bias
+        state = self._stage(self.mid, 0, state, given, kv)
+        state = self.mid.resnets[1](self.kernels, state, next(given).contiguous())
+        for level in self.up:
+            for i in range(len(level.resnets)):
+                state = self._stage(level, i, state, given, kv, skips.pop())
+            if level.up is not None:
+                # To the size of the next skip: it is odd where the way down rounded up.
+                state = level.up(self.kernels, state, skips[-1].size)
+        _, y = state.normed(self.kernels, self.norm_out, silu=True)
+        return self.conv_out(y, size) + self.conv_out.bias
 
-    def _level(
+    def _stage(
         self,
-        state: Map,
-        resnet: nn.Module,
-        attentions: Sequence[nn.Module] | nn.ModuleList,
+        level: Level,
         index: int,
+        state: Map,
         shifts: Iterator[Tensor],
         kv: Iterator[KV],
         skip: Map | None = None,
     ) -> Map:
         """One resnet, and the transformer after it where there is one."""
-        made = self._made[id(resnet)]
-        assert isinstance(made, Resnet)
         beside = None if skip is None else skip.settle(self.kernels)
-        state = made(self.kernels, state, next(shifts).contiguous(), beside)
-        if len(attentions):
-            transformer = self._made[id(attentions[index])]
-            assert isinstance(transformer, Transformer)
-            state = transformer(self.kernels, self.attend, state, kv)
+        state = level.resnets[index](self.kernels, state, next(shifts).contiguous(), beside)
+        if level.transformers:
+            state = level.transformers[index](self.kernels, self.attend, state, kv)
         return state
 
-    def _down(self, state: Map, conv: nn.Conv2d) -> Map:
-        y = convolve(conv, state.settle(self.kernels), state.size)
+    def _down(self, state: Map, conv: Convolution) -> Map:
+        y = conv(state.settle(self.kernels), state.size)
         size = ((state.size[0] + 1) // 2, (state.size[1] + 1) // 2)
         return Map(size, y, bias=conv.bias)

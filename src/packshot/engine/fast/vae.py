@@ -7,7 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from packshot.engine.fast.dense import Dense
-from packshot.engine.fast.maps import Kernels, Map, Resnet, Upsample, convolve
+from packshot.engine.fast.maps import (
+    Convolution,
+    Kernels,
+    Map,
+    Resnet,
+    Upsample,
+    each,
+    group_norm_of,
+    linear_of,
+)
+from packshot.engine.networks import blocks
 from packshot.engine.networks import vae as plain
 
 __all__ = ["FastDecoder"]
@@ -20,41 +30,45 @@ class FastDecoder:
     """The decoder of ``vae`` on its device, whose weights it shares."""
 
     def __init__(self, vae: plain.VAE, kernels: Kernels) -> None:
-        self.vae = vae
-        self.kernels = kernels
         decoder = vae.decoder
-        blocks = (decoder.mid_block, *decoder.up_blocks)
-        self.resnets = {id(r): Resnet(r) for block in blocks for r in block.resnets}
-        self.upsamplers = {id(u): Upsample(u.conv) for block in blocks[1:] for u in block.upsamplers}
-        self.attention = Attention(decoder.mid_block.attentions[0])
+        self.kernels = kernels
+        self.config = vae.config
+        self.point = linear_of(vae.post_quant_conv)
+        self.conv_in = Convolution.of(decoder.conv_in)
+        self.conv_out = Convolution.of(decoder.conv_out)
+        self.norm_out = group_norm_of(decoder.conv_norm_out)
+        first, second = each(decoder.mid_block.resnets, blocks.ResnetBlock)
+        (attention,) = each(decoder.mid_block.attentions, plain.Attention)
+        self.mid = (Resnet(first), Attention(attention), Resnet(second))
+        self.levels: list[tuple[list[Resnet], list[Upsample]]] = [
+            (
+                [Resnet(resnet) for resnet in each(block.resnets, blocks.ResnetBlock)],
+                [Upsample(upsample) for upsample in each(block.upsamplers, blocks.Upsample)],
+            )
+            for block in each(decoder.up_blocks, plain.UpBlock)
+        ]
 
     def __call__(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Return levels uint8 [B,8h,8w,3] for scaled latents [B,4,h,w] of any type.
 
         And whether all of them came from numbers: a boolean on the device.
         """
-        vae, kernels, decoder = self.vae, self.kernels, self.vae.decoder
-        z = latents / vae.config.scaling_factor + vae.config.shift_factor
-        z = z.to(decoder.conv_in.weight.dtype).permute(0, 2, 3, 1)
+        kernels = self.kernels
+        z = latents / self.config.scaling_factor + self.config.shift_factor
+        z = z.to(self.conv_in.weight.dtype).permute(0, 2, 3, 1)
         size = (z.shape[1], z.shape[2])
-        point = vae.post_quant_conv
-        z = F.linear(z.flatten(1, 2), point.weight.flatten(1), point.bias)
-        x = Map(size, convolve(decoder.conv_in, z, size), bias=decoder.conv_in.bias)
-        mid = decoder.mid_block
-        x = self._resnet(x, mid.resnets[0])
-        x = self.attention(kernels, x)
-        x = self._resnet(x, mid.resnets[1])
-        for up in decoder.up_blocks:
-            for resnet in up.resnets:
-                x = self._resnet(x, resnet)
-            for upsample in up.upsamplers:
-                x = self.upsamplers[id(upsample)](kernels, x, (2 * x.size[0], 2 * x.size[1]))
-        _, y = x.normed(kernels, decoder.conv_norm_out, silu=True)
-        y = convolve(decoder.conv_out, y, x.size) + decoder.conv_out.bias
+        z = F.linear(z.flatten(1, 2), *self.point)
+        x = Map(size, self.conv_in(z, size), bias=self.conv_in.bias)
+        first, attention, second = self.mid
+        x = second(kernels, attention(kernels, first(kernels, x, None)), None)
+        for resnets, upsamples in self.levels:
+            for resnet in resnets:
+                x = resnet(kernels, x, None)
+            for upsample in upsamples:
+                x = upsample(kernels, x, (2 * x.size[0], 2 * x.size[1]))
+        _, y = x.normed(kernels, self.norm_out, silu=True)
+        y = self.conv_out(y, x.size) + self.conv_out.bias
         return kernels.to_uint8(y).view(len(y), *x.size, 3), y.isfinite().all()
-
-    def _resnet(self, x: Map, resnet: nn.Module) -> Map:
-        return self.resnets[id(resnet)](self.kernels, x, None)
 
 
 class Attention:
@@ -64,15 +78,15 @@ class Attention:
     """
 
     def __init__(self, attention: plain.Attention) -> None:
-        self.norm = attention.group_norm
+        self.norm = group_norm_of(attention.group_norm)
         parts = (attention.to_q, attention.to_k, attention.to_v)
         scale = attention.to_q.in_features**-0.5
         weights = [part.weight for part in parts]
         biases = [part.bias for part in parts]
         self.weight = torch.cat([weights[0] * scale, *weights[1:]])
         self.bias = torch.cat([biases[0] * scale, *biases[1:]])
-        self.out = Dense.of(attention.to_out[0])
-        self.out_bias = attention.to_out[0].bias
+        (out,) = each(attention.to_out, nn.Linear)
+        self.out, self.out_bias = Dense.of(out), out.bias
 
     def __call__(self, kernels: Kernels, x: Map) -> Map:
         """Map [B,P,C] to the same shape. ``x`` is used up."""

@@ -66,8 +66,8 @@ def phased(weight: Tensor) -> Tensor:
 
     Of the three taps along an axis two always fall on the same source pixel: on one side for even
     outputs, on the other for odd ones. So four taps serve for nine, once for each of the phases: of
-    an output in column 2x+j and row 2y+i, which is channel (2j+i)*O … of pixel (y+i, x+j), where the
-    convolution pads by 1.
+    an output in column 2x+j and row 2y+i, which is channel (2j+i)*O … of pixel (y+i, x+j), where
+    the convolution pads by 1.
     """
     return _split(_split(weight, dim=2), dim=3)
 

@@ -128,6 +128,11 @@ class UNet(Network):
         refuse_unknown(config, {*UNetConfig.__struct_fields__, *_FIXED, *_WITHOUT_EFFECT})
         return cls(parse(config, UNetConfig, _FIXED))
 
+    @property
+    def shift_width(self) -> int:
+        """E, the numbers that `embed` returns for each step and text."""
+        return sum(self._shift_widths)
+
     def embed(self, timesteps: Tensor, pooled: Tensor, time_ids: Tensor) -> Tensor:
         """Return the shifts [S,B,E] of all resnets, for S timesteps and a batch of B texts.
 

@@ -1,0 +1,25 @@
+"""A plan under the profiler; nothing is stored, and nothing is booked but the device's time."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from packshot.engine.profile import Profile
+    from packshot.studio.plan import Plan
+
+__all__ = ["profile_plan"]
+
+
+def profile_plan(plan: Plan, trace: Path | None = None) -> Profile:
+    """Load the plan's model and profile its request. Raises what loading and rendering do."""
+    from packshot.engine.engine import Engine
+    from packshot.engine.profile import profile_render
+    from packshot.studio.render import load_engine
+
+    engine = load_engine(plan)
+    if not isinstance(engine, Engine):
+        raise TypeError(f"{type(engine).__name__} cannot be profiled.")
+    return profile_render(engine, plan.request, trace)
