@@ -414,6 +414,16 @@ def test_a_part_that_is_kept_is_a_new_ground(here: Here) -> None:
     there.close()
 
 
+def test_without_the_gateways_libraries_it_is_told_how_to_get_them(
+    here: Here, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "packshot.gateway.background", raising=False)
+    monkeypatch.setitem(sys.modules, "packshot.gateway.client", None)
+    with pytest.raises(InvalidRequest, match=r"pip install .packshot\[gateway\]"):
+        here.provider().renderer(["r1"], "wait").render(REQUEST)
+    assert here.fake.truth == []
+
+
 def test_a_use_that_the_gateway_booked_is_told_apart(here: Here) -> None:
     there = here.provider()
     try:

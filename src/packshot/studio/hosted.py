@@ -15,13 +15,14 @@ from collections.abc import Callable, Sequence, Sized
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib import import_module
 from io import BytesIO
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from packshot.core.errors import ContentFiltered, HostedFailed
+from packshot.core.errors import ContentFiltered, HostedFailed, InvalidRequest
 from packshot.core.money import Nanos
 from packshot.core.types import RenderRequest, Stage, Usage
 from packshot.engine.results import OnStep, RenderResult
@@ -231,8 +232,10 @@ class HostedRenderer:
         Raises:
             ContentFiltered: the provider refused, or withheld a picture.
             HostedFailed: it made none, or not all.
+            InvalidRequest: the gateway is not installed, or packshot.yaml has a mistake.
         """
         del on_step
+        _check_installed()
         start = perf_counter()
         asks = self._asks(request)
         got = self.provider.pictures(asks)
@@ -288,6 +291,16 @@ class HostedRenderer:
 
     def _mark(self, ask: PictureAsk, picture: Picture) -> Hosted:
         return Hosted(picture.provider, picture.model, ask.route, self.why, picture.seed)
+
+
+def _check_installed() -> None:
+    try:
+        import_module("packshot.gateway.background")
+    except ModuleNotFoundError as error:
+        raise InvalidRequest(
+            f"a hosted provider is called with {error.name}, which is not installed: "
+            'pip install "packshot[gateway]", or take studio.overflow out of packshot.yaml'
+        ) from error
 
 
 def hosted_seed(seed: int) -> int:
