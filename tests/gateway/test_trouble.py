@@ -67,6 +67,7 @@ def test_a_ledger_that_fails_at_the_end_is_not_said_to_have_made_no_call(
             assert got.headers["x-should-retry"] == "false", "it would be paid for twice"
             assert "may have billed" in got.text
         assert len(there.fakes["one"].truth) == 1
+        until(lambda: there.errors)  # the answer goes out first
         assert [type(error) for error in there.errors] == [LedgerUnavailable]
         there.errors.clear()
 
