@@ -42,6 +42,8 @@ class App:
         await self.hold.wait()
         if scope["path"] == "/endless":
             await endless(send)
+        elif scope["path"] == "/short":
+            scope["packshot.gone"].reply(200, b"x-short: 1\r\n", scope["raw_path"] + b" " + body)
         else:
             await answer(send, 200, scope["raw_path"] + b" " + body)
 
@@ -146,6 +148,43 @@ def test_requests_over_one_connection():
                 assert headers[b"date"].endswith(b"gmt")
                 assert b"server" not in headers
                 assert before <= world.app.seen[-1][0]["packshot.began"] <= time.perf_counter()
+
+    play(scene)
+
+
+def test_a_connection_of_an_older_client_is_not_kept():
+    async def scene(world: World) -> None:
+        for wish in (b"keep-alive", b"close"):
+            head = b"GET /x HTTP/1.0\r\nhost: a.example\r\nconnection: %b\r\n\r\n"
+            async with world.client() as client:
+                await client.say(head % wish)
+                status, headers, _ = await client.answer()
+                assert (status, headers[b"connection"]) == (200, b"close")
+                assert await client.rest() == b""
+            assert world.app.seen[-1][0]["http_version"] == "1.0"
+
+    play(scene)
+
+
+@pytest.mark.parametrize("path", [b"/v1/x", b"/short"])
+def test_a_client_that_reads_nothing_is_served_no_further_until_it_does(path):
+    async def scene(world: World) -> None:
+        many, size = 14, 1 << 20
+        one = R.replace(b"/v1/x", path) + b"content-length: %d\r\n\r\n" % size + bytes(size)
+        async with world.client() as client:
+            client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+            saying = asyncio.create_task(client.say(one * many))
+            seen = -1
+            while seen < len(world.app.seen):
+                seen = len(world.app.seen)
+                await asyncio.sleep(0.3)
+            (connection,) = world.door.connections
+            assert connection.transport.get_write_buffer_size() < size + (1 << 17)
+            assert 0 < seen < many
+            client.reader._transport.resume_reading()  # type: ignore[attr-defined]
+            for _ in range(many):
+                assert len((await client.answer())[2]) > size
+            await saying
 
     play(scene)
 

@@ -195,7 +195,8 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_base", "_began", "_begun", "_body", "_drained", "_feed", "_fresh", "_head", "_large",
         "_lines", "_phase", "_room", "_running", "_since", "_spare", "_stuck", "_target",
-        "_waiting", "cycle", "door", "loop", "parser", "read_paused", "transport", "write_paused",
+        "_version", "_waiting", "cycle", "door", "loop", "parser", "read_paused", "transport",
+        "write_paused",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -218,6 +219,7 @@ class Connection(asyncio.Protocol):
         """Requests behind it, in order."""
         self._drained: asyncio.Future[None] | None = None
         self._began = 0.0
+        self._version = "1.1"
         self._target = b""
         self._lines: list[tuple[bytes, bytes]] = []
         self._phase = IDLE
@@ -365,6 +367,7 @@ class Connection(asyncio.Protocol):
         self._begun = True
         self._head = 0
         self._target = b""
+        self._version = "1.1"
         self._lines = []
         if self._fresh:
             self._fresh = False  # the deadline stays that of the connection
@@ -405,8 +408,9 @@ class Connection(asyncio.Protocol):
         self._since = time.perf_counter()
         if b"expect" in headers and headers[b"expect"].lower() == b"100-continue":
             cycle.wants = True
-        if not parser.should_keep_alive():
+        if self._version != "1.1" or not parser.should_keep_alive():
             cycle.keep_alive = False
+            scope["http_version"] = self._version
         if self._running is None and not self.write_paused:
             self._start(cycle, scope)
         else:
@@ -454,6 +458,7 @@ class Connection(asyncio.Protocol):
     def _check_version(self, version: str) -> None:
         if version != "1.0":
             raise Refused(400, f"HTTP/{version} is not spoken here, HTTP/1.1 is")
+        self._version = version
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
