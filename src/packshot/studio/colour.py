@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    Floats = NDArray[np.float32]
+    Floats = NDArray[np.floating[Any]]
     Bytes = NDArray[np.uint8]
 
 __all__ = ["difference", "in_srgb", "lab", "linear", "luminance", "srgb", "srgb_profile"]
@@ -69,8 +69,9 @@ def lab(light: Floats) -> Floats:
         [[0.4124564, 0.3575761, 0.1804375], LUMINANCE, [0.0193339, 0.1191920, 0.9503041]]
     )
     scaled = to_xyz / to_xyz.sum(axis=1, keepdims=True)  # of the white point: its XYZ is 1, 1, 1
-    xyz = light @ scaled.T.astype(np.float32)
-    f = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)  # CIE 15:2018
+    xyz: Floats = light @ scaled.T.astype(np.float32)
+    root: Floats = np.cbrt(xyz)
+    f = np.where(xyz > 216 / 24389, root, (24389 / 27 * xyz + 16) / 116)  # CIE 15:2018
     x, y, z = f[..., 0], f[..., 1], f[..., 2]
     return np.stack((116 * y - 16, 500 * (x - y), 200 * (y - z)), axis=-1).astype(np.float32)
 

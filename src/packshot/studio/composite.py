@@ -32,9 +32,13 @@ LANCZOS_REACH = 3
 GUIDE_SIDE = 1600
 """Longer side of the copy in which colours of the rim are estimated: they change slowly."""
 
-WINDOWS = (0.045, 0.004, 0.0015)
-"""Radii of the estimates of a rim colour, one upon the other, as shares of the longer side: 90 and
-6 pixels of about 2,000 in the paper, and a last one for narrow rims along fine detail."""
+WINDOWS = (72, 6)
+"""Radii of the estimates of a rim colour, one upon the other: 90 and 6 pixels in the paper, whose
+pictures are a little larger."""
+
+SURE = 4
+"""Power of alpha that weighs a pixel's part in the product's colour: one that is half ground says
+less than half of it."""
 
 BAND = 512
 """Rows that are shaded at a time, so that memory does not grow with the photograph."""
@@ -91,12 +95,15 @@ def placed(cutout: Cutout, size: tuple[int, int]) -> Cutout:
     if scale < 1:
         small = (max(1, round(width * scale)), max(1, round(height * scale)))
         colours = colours.resize(small, Resampling.LANCZOS)
-        alpha = alpha.resize(small, Resampling.BOX)
+        # 254 among many of 255 would be rounded away, and it is no pixel that stays untouched.
+        rim = fromarray((cutout.alpha < 255).astype(np.float32)).resize(small, Resampling.BOX)
+        most = np.where(np.asarray(rim) > 0, 254, 255).astype(np.uint8)
+        alpha = fromarray(np.minimum(np.asarray(alpha.resize(small, Resampling.BOX)), most))
         margin = cutout.margin + LANCZOS_REACH
     at = ((size[0] - colours.width) // 2, (size[1] - colours.height) // 2)
     if at == (0, 0) and scale == 1:
         return cutout
-    canvas, cover = fromarray(np.zeros((size[1], size[0], 3), np.uint8)), None
+    canvas = fromarray(np.zeros((size[1], size[0], 3), np.uint8))
     canvas.paste(colours, at)
     cover = fromarray(np.zeros((size[1], size[0]), np.uint8))
     cover.paste(alpha, at)
@@ -165,9 +172,8 @@ def _own_colours(pixels: Bytes, matte: Matte) -> Bytes:
     cover = np.asarray(fromarray(matte.alpha).resize(size, Resampling.BOX), np.float32)[..., None]
     cover = cover / 255
     product, ground = seen, seen
-    for window in WINDOWS:
-        radius = max(1, round(window * max(size)))
-        near, behind = _means(product, cover, radius), _means(ground, 1 - cover, radius)
+    for radius in WINDOWS:
+        near, behind = _means(product, cover**SURE, radius), _means(ground, 1 - cover, radius)
         over = seen - cover * near - (1 - cover) * behind if matte.mixed else seen - near
         # A matte that was found is not right to the last per cent: nothing is to be read from it.
         trust = 0 if matte.source == "cut-out" else cover

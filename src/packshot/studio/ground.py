@@ -207,10 +207,11 @@ def _mirrored(detail: Floats, hole: Mask, wanted: Mask) -> Floats:
         nearest[first : first + 1024] = edge[apart.argmin(axis=1)]
     beyond = 2 * nearest - inside
     height, width = hole.shape
-    good = ((beyond >= 0) & (beyond < (height, width))).all(axis=1)
-    rows, columns = np.where(good[:, None], beyond, 0).T
+    rows, columns = beyond[:, 0], beyond[:, 1]
+    good = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    rows, columns = np.where(good, rows, 0), np.where(good, columns, 0)
     good &= ~hole[rows, columns]
-    return np.where(good[:, None], detail[rows, columns], 0)
+    return detail[rows, columns] * good[:, None]
 
 
 def enlarged(ground: Bytes, stage: Stage, size: tuple[int, int], seed: int) -> Bytes:
