@@ -43,7 +43,7 @@ def make_folder(path: Path, seed: int = 0) -> Path:
     if done.exists():
         return path
     shutil.rmtree(path, ignore_errors=True)
-    from tiny import EOS, SDXL_SCHEDULER, _index, _save_scheduler, _write_tokenizer
+    from tiny import EOS, SDXL_SCHEDULER, _index, _write_tokenizer
 
     torch.manual_seed(seed)
     _write_tokenizer(path / "tokenizer", pad=EOS)
@@ -57,7 +57,9 @@ def make_folder(path: Path, seed: int = 0) -> Path:
         (directory / "config.json").write_text(json.dumps(config))
         state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
         save_file(state, directory / f"{file}.safetensors", {"format": "pt"})
-    _save_scheduler(path, SDXL_SCHEDULER)
+    (path / "scheduler").mkdir()
+    scheduler = {"_class_name": "EulerDiscreteScheduler", **SDXL_SCHEDULER}
+    (path / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     index = _index()
     for extra in ("image_encoder", "tiny_vae", "feature_extractor"):
         index.pop(extra, None)
