@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CONTACT", "shadow_layer"]
 
-CONTACT = ((0.72, 0.010), (0.34, 0.040))
+CONTACT = ((0.90, 0.013), (0.50, 0.045))
 """Strength, and width in heights of the product, of the two shades along its lower edge."""
 
 FOOT = 0.14
