@@ -266,5 +266,29 @@ def test_postgres_goes_and_comes_back_under_load(
         check_books([each.path for each in pair], store, there)
 
 
+@pytest.mark.parametrize("durability", ["process", "store"])
+def test_postgres_that_can_only_be_read_for_a_while(tmp_path: Path, durability: str) -> None:
+    """As after a fail-over to a server that is not yet the first."""
+    with new_postgres() as server, fakes(one=Settings()) as there:
+        store = new_database(server)
+        with replicas(tmp_path, there, store, durability=durability) as pair:
+            load = Load(pair, ("poor", "free"))
+            load.more("free", 200)
+            server.psql(READ_ONLY.replace("WHETHER", "on"))
+            load.more("free", 503 if durability == "store" else 200)
+            if durability == "process":  # no more than is leased, or was before
+                until(lambda: load.seen["poor", 503] or load.seen["poor", 402])
+            server.psql(READ_ONLY.replace("WHETHER", "off"))
+            load.more("free", 200)
+            load.stop()
+            assert {status for _, status in load.seen} <= {200, 402, 503}, load.seen
+            until(lambda: all(spend(each) == 402 for each in pair))
+            assert all(each.end() == 0 for each in pair)
+        check_books([each.path for each in pair], store, there)
+
+
+READ_ONLY = "ALTER SYSTEM SET default_transaction_read_only = WHETHER; SELECT pg_reload_conf();"
+
+
 def spend(gateway: Launched) -> int:
     return gateway.chat(MODEL, KEYS["poor"], max_tokens=30).status_code
