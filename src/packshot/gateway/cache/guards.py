@@ -18,12 +18,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from packshot.gateway.cache.binding import rebound
-from packshot.gateway.cache.lexicon import ranks, split_words
+from packshot.gateway.cache.lexicon import LANGUAGES, lexicon, ranks, split_words, units
 from packshot.gateway.cache.patterns import Slot
 from packshot.gateway.cache.slots import SLOT_TYPES, Reading, read
 from packshot.gateway.cache.typing_errors import meant
 
-__all__ = ["Difference", "Verdict", "compare"]
+__all__ = ["Difference", "Verdict", "compare", "warm"]
 
 MOST_LEFT_OUT = 24
 """Little words by which two requests may differ: padding is how keys are made to collide."""
@@ -83,6 +83,14 @@ def compare(a: Reading, b: Reading, must_match: Collection[str] = SLOT_TYPES) ->
     return Verdict(tuple(found))
 
 
+def warm() -> None:
+    """Load the lists (about 0.1 s), so that the first comparison does not wait for them."""
+    for name in LANGUAGES:
+        _ = lexicon(name).phrases, lexicon(name).frame
+    ranks()
+    units()
+
+
 def _parameters(a: Reading, b: Reading) -> Iterator[Difference]:
     """Yield what two texts fill into one template, where it differs even by a little word."""
     if a.filled is None or b.filled is None or a.filled.template != b.filled.template:
@@ -90,7 +98,7 @@ def _parameters(a: Reading, b: Reading) -> Iterator[Difference]:
     for left, right in zip(a.filled.values, b.filled.values, strict=True):
         if left.lower() != right.lower():
             one, other = read(left), read(right)
-            if (one.slots or other.slots) and not compare(one, other).agree:
+            if not compare(one, other).agree:
                 yield Difference("parameter", (left,), (right,))
 
 

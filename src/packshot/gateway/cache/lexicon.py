@@ -22,6 +22,7 @@ __all__ = [
     "Lexicon",
     "Term",
     "Unit",
+    "is_little",
     "lexicon",
     "ranks",
     "split_words",
@@ -163,6 +164,18 @@ def lexicon(language: str) -> Lexicon:
 
 
 @cache
+def _little_words() -> frozenset[str]:
+    little = {"filler", "joint", "weak"}
+    rows = [row for name in LANGUAGES for rows in lexicon(name).phrases.values() for row in rows]
+    return frozenset(words[0] for words, term in rows if len(words) == 1 and term.type in little)
+
+
+def is_little(word: str) -> bool:
+    """Tell whether a word means nothing by itself in one of the languages: the, is, mit, de."""
+    return word.lower() in _little_words()
+
+
+@cache
 def units() -> dict[str, Unit]:
     """Return the units of measure by every way to write them, in lower case."""
     found: dict[str, Unit] = {}
@@ -174,7 +187,7 @@ def units() -> dict[str, Unit]:
 
 @cache
 def ranks() -> dict[str, int]:
-    """Return 82,765 English words, each with its rank (0 is the most frequent).
+    """Return 82,834 English words, each with its rank (0 is the most frequent).
 
     What stands here is a word that somebody meant, so it is never taken for another one mistyped.
     The list is SymSpell's (MIT): words of SCOWL, ordered by their counts in Google's Ngrams.

@@ -12,9 +12,10 @@ to what is read from these.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 
 from packshot.gateway.cache.lexicon import LANGUAGES, LONGEST, Lexicon, Term, lexicon
@@ -55,6 +56,17 @@ class Reading:
     def gist(self) -> str:
         """What is embedded: the slots' values alone, so that a long opening changes no vector."""
         return " ".join(slot.value for slot in self.slots)
+
+    def key(self, must_match: Collection[str] = SLOT_TYPES) -> bytes:
+        """Return 32 bytes that are the same for requests that agree in ``must_match``.
+
+        The other way round only nearly: equal keys say nothing of what is bound to what. And a slip
+        of the hand, or a compound written apart, has another key. So most requests that agree are
+        found by their key, without a vector; the rest by their vectors.
+        """
+        slots = (slot for slot in self.slots if slot.type in must_match)
+        said = "\0\0".join(sorted(f"{slot.type}\0{slot.value}" for slot in slots))
+        return hashlib.sha256(said.encode(errors="surrogatepass")).digest()
 
 
 # ---------------------------------------------------------------- words

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from packshot.gateway.cache.lexicon import is_little
 
 __all__ = ["MOST_TEMPLATES", "Filled", "Template", "TemplateMiner"]
 
@@ -42,11 +44,28 @@ class Filled:
 
 @dataclass(slots=True)
 class Template:
-    """Constant tokens, None where a parameter stands."""
+    """Constant tokens, None where they vary.
+
+    ``said`` are the places where something other than a little word was seen: where people write
+    now "a", now "the", nothing is filled in.
+    """
 
     number: int
     tokens: list[str | None]
     seen: int = 1
+    said: set[int] = field(default_factory=set[int])
+
+    def note(self, tokens: list[str]) -> None:
+        """Take the words of a text into account."""
+        self.said |= {at for at, token in enumerate(tokens) if not is_little(token)}
+
+    def values(self, tokens: list[str]) -> tuple[str, ...]:
+        """Return what a text fills in."""
+        return tuple(
+            token
+            for at, (constant, token) in enumerate(zip(self.tokens, tokens, strict=True))
+            if constant is None and at in self.said
+        )
 
     def __str__(self) -> str:
         """Return ``Write a caption for {} in {} tone``."""
@@ -82,6 +101,7 @@ class TemplateMiner:
         best = max(group, key=lambda template: _alike(template, tokens), default=None)
         if best is not None and _alike(best, tokens) >= LEAST_ALIKE:
             best.seen += 1
+            best.note(tokens)
             best.tokens = [
                 mine if mine == theirs else None
                 for mine, theirs in zip(best.tokens, tokens, strict=True)
@@ -91,6 +111,7 @@ class TemplateMiner:
             return
         self._made += 1
         group.append(Template(self._made, list(tokens)))
+        group[-1].note(tokens)
         self._count += 1
         if len(group) > MOST_IN_GROUP:
             del group[0]
@@ -109,10 +130,7 @@ class TemplateMiner:
             return None
         for template in self._groups.get((len(tokens), tokens[0]), ()):
             if template.known and _fits(template, tokens):
-                pairs = zip(template.tokens, tokens, strict=True)
-                return Filled(
-                    template.number, tuple(word for token, word in pairs if token is None)
-                )
+                return Filled(template.number, template.values(tokens))
         return None
 
 
