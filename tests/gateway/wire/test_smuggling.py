@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -257,12 +258,33 @@ http {{
 """As lax as nginx can be: what it would drop or refuse by default reaches us."""
 
 
-@pytest.mark.parametrize("buffering", ["on", "off"])
-def test_through_nginx(tmp_path: Path, buffering: str) -> None:
-    program = shutil.which("nginx")
+HAPROXY = """
+global
+    maxconn 256
+    log stdout format raw local0
+defaults
+    mode http
+    log global
+    option accept-invalid-http-request
+    http-reuse always
+    timeout connect 5s
+    timeout client 5s
+    timeout server 5s
+frontend front
+    bind 127.0.0.1:{front}
+    log-format "%s %HU"
+    default_backend ours
+backend ours
+    server ours 127.0.0.1:{port}
+"""
+
+
+@pytest.mark.parametrize("proxy", ["nginx", "nginx that buffers nothing", "haproxy"])
+def test_through_a_proxy(tmp_path: Path, proxy: str) -> None:
+    program = shutil.which(proxy.partition(" ")[0])
     if program is None:
-        pytest.skip("nginx is not installed")
-    with door() as (app, port), nginx(tmp_path, program, port, buffering) as front:
+        pytest.skip(f"{proxy} is not installed")
+    with door() as (app, port), running(tmp_path, program, proxy, port) as front:
         say_all(front)
         # Whoever came before, a caller gets the answer to what he asked for himself.
         for number in range(8):
@@ -270,10 +292,10 @@ def test_through_nginx(tmp_path: Path, buffering: str) -> None:
             assert say(front, wanted).endswith(b"\r\n\r\n/victim%d" % number)
     sent = Counter(
         path
-        for address, _, path in (
+        for server, _, path in (
             line.partition(" ") for line in (tmp_path / "sent.log").read_text().splitlines()
         )
-        if address != "-"
+        if server not in {"-", "<NOSRV>"}
     )
     assert sum(each in sent for each in (f"/p{n}" for n in range(len(PAYLOADS)))) > 30
     more = app.seen - sent
@@ -281,22 +303,32 @@ def test_through_nginx(tmp_path: Path, buffering: str) -> None:
 
 
 @contextmanager
-def nginx(folder: Path, program: str, port: int, buffering: str) -> Iterator[int]:
-    """Run nginx before a port; when it has ended, its log is whole."""
+def running(folder: Path, program: str, proxy: str, port: int) -> Iterator[int]:
+    """Run a proxy before a port; when it has ended, its log of what it sent on is whole."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         front = free.getsockname()[1]
-    user = f"user {Path(folder).owner()};" if Path(folder).owner() == "root" else ""
-    text = NGINX.format(folder=folder, port=port, front=front, buffering=buffering, user=user)
-    (folder / "nginx.conf").write_text(text)
-    words = [program, "-p", str(folder), "-c", str(folder / "nginx.conf")]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+    config = folder / "proxy.conf"
+    if proxy == "haproxy":
+        text, ending = HAPROXY.format(front=front, port=port), signal.SIGUSR1
+        words, log = [program, "-f", str(config)], folder / "sent.log"
+    else:
+        user = f"user {folder.owner()};" if folder.owner() == "root" else ""
+        buffering = "off" if "nothing" in proxy else "on"
+        text = NGINX.format(folder=folder, port=port, front=front, buffering=buffering, user=user)
+        words, ending = [program, "-p", str(folder), "-c", str(config)], signal.SIGQUIT
+        log = folder / "log"
+    config.write_text(text)
+    with (
+        log.open("w") as out,
+        subprocess.Popen(words, stdout=out, stderr=subprocess.DEVNULL) as process,
+    ):
         try:
             until(lambda: listens(front) or process.poll() is not None)
-            assert process.poll() is None, process.stderr and process.stderr.read()
+            assert process.poll() is None, log.read_text()
             yield front
         finally:
-            process.terminate()
-            process.wait(20)
+            process.send_signal(ending)
+            process.wait(30)
 
 
 def listens(port: int) -> bool:
