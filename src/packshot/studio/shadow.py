@@ -25,8 +25,9 @@ FOOT = 0.14
 ground: seen from above, a round foot is a curve."""
 
 WORKING_SIDE = 640
-MARGIN = 0.07
-"""Share of each side in which the shadow fades out, so that the picture's border has none."""
+MARGIN, BLOCK = 0.06, 16
+"""Share of each side in which the shadow fades out, and pixels at the border that have none: a JPEG
+or WebP codes blocks of so many, and one with a shadow in it is not pure white anywhere."""
 
 
 def shadow_layer(alpha: Bytes, light: Light) -> Floats:
@@ -50,7 +51,7 @@ def shadow_layer(alpha: Bytes, light: Light) -> Floats:
     for strength, wide in CONTACT:
         layer *= 1 - strength * _contact(small, tall, wide)
     layer *= 1 - light.kind.strength * _cast(small, foot, tall, light)
-    layer = 1 - (1 - layer) * _window(layer.shape)
+    layer = 1 - (1 - layer) * _window(layer.shape, BLOCK * scale)
     full = resized(layer, (width, height))
     return np.where(full > 0.997, 1.0, full).astype(np.float32)  # under half a step of 8 bits
 
@@ -100,13 +101,13 @@ def _cast(alpha: Floats, foot: int, tall: int, light: Light) -> Floats:
     return np.clip(total, 0, 1)
 
 
-def _window(shape: tuple[int, ...]) -> Floats:
-    """Return 1 inside, falling smoothly to 0 at the picture's border."""
+def _window(shape: tuple[int, ...], edge: float) -> Floats:
+    """Return 1 inside, falling smoothly to 0 at ``edge`` pixels from the picture's border."""
     import numpy as np
 
     def ramp(length: int) -> Floats:
-        at = np.minimum(np.arange(length), np.arange(length)[::-1]).astype(np.float32)
-        t = np.clip((at - 1) / max(1.0, MARGIN * length), 0, 1)
+        at = np.minimum(np.arange(length), np.arange(length)[::-1])
+        t = np.clip((at - edge - 1) / max(1.0, MARGIN * length), 0, 1)
         return t * t * (3 - 2 * t)
 
     return np.minimum.outer(ramp(shape[0]), ramp(shape[1]))
