@@ -33,7 +33,7 @@ def flat(text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "warning"),
     [
-        (CAPTION, "semantic_cache is enabled but not built yet"),
+        (CAPTION.replace("0.94", "0.94\n  model: nowhere"), "semantic_cache: no embedding model in"),
         (
             ROUTING.replace("stability", "replicate"),
             "providers.replicate is read but not built yet",

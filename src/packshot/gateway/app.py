@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import perf_counter
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -54,13 +55,16 @@ from packshot.gateway.wire.cycle import Cycle
 from packshot.gateway.wire.lines import lines_of, pairs_of
 from packshot.providers.failures import Answer, error_body
 
+if TYPE_CHECKING:
+    from packshot.gateway.cache.cache import ResponseCache
+
 __all__ = ["Gateway"]
 
 ID = b"x-packshot-request-id"
 OF_JSON = lines_of([JSON])
 OURS = (
     b"%b: %b\r\nx-packshot-request-id: %b\r\nx-packshot-attempts: %d\r\n"
-    b"x-packshot-overhead-us: %d\r\n%b%b%b%b"
+    b"x-packshot-overhead-us: %d\r\n%b%b%b%b%b"
 )
 """The header lines of every answer to a call."""
 
@@ -147,14 +151,16 @@ class Gateway:
         """Said to readiness probes; calls that still come are served."""
         self.in_flight = 0
         self.drains = Drains(limiter.settle)
+        self.cache: ResponseCache | None = None
+        """The response cache, where one is configured."""
         self._limiter = limiter
         self._money = money
-        self._dispatcher = Dispatcher(money, telemetry, settings.server)
+        self.dispatcher = Dispatcher(money, telemetry, settings.server)
         self._raw = RawDispatcher(money, telemetry, settings.server)
         once = settings.server.idempotency
         self._once = None
         if once:
-            self._once = Once(money.ledger, self._dispatcher, telemetry, money.waits)
+            self._once = Once(money.ledger, self.dispatcher, telemetry, money.waits)
         self._room = Room(settings.server.max_bodies_bytes)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
@@ -179,8 +185,10 @@ class Gateway:
             self._listen(visit, job, body)
         if self._once is not None and b"idempotency-key" in headers:
             got = await self._once.answer(job, headers[b"idempotency-key"], body)
+        elif self.cache is not None:
+            return await self.cache.serve(job, headers, partial(self._deliver, visit, job))
         else:
-            got = await self._dispatcher.answer(job)
+            got = await self.dispatcher.answer(job)
         return await self._deliver(visit, job, got)
 
     async def pass_through(self, visit: Visit) -> int:
@@ -313,6 +321,7 @@ class Gateway:
             b"" if job.target is None else job.target.told_of(job.key),
             cost,
             REPLAYED if job.replayed else b"",
+            job.cache,
             self._limiter.lines(job),
         )
 

@@ -25,6 +25,11 @@ def gauges_of(gateway: Gateway, limits: Limits) -> Gauges:
         names.DRAINS.name: {(): len(gateway.drains)},
         names.LIMITS_AWAY.name: {(): int(getattr(limits, "is_open", False))},
     }
+    if gateway.cache is not None:
+        front = gateway.cache.front
+        found[names.CACHE_ENTRIES.name] = {(): len(front)}
+        found[names.CACHE_BYTES.name] = {(): front.size}
+        found[names.CACHE_OFF.name] = {(route,): 1 for route in gateway.cache.off()}
     found |= _keys(gateway.plan)
     found |= _pools(gateway.plan)
     return found

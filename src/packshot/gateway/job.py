@@ -107,6 +107,8 @@ class Job(msgspec.Struct, eq=False):
     """The answer is that of an earlier call with the same idempotency key."""
     failure: Failure | None = None
     """Why the last attempt that failed did."""
+    cache: bytes = b""
+    """The header lines that tell what the response cache did."""
 
 
 def open_fields(body: bytes) -> Fields:

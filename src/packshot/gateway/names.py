@@ -106,6 +106,37 @@ COST = Metric(
     "EUR booked for requests until they ended.",
     unit=1_000_000_000,
 )
+CACHE = Metric(
+    "packshot_gateway_cache_total",
+    "counter",
+    ("route", "result"),
+    'Calls by what the response cache did: "exact", "semantic", "miss", "refresh", "bypass".',
+)
+CACHE_SAVED = Metric(
+    "packshot_gateway_cache_saved_eur_total",
+    "counter",
+    ("route", "kind"),
+    'EUR that answers from the cache had cost when they were made ("exact", "semantic").',
+    unit=1_000_000_000,
+)
+CACHE_CHECKS = Metric(
+    "packshot_gateway_cache_checks_total",
+    "counter",
+    ("route", "verdict"),
+    'Semantic hits that were checked, by what was found ("same", "false").',
+)
+CACHE_OFF = Metric(
+    "packshot_gateway_cache_semantic_off",
+    "gauge",
+    ("route",),
+    "Workers that answer a route from the exact tier only, since too many checks were false.",
+)
+CACHE_ENTRIES = Metric(
+    "packshot_gateway_cache_entries", "gauge", (), "Answers in the workers' memory."
+)
+CACHE_BYTES = Metric(
+    "packshot_gateway_cache_bytes", "gauge", (), "Bytes of the answers in the workers' memory."
+)
 ERRORS = Metric(
     "packshot_gateway_errors_total", "counter", (), "Errors of the gateway's own; the log has them."
 )
@@ -175,6 +206,12 @@ METRICS: tuple[Metric, ...] = (
     OPENED,
     TOKENS,
     COST,
+    CACHE,
+    CACHE_SAVED,
+    CACHE_CHECKS,
+    CACHE_OFF,
+    CACHE_ENTRIES,
+    CACHE_BYTES,
     ERRORS,
     LOCAL_LIMITS,
     DROPPED,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from packshot.core.errors import InvalidRequest, unknown_name
+from packshot.gateway.cache.settings import SemanticCacheEntry
 from packshot.gateway.keys import Key, Keys
 from packshot.gateway.retry import RetryBudget
 from packshot.gateway.settings import (
@@ -246,14 +247,34 @@ def _notes(settings: GatewaySettings, providers: Mapping[str, Provider]) -> tupl
         for name, entry in settings.providers.items()
         if _is_unbuilt(name, entry)
     ]
-    if settings.semantic_cache.enabled:
-        notes.append("semantic_cache is enabled but not built yet: every call goes upstream")
+    if (note := _of_model(settings.semantic_cache)) is not None:
+        notes.append(note)
+    notes += [
+        f"semantic_cache.routes.{route} is no route's id: nothing is cached by it"
+        for route in settings.semantic_cache.routes
+        if route not in {entry.id for entry in settings.routes}
+    ]
     notes += [
         f"providers.{name} has no keys: calls to it are refused there"
         for name, provider in providers.items()
         if not provider.entry.keys and not provider.row.keyless
     ]
     return tuple(notes)
+
+
+def _of_model(cache: SemanticCacheEntry) -> str | None:
+    """Say where the semantic tier has no model to compare requests with."""
+    if not (cache.enabled and cache.semantic):
+        return None
+    from packshot.gateway.cache.minilm import default_folder
+
+    folder = cache.model if cache.model.name else default_folder()
+    if (folder / "manifest.json").is_file():
+        return None
+    return (
+        f"semantic_cache: no embedding model in {folder}: identical requests are answered from the "
+        "cache, similar ones are not; `packshot cache model` makes it, `semantic: false` is silent"
+    )
 
 
 def _route(plan: Plan, entry: RouteEntry) -> Route:

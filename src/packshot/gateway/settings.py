@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from packshot.core.config import Document, Secret, read
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.gateway.access import AccessEntry
+from packshot.gateway.cache.settings import SemanticCacheEntry
 from packshot.ledger.settings import CONFIG_NAME, SECTIONS, state_folder
 
 __all__ = [
@@ -197,24 +198,6 @@ class FallbackEntry:
     def others(self) -> tuple[str, ...]:
         """The targets behind the primary."""
         return (*(t for t in (self.secondary, self.tertiary) if t), *self.targets)
-
-
-@dataclass(frozen=True, slots=True)
-class SemanticCacheEntry:
-    """The semantic cache's section: read and checked; the cache itself is not built yet."""
-
-    enabled: bool = False
-    similarity_threshold: float = 0.94
-    ttl_seconds: int = 604_800
-
-    def __post_init__(self) -> None:
-        """Refuse what could never be meant."""
-        if not 0 < self.similarity_threshold <= 1:
-            raise InvalidRequest(
-                f"similarity_threshold is above 0, at most 1, got {self.similarity_threshold}"
-            )
-        if self.ttl_seconds <= 0:
-            raise InvalidRequest(f"ttl_seconds must be above 0, got {self.ttl_seconds}")
 
 
 @dataclass(frozen=True, slots=True)

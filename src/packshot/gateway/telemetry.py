@@ -182,6 +182,16 @@ class Telemetry:
         provider = target.provider.name
         self._count(names.OPENED, provider, key.name, self._model(provider, target.model))
 
+    def cached(self, job: Job, result: str, saved: int = 0) -> None:
+        """Note what the response cache did, and the nano-EUR that it saved."""
+        self._count(names.CACHE, job.route.id, result)
+        if saved:
+            self._count(names.CACHE_SAVED, job.route.id, result, by=saved)
+
+    def checked(self, route: str, verdict: str) -> None:
+        """Note what the check of a semantic hit found."""
+        self._count(names.CACHE_CHECKS, route, verdict)
+
     def budget_spent(self, provider: str) -> None:
         """Note that a retry was not made for want of budget."""
         self._count(names.REFUSED_RETRIES, provider)
@@ -298,9 +308,9 @@ class Telemetry:
                 self.error(None, error)
 
     # ------------------------------------------------------------ details
-    def _count(self, metric: Metric, *labels: str) -> None:
+    def _count(self, metric: Metric, *labels: str, by: int = 1) -> None:
         counter = self._rare.setdefault(metric.name, {})
-        counter[labels] = counter.get(labels, 0) + 1
+        counter[labels] = counter.get(labels, 0) + by
 
     def _model(self, provider: str, model: str, *, answered: bool = False) -> str:
         """Return the label of a model: its name where it has series, else "other"."""

@@ -123,6 +123,11 @@ class Worker:
             Money(self._ledger, book, longest_s=settings.server.ledger_wait_s),
             self.telemetry,
         )
+        if settings.semantic_cache.enabled:
+            from packshot.gateway.cache.opening import open_cache
+
+            dispatcher = self._gateway.dispatcher
+            self._gateway.cache = await open_cache(settings, dispatcher, self.telemetry)
         gateway, limits = self._gateway, self._limits
         self.telemetry.watch(lambda: gauges_of(gateway, limits), lambda: local_limits_of(limits))
         self._access.on_change(self._keys_changed)
@@ -147,6 +152,9 @@ class Worker:
         if settings.telemetry != gateway.settings.telemetry:
             notes.append("telemetry: a change there needs a restart; the old values are kept")
             settings = replace(settings, telemetry=gateway.settings.telemetry)
+        if settings.semantic_cache != gateway.settings.semantic_cache:
+            notes.append("semantic_cache: a change there needs a restart; the old values are kept")
+            settings = replace(settings, semantic_cache=gateway.settings.semantic_cache)
         self.telemetry.redactor.learn(all_secrets(settings, money_settings))
         self.telemetry.admit(plan)
         if replace(money_settings, caps=()) != replace(self._money, caps=()):
@@ -180,6 +188,8 @@ class Worker:
                 await gateway.drains.close()
         if self._ticks is not None:
             self._ticks.cancel()
+        if gateway.cache is not None:
+            await gateway.cache.aclose()
         for provider in gateway.plan.providers.values():
             if provider.upstream is not None:
                 await provider.upstream.close()
@@ -209,11 +219,13 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            if self._ledger is not None:
-                try:
+            try:
+                if self._ledger is not None:
                     await asyncio.to_thread(self._ledger.tick)
-                except Exception as error:  # noqa: BLE001 - it goes on, or money stays held
-                    self.telemetry.error(None, error)
+                if self.gateway.cache is not None:
+                    await self.gateway.cache.tick()
+            except Exception as error:  # noqa: BLE001 - it goes on, or money stays held
+                self.telemetry.error(None, error)
 
 
 def all_caps(settings: LedgerSettings, keys: Iterable[VirtualKey]) -> list[Cap]:

@@ -1,0 +1,469 @@
+"""The response cache: exact answers first, then those of requests that mean the same.
+
+::
+
+    what the caller says → exact key → own memory → flight → store → similar requests → provider
+                                                                                      └► keep
+
+`ResponseCache.serve` is the whole of it. Nothing of it can fail a call: what cannot be read or kept
+goes upstream. Whose answers a caller may get is in every key (`packshot.gateway.cache.request`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from asyncio import CancelledError
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+from typing import Any, NamedTuple, Protocol, TypeAlias
+
+from packshot.core.clock import SECOND_US, Clock, wall_us
+from packshot.core.types import Usage
+from packshot.gateway.answers import JSON
+from packshot.gateway.cache.control import HEADER, Control, control_of
+from packshot.gateway.cache.entry import Entry, Purge, Scent
+from packshot.gateway.cache.flights import Flight, Flights, Hit
+from packshot.gateway.cache.replay import events_of, is_good, whole_of
+from packshot.gateway.cache.request import CachedRequest, Unreadable, cached_request
+from packshot.gateway.cache.settings import SemanticCacheEntry
+from packshot.gateway.cache.store import Mark, MemoryStore, Store
+from packshot.gateway.dispatch import Answer, Dispatcher, Refused, Stream
+from packshot.gateway.job import Job
+from packshot.gateway.telemetry import Telemetry
+from packshot.providers.base import Failure, Relay
+from packshot.providers.failures import Answer as Said
+from packshot.providers.failures import error_body
+from packshot.providers.openai import asked_usage
+
+__all__ = ["Deliver", "ResponseCache", "Rules", "SemanticTier", "Shadow"]
+
+Deliver: TypeAlias = Callable[[Answer | Stream], Awaitable[int]]
+
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+
+MISS = b"x-packshot-cache: miss\r\n"
+
+FALLBACK_TTL_S = 300
+"""How long the answer of a fallback is kept at most: the primary's may be better."""
+
+MAX_TASKS = 1000
+"""Entries on their way to the store, and checks under way; more are not begun."""
+
+NOT_KEPT = Said(504, "invalid_request_error", "no answer to this is cached", "not_cached")
+"""What a call hears that is to be answered from the cache only (RFC 9111, 5.2.1.7)."""
+
+WAITED = "the deadline passed while an identical call was under way"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What holds for a route; see `packshot.gateway.cache.settings`."""
+
+    enabled: bool
+    semantic: bool
+    threshold: float
+    ttl_s: int
+    must_match: tuple[str, ...]
+    also: frozenset[str]
+
+
+class SemanticTier(Protocol):
+    """Finds the entry of a request that means the same (`packshot.gateway.cache.semantic`)."""
+
+    async def find(
+        self, request: CachedRequest, rules: Rules, threshold: float
+    ) -> tuple[str, float, Scent | None]:
+        """Return the exact key of the nearest entry, "" for none, its cosine, and the request's
+        own scent, None where it has none.
+        """
+        ...
+
+    def learn(self, key: str, entry: Entry) -> None: ...
+
+    def drop(self, what: Purge) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Shadow(Protocol):
+    """Checks some semantic hits (`packshot.gateway.cache.audit`)."""
+
+    def wants(self, job: Job, hit: Hit) -> bool: ...
+
+    async def check(self, job: Job, hit: Hit) -> None: ...
+
+    def is_off(self, route: str) -> bool: ...
+
+    def off(self) -> Sequence[str]: ...
+
+    async def tick(self) -> None: ...
+
+    async def aclose(self) -> None: ...
+
+
+class Kept(NamedTuple):
+    """How a call is to be kept."""
+
+    request: CachedRequest
+    route: str
+    rules: Rules
+    control: Control
+    scent: Scent | None = None
+
+
+class ResponseCache:
+    """One worker's cache. ``front`` is its memory, ``back`` what lies behind it, or None."""
+
+    def __init__(
+        self,
+        entry: SemanticCacheEntry,
+        dispatcher: Dispatcher,
+        telemetry: Telemetry,
+        front: MemoryStore,
+        *,
+        back: Store | None = None,
+        tier: SemanticTier | None = None,
+        clock: Clock = wall_us,
+    ) -> None:
+        self.entry = entry
+        self.front = front
+        self.back = back
+        self.tier = tier
+        self.shadow: Shadow | None = None
+        self._dispatcher = dispatcher
+        self._telemetry = telemetry
+        self._clock = clock
+        self._flights = Flights()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._mark: Mark = (0, 0)
+        self._usual = _rules(entry, "")
+        self._rules = {route: _rules(entry, route) for route in entry.routes}
+
+    async def serve(self, job: Job, headers: Mapping[bytes, bytes], deliver: Deliver) -> int:
+        """Answer a job and return its status; ``deliver`` sends an answer to the caller.
+
+        Raises:
+            Refused: nothing is cached, and no attempt had an answer.
+            InvalidRequest: what the caller says of the cache is not understood.
+            BudgetExceeded, Unbounded, Unpriced, LedgerUnavailable: the ledger refused a hold.
+        """
+        control = control_of(headers.get(HEADER), job.fields)
+        rules = self._rules.get(job.route.id, self._usual)
+        try:
+            how = Kept(self._request(job, control, rules), job.route.id, rules, control)
+        except Unreadable as why:
+            return await self._past(job, control, str(why), deliver)
+        key = how.request.key
+        while control.look:
+            entry = self.front.look(key)
+            if entry is not None:
+                return await deliver(self._answer(job, Hit(key, entry)))
+            flight = self._flights.find(key)
+            if flight is None:
+                return await self._lead(job, how, deliver)
+            await _landed(job, flight)
+            if flight.hit is not None and _suits(flight.hit, how):
+                return await deliver(self._answer(job, flight.hit))
+            if flight.failure is not None and flight.owner == job.owner.id:
+                job.cache = MISS
+                raise Refused(flight.failure)
+            if not flight.abandoned:
+                break  # it brought nothing to share: each makes its own call
+        return await self._ask(job, how, None, deliver)
+
+    def _request(self, job: Job, control: Control, rules: Rules) -> CachedRequest:
+        if not control.keep and not control.only:
+            raise Unreadable("no-store")
+        if not rules.enabled:
+            raise Unreadable("route")
+        request = cached_request(job, self.entry.max_temperature)
+        for kind in request.kinds:
+            if not control.store and kind not in rules.also:
+                raise Unreadable(kind)
+        return request
+
+    async def _past(self, job: Job, control: Control, why: str, deliver: Deliver) -> int:
+        """Answer what is neither looked up nor kept."""
+        job.cache = b"x-packshot-cache: bypass\r\nx-packshot-cache-why: %b\r\n" % why.encode()
+        self._telemetry.cached(job, "bypass")
+        if control.only:
+            return await deliver(_not_kept(job))
+        return await deliver(await self._dispatcher.answer(job))
+
+    async def _lead(self, job: Job, how: Kept, deliver: Deliver) -> int:
+        """Look further, and make the call that all who ask the same wait for."""
+        key = how.request.key
+        flight = self._flights.begin(key, job.owner.id)
+        try:
+            hit, scent = await self._behind(how)
+            if hit is not None:
+                flight.hit = hit
+                self._flights.land(key, flight)
+                answer = self._answer(job, hit)
+                self._check(job, hit)
+                return await deliver(answer)
+            if how.control.only:
+                flight.abandoned = True
+                return await deliver(_not_kept(job))
+            return await self._ask(job, how._replace(scent=scent), flight, deliver)
+        except CancelledError:
+            flight.abandoned = True
+            raise
+        except Refused as error:
+            flight.failure = error.failure
+            raise
+        finally:
+            self._flights.land(key, flight)
+
+    async def _behind(self, how: Kept) -> tuple[Hit | None, Scent | None]:
+        """Look in the store, then for similar requests; return the hit, and the request's scent."""
+        request, control = how.request, how.control
+        entry = await self._get(request.key)
+        if entry is not None:
+            return Hit(request.key, entry), None
+        tier = self.tier
+        if tier is None or control.exact or not how.rules.semantic or self._is_off(how.route):
+            return None, None
+        threshold = control.threshold or how.rules.threshold
+        key, similarity, scent = await tier.find(request, how.rules, threshold)
+        if not key:
+            return None, scent
+        entry = await self._get(key)
+        # Said once more, where it counts: nothing of one scope is served to another.
+        if entry is None or entry.scope != request.scope:
+            tier.drop(Purge("key", key))
+            return None, scent
+        return Hit(key, entry, similarity), scent
+
+    async def _get(self, key: str) -> Entry | None:
+        entry = self.front.look(key)
+        if entry is None and self.back is not None:
+            entry = await self.back.get(key)
+            if entry is not None:
+                self.front.keep(key, entry)
+        return entry
+
+    async def _ask(self, job: Job, how: Kept, flight: Flight | None, deliver: Deliver) -> int:
+        """Have the job answered by a provider, and keep what comes."""
+        result = "miss" if how.control.look else "refresh"
+        key = how.request.key.encode()
+        job.cache = b"x-packshot-cache: %b\r\nx-packshot-cache-key: %b\r\n" % (result.encode(), key)
+        self._telemetry.cached(job, result)
+        got = await self._dispatcher.answer(job)
+        if isinstance(got, Stream):
+            record = got.relay = Recorder(got.relay, got.first, self.entry.max_entry_kb << 10)
+            status = await deliver(got)
+            body = record.whole(job) if status == 200 else None
+            self._keep(job, how, flight, body)
+            return status
+        self._keep(job, how, flight, got.body if got.status == 200 else None)
+        return await deliver(got)
+
+    def _keep(self, job: Job, how: Kept, flight: Flight | None, body: bytes | None) -> None:
+        """Keep an answer, and give it to those who wait for it."""
+        key = how.request.key
+        if body is not None and is_good(job.surface, body):
+            entry = self._entry(job, how, body)
+            if entry.size <= self.entry.max_entry_kb << 10:
+                self.front.keep(key, entry)
+                if self.back is not None:
+                    self._begin(self.back.put(key, entry))
+                if self.tier is not None and entry.scent is not None:
+                    self.tier.learn(key, entry)
+            if flight is not None:
+                flight.hit = Hit(key, entry)
+        if flight is not None:
+            self._flights.land(key, flight)
+
+    def _entry(self, job: Job, how: Kept, body: bytes) -> Entry:
+        ttl_s = how.control.ttl_s or how.rules.ttl_s
+        if job.fallbacks:
+            ttl_s = min(ttl_s, FALLBACK_TTL_S)
+        now = self._clock()
+        return Entry(
+            body,
+            how.request.scope,
+            job.route.id,
+            "" if job.target is None else job.target.name,
+            now,
+            now + ttl_s * SECOND_US,
+            job.cost,
+            tuple(sorted({*job.owner.tags, *job.tags})),
+            how.scent,
+        )
+
+    def _answer(self, job: Job, hit: Hit) -> Answer:
+        """Return a kept answer as this caller wants it."""
+        entry = hit.entry
+        age_s = max(0, self._clock() - entry.made_at) // SECOND_US
+        kind = "exact" if hit.similarity is None else "semantic"
+        job.cache = (
+            b"x-packshot-cache: hit\r\nx-packshot-cache-kind: %b\r\nx-packshot-cache-key: %b\r\n"
+            b"age: %d\r\nx-packshot-cache-saved-eur: %d.%09d\r\n"
+            % (kind.encode(), hit.key.encode(), age_s, *divmod(entry.cost, 1_000_000_000))
+        )
+        if hit.similarity is not None:
+            job.cache += b"x-packshot-cache-similarity: %.4f\r\n" % hit.similarity
+        self._telemetry.cached(job, kind, entry.cost)
+        if not job.stream:
+            return Answer(entry.body, 200, JSON)
+        usage = job.surface == "chat" and asked_usage(job.fields)
+        return Answer(events_of(job.surface, entry.body, usage=usage), 200, EVENTS)
+
+    def off(self) -> Sequence[str]:
+        """Return the routes whose semantic tier was turned off by its checks."""
+        return [] if self.shadow is None else self.shadow.off()
+
+    def _is_off(self, route: str) -> bool:
+        return self.shadow is not None and self.shadow.is_off(route)
+
+    def _check(self, job: Job, hit: Hit) -> None:
+        if self.shadow is not None and hit.similarity is not None and self.shadow.wants(job, hit):
+            self._begin(self.shadow.check(job, hit))
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside the calls."""
+        if len(self._tasks) >= MAX_TASKS:
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(self._told(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _told(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - no caller waits for it; the log has it
+            self._telemetry.error(None, error)
+
+    # ------------------------------------------------------------ beside the calls
+    async def purge(self, what: Purge) -> int:
+        """Throw away what is kept; return how many entries that was, in the store behind.
+
+        Raises:
+            StateUnavailable: the store cannot be reached.
+        """
+        before = len(self.front)
+        self._drop(what)
+        return before - len(self.front) if self.back is None else await self.back.purge(what)
+
+    async def tick(self) -> None:
+        """Hear of what other workers kept and purged, and throw away what is past its time."""
+        await self.front.sweep()
+        if self.shadow is not None:
+            await self.shadow.tick()
+        if self.back is None:
+            return
+        while True:
+            news = await self.back.news(self._mark)
+            for what in news.purges:
+                self._drop(what)
+            if self.tier is not None:
+                for key, entry in news.entries:
+                    self.tier.learn(key, entry)
+            if news.mark == self._mark:
+                break
+            self._mark = news.mark
+        await self.back.sweep()
+
+    def _drop(self, what: Purge) -> None:
+        self.front.drop(what)
+        if self.tier is not None:
+            self.tier.drop(what)
+
+    async def aclose(self) -> None:
+        """Finish what is under way, and let go of the store."""
+        while self._tasks:
+            await asyncio.wait(list(self._tasks), timeout=5)
+            for task in self._tasks:
+                task.cancel()
+        for each in (self.tier, self.shadow, self.back):
+            if each is not None:
+                await each.aclose()
+
+
+class Recorder:
+    """A stream's relay that keeps what it hands on, up to ``most`` bytes."""
+
+    def __init__(self, inner: Relay, first: bytes, most: int) -> None:
+        self._inner = inner
+        self._parts = [first]
+        self._left = most - len(first)
+
+    @property
+    def usage(self) -> Usage | None:
+        """As `Relay.usage`."""
+        return self._inner.usage
+
+    @property
+    def done(self) -> bool:
+        """As `Relay.done`."""
+        return self._inner.done
+
+    @property
+    def failure(self) -> Failure | None:
+        """As `Relay.failure`."""
+        return self._inner.failure
+
+    def feed(self, data: bytes, /) -> bytes:
+        """As `Relay.feed`."""
+        out = self._inner.feed(data)
+        if out and self._left >= 0:
+            self._left -= len(out)
+            self._parts.append(out)
+        return out
+
+    def whole(self, job: Job) -> bytes | None:
+        """Return the whole answer, None where it is too long, not whole, or not understood."""
+        if self._left < 0 or not self.done or self.failure is not None:
+            return None
+        return whole_of(job.surface, b"".join(self._parts), self.usage)
+
+
+def _rules(entry: SemanticCacheEntry, route: str) -> Rules:
+    own = entry.routes.get(route)
+    if own is None:
+        return Rules(
+            True,
+            entry.semantic,
+            entry.similarity_threshold,
+            entry.ttl_seconds,
+            entry.must_match,
+            frozenset(entry.also),
+        )
+    return Rules(
+        own.enabled,
+        entry.semantic if own.semantic is None else own.semantic,
+        own.similarity_threshold or entry.similarity_threshold,
+        own.ttl_seconds or entry.ttl_seconds,
+        entry.must_match if own.must_match is None else own.must_match,
+        frozenset(entry.also if own.also is None else own.also),
+    )
+
+
+def _suits(hit: Hit, how: Kept) -> bool:
+    """Tell whether a hit that another caller found is one for this caller, too."""
+    if hit.similarity is None:
+        return True
+    threshold = how.control.threshold or how.rules.threshold
+    return not how.control.exact and hit.similarity >= threshold
+
+
+async def _landed(job: Job, flight: Flight) -> None:
+    """Wait for another's call."""
+    began = perf_counter()
+    flight.waiting += 1
+    try:
+        async with asyncio.timeout(max(0.0, job.deadline - monotonic())):
+            await flight.landed.wait()
+    except TimeoutError as error:
+        raise Refused(Failure("timeout", 0, WAITED, code="deadline")) from error
+    finally:
+        flight.waiting -= 1
+        job.upstream_s += perf_counter() - began
+
+
+def _not_kept(job: Job) -> Answer:
+    job.cache = job.cache or MISS
+    return Answer(error_body(job.surface, NOT_KEPT), NOT_KEPT.status)
