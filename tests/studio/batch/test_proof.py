@@ -197,6 +197,42 @@ def check_provider(folder: Path, fake: Fake) -> None:
     world.state.close()
 
 
+STEPS = 12
+"""Transactions of a run of two items, and a few that are not reached."""
+
+POINTS = range(1, STEPS + 1) if LONG else (3, 4, 5, 6, 8)
+
+
+@pytest.mark.parametrize("after", [False, True] if LONG else [True])
+@pytest.mark.parametrize("number", POINTS)
+def test_killed_at_each_step_of_a_work(tmp_path: Path, number: int, *, after: bool) -> None:
+    """The run dies just before, or just after, each transaction: plan, begun, made, delivered …"""
+    (tmp_path / "packshot.yaml").write_text(CONFIG.format(url="http://127.0.0.1:9"))
+    briefs = ["white mug", "red mug"]
+    told = {"briefs": briefs, "out": str(tmp_path / "out"), "model": "", "stub": {}}
+    for die_at in (number, 0):
+        both = {**told, "die_at": die_at, "after": after}
+        (tmp_path / "driver.json").write_text(json.dumps(both))
+        code = drive(tmp_path, {}).wait(60)
+        assert code == 0 or (die_at and code == -signal.SIGKILL)
+    store = Objects(told["out"])
+    world = World(tmp_path, briefs, store=store)
+    assert set(world.check_delivered().values()) == {"delivered"}
+    books = world.check_books()
+    assert sum(books.values()) in {2, 3}, books
+    assert books["succeeded"] >= 1
+    assert world.query("SELECT delivered, count(*) FROM renders GROUP BY 1 ORDER BY 1")[-1] == (
+        1,
+        2,
+    )
+    stored = world.query(
+        "SELECT render FROM entries WHERE stage = 'store' AND outcome = 'succeeded'"
+    )
+    assert len(stored) == len(set(stored)) == 2
+    assert len([key for key, _ in store.listed("objects")]) == 2
+    world.state.close()
+
+
 @pytest.mark.timeout(1_800)
 def test_failed_renders_at_base_rates(tmp_path: Path) -> None:
     """1 % of attempts fail, 0.1 % hang, 0.01 % crash (RELIABILITY R29): at most 0.04 % are lost.

@@ -48,6 +48,12 @@ from packshot.studio.session import DeviceSession
 __all__ = ["Books", "Rules", "Run", "Setup"]
 
 MAKING: tuple[Stage, ...] = tuple(stage for stage in STAGES if stage != "store")
+TICK_S = 0.2
+"""Between two looks at the run, and two lines of its progress."""
+
+WAKES_S = 1.0
+"""Between two looks of a sender that has nothing to send."""
+
 BESIDE_RENDER: tuple[Stage, ...] = ("caption", "finish")
 """What is made here of a work that is rendered elsewhere."""
 
@@ -135,11 +141,11 @@ class Run:
         self._unlucky = 0
         self._starts = 0
         self._cost: Nanos = 0
-        self._unsent: Queue[tuple[bytes, Made, int, float]] = Queue()
+        self._unsent: Queue[tuple[bytes, Made, int, float] | None] = Queue()
         self._room = threading.Semaphore(setup.rules.waiting)
         self._refused = 0
+        self._pending = 0
         self._closed = False
-        self._making = True
         self._lock = threading.Lock()
 
     def go(self, tick: Callable[[Tally], None] | None = None, *, most: int | None = None) -> Tally:
@@ -186,12 +192,15 @@ class Run:
         tick: Callable[[Tally], None] | None,
     ) -> None:
         """Wait for the threads; at an end at once, only a moment."""
-        patience = None
+        patience, told = None, False
         while any(thread.is_alive() for thread in (maker, *senders)):
-            maker.join(0.1)
+            maker.join(TICK_S)
             if not maker.is_alive():
-                self._making = False
-                time.sleep(0.02)
+                if not told:
+                    told = True
+                    for _ in senders:
+                        self._unsent.put(None)
+                senders[0].join(0.02)
             if self.stop.level > 1:
                 self.worker.kill()
                 patience = patience or monotonic() + 2.0
@@ -361,20 +370,34 @@ class Run:
         while not self._room.acquire(timeout=0.2):
             if self.stop.level:
                 return  # it is in the folder, for the next run
+        with self._lock:
+            self._pending += 1
         self._unsent.put((work, made, 1, 0.0))
 
+    def _let_go(self) -> None:
+        """Make room for another picture."""
+        with self._lock:
+            self._pending -= 1
+        self._room.release()
+
     def _send_all(self) -> None:
+        """Store what is handed over, until nothing more comes (None) and nothing waits."""
         while self.stop.level < 2 and not self._closed:
             try:
-                work, made, number, at = self._unsent.get(timeout=0.05)
+                handed = self._unsent.get(timeout=WAKES_S)
             except Empty:
-                if not self._making:
-                    return
                 continue
-            if at > monotonic():
-                self._unsent.put((work, made, number, at))
-                if self.stop.level:
+            if handed is None:
+                if not self._pending or self.stop.level:
                     return
+                self._unsent.put(None)  # what is to be sent again is behind it
+                time.sleep(0.02)
+                continue
+            work, made, number, at = handed
+            if at > monotonic():
+                self._unsent.put(handed)
+                if self.stop.level:
+                    return  # it waits in the folder, for the next run
                 time.sleep(0.02)
                 continue
             self._send(work, made, number)
@@ -389,7 +412,7 @@ class Run:
                 self.state.deliver(work, sent[0])
         except _Gone:
             self.state.unmade(work)
-            self._room.release()
+            self._let_go()
         except OutputError as error:
             self._unsendable(work, made, number, error)
         else:
@@ -397,7 +420,7 @@ class Run:
                 self._refused = 0
                 self.tally.delivered += 1
             self.spool.drop(made)
-            self._room.release()
+            self._let_go()
         finally:
             self._charge(made.render, keeper, delivered=bool(sent))
 
@@ -430,7 +453,7 @@ class Run:
             self._unsent.put((work, made, number + 1, later))
             return
         self._quarantine(work, f"not stored ({number} attempts): {error}")
-        self._room.release()
+        self._let_go()
 
     # -------------------------------------------------------------------------- books
 

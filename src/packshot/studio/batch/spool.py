@@ -22,16 +22,13 @@ class Spool:
         self._folder = run / FOLDER
 
     def put(self, data: bytes, name: str, /) -> Kept:
-        """Keep ``data`` under its SHA-256, on the disk when this returns."""
+        """Keep ``data`` under its SHA-256; what a power cut spoils, `read` does not return."""
         digest = sha256(data).hexdigest()
         key = f"{digest}{Path(name).suffix}"
         path, trial = self._folder / key, self._folder / f".{key}.{os.getpid()}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            with trial.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            trial.write_bytes(data)
             trial.replace(path)
         except OSError as error:
             trial.unlink(missing_ok=True)

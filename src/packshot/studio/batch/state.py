@@ -6,8 +6,10 @@ last parameter of the recipe. Items that ask for the same work share it. Its lif
     todo ──► made ──► delivered          made: the picture is in the run's folder, and paid for
       └────────┴────► quarantined        quarantined: it failed too often, and the reason is kept
 
-Every step is one transaction, on the disk when it returns. A work's row outlives the plan that it
-came from: parameters that change and change back find their pictures again.
+Every step is one transaction, out of this process when it returns: no crash of it, nor SIGKILL,
+loses one. A power cut may lose the last moments, as of the ledger in its default mode: what was
+made then is made again, and found in the store. A work's row outlives the plan that it came from:
+parameters that change and change back find their pictures again.
 """
 
 from __future__ import annotations
@@ -522,7 +524,7 @@ def _opened(path: Path) -> sqlite3.Connection:
     try:
         base = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         base.execute("PRAGMA journal_mode = WAL")
-        base.execute("PRAGMA synchronous = FULL")
+        base.execute("PRAGMA synchronous = NORMAL")
         ((found,),) = base.execute("PRAGMA user_version").fetchall()
         if found > FORMAT:
             raise InvalidRequest(
