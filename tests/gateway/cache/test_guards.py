@@ -28,6 +28,9 @@ boots in size M | boots, size medium
 frame, 30 x 40 cm | 30×40cm frame
 frame, 30 x 40 cm | frame, 30 cm by 40 cm
 three mugs | 3 mugs
+a 5' pole | a pole, 5 feet
+**red** mug | red mug
+red - or rather crimson | red – or rather crimson
 mug at $20 | mug, 20 dollars
 mug, 1,000 EUR | mug, €1000
 mug, 20% off | mug, 20 percent off
@@ -54,7 +57,7 @@ poster "Grand Opening" with a vase | a vase with a poster “Grand  Opening”
 Bitte schreibe eine Bildunterschrift für eine rote Vase | eine rote Vase
 Écris une légende pour un vase rouge | un vase rouge
 Escribe una leyenda para un jarrón rojo | un jarrón rojo
-""".strip().splitlines()
+""".strip().split("\n")
 
 OTHER = """
 white sneaker, size 42 | white sneaker, size 43
@@ -125,10 +128,18 @@ eine rote Vase ohne Blume | eine rote Vase mit Blume
 un vase sur une table | un vase sous une table
 un jarrón con flores | un jarrón sin flores
 vase\u200b | vase
+vase\x01 | vase
+a C++ sticker | a C sticker
+grade A+ tea | grade A tea
+grade A- tea | grade A tea
+5+ mugs | 5 mugs
+a 5' pole | a 5 pole
+~~red~~ mug | blue mug
+vase\x1d | vase
 vase\U000e0041 | vase
 the | a
 write a caption for this photo | write a caption for this product
-""".strip().splitlines()
+""".strip().split("\n")
 
 
 def halves(row: str) -> tuple[str, str]:

@@ -30,6 +30,7 @@ def test_these_are_mended(slip, word):
         ("tables", "table", "it is a word"),
         ("candles", "candle", "an ending carries meaning"),
         ("lanterns", "lantern", "an ending carries meaning"),
+        ("lanterm", "lantern", "the ending"),
         ("mantern", "lantern", "the first letter"),
         ("lanpern", "lantern", "a key far away"),
         ("lanxern", "lantern", "a key far away"),

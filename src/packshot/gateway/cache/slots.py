@@ -71,11 +71,14 @@ class Reading:
 
 # ---------------------------------------------------------------- words
 RUN = re.compile(r"[^\W\d_]+(?:['-][^\W\d_]+)*|w/o?(?![\w])")
-SYMBOL = re.compile(r"[^\s\w\x00.,;:!?()\[\]{}/|\\'\"“”„«»‘’–—\-&+*_~`]")
+SYMBOL = re.compile(
+    r"[^\s\w\x00.,;:!?()\[\]{}/|\\'\"“”„«»‘’–—\-&+*_~`]|[\x1c-\x1f\x85]"
+    # C++ is not C, and A- not A: signs that lean on what precedes.
+    r"|(?<=[\w\x00])\+|(?<=[\w\x00])-(?![\w\x00-])"
+)
 BREAK = re.compile(r"[.,;!?()\[\]|\n–—]|\s/\s|\s-\s")
 COLON = re.compile(r":")
 RAISED = re.compile(r"[²³¹⁰⁴-⁹₀-₉]")
-INVISIBLE = frozenset({"Cf", "Cc", "Co", "Cn", "Cs"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +169,6 @@ def _symbols(text: str) -> Iterator[Slot]:
     """
     for match in SYMBOL.finditer(text):
         yield Slot("word", match[0], match.start(), match.end(), match[0])
-    for at, letter in enumerate("" if text.isprintable() else text):
-        if letter not in "\x00\n\r\t" and unicodedata.category(letter) in INVISIBLE:
-            yield Slot("word", f"U+{ord(letter):04X}", at, at + 1)
 
 
 def read(text: str) -> Reading:

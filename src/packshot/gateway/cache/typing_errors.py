@@ -66,7 +66,5 @@ def meant(slip: str, word: str, ranks: Mapping[str, int]) -> bool:
         return False
     if slip in ranks or ranks.get(word, COMMON) >= COMMON or slip[0] != word[0]:
         return False
-    if slip.rstrip("s") == word.rstrip("s") or abs(len(slip) - len(word)) > 1:
-        return False
     found = [(at, guess) for at, guess in _undone(slip) if ranks.get(guess, COMMON) < COMMON]
     return {guess for _, guess in found} == {word} and any(at < len(slip) - 1 for at, _ in found)
