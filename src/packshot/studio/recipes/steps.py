@@ -176,7 +176,8 @@ class Finish(msgspec.Struct, frozen=True, kw_only=True):
     def _size(self, shot: Shot, native: tuple[int, int]) -> tuple[int, int]:
         asked = shot.size or self.size
         size = parse_size(asked, native) if asked else native
-        if max(size) <= self.max_side:
+        # A product's picture is as large as its photograph, unless the recipe says otherwise.
+        if max(size) <= self.max_side or (shot.scene and self.max_side == MAX_SIDE):
             return size
         scale = self.max_side / max(size)
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
