@@ -266,8 +266,10 @@ def _of_model(cache: SemanticCacheEntry) -> str | None:
     """Say where the semantic tier has no model to compare requests with."""
     if not (cache.enabled and cache.semantic):
         return None
-    from packshot.gateway.cache.minilm import default_folder
-
+    try:
+        from packshot.gateway.cache.minilm import default_folder
+    except ImportError as error:
+        return f"semantic_cache: only identical requests: {error}; pip install 'packshot[embed]'"
     folder = cache.model if cache.model.name else default_folder()
     if (folder / "manifest.json").is_file():
         return None

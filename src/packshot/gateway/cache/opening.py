@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from packshot.core.errors import InvalidRequest, ModelNotFound
 from packshot.gateway.cache.cache import ResponseCache
 from packshot.gateway.cache.file_store import FileStore
+from packshot.gateway.cache.settings import SemanticCacheEntry
 from packshot.gateway.cache.store import MemoryStore, Store
 from packshot.gateway.dispatch import Dispatcher
 from packshot.gateway.settings import GatewaySettings
 from packshot.gateway.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from packshot.gateway.cache.semantic import Semantic
 
 __all__ = ["answers_file", "open_cache"]
 
@@ -28,6 +35,7 @@ async def open_cache(
     Raises:
         StateUnavailable: its file cannot be used.
         InvalidRequest: the store's address is none.
+        ModelCorrupt: the embedding model is not the one that was made.
     """
     entry = settings.semantic_cache
     back: Store | None = None
@@ -35,6 +43,28 @@ async def open_cache(
         size = entry.file_mb << 20
         back = await asyncio.to_thread(FileStore, answers_file(settings), size)
     front = MemoryStore(entry.memory_mb << 20)
-    cache = ResponseCache(entry, dispatcher, telemetry, front, back=back)
+    tier = await asyncio.to_thread(_tier, entry, telemetry)
+    cache = ResponseCache(entry, dispatcher, telemetry, front, back=back, tier=tier)
     await cache.tick()
     return cache
+
+
+def _tier(entry: SemanticCacheEntry, telemetry: Telemetry) -> Semantic | None:
+    """Return the semantic tier; None where there is to be none, or no model (`plan` says so)."""
+    if not entry.max_vectors or not (
+        entry.semantic or any(route.semantic for route in entry.routes.values())
+    ):
+        return None
+    tell = partial(telemetry.error, None)
+    try:
+        from packshot.gateway.cache.embed import MiniLM, Offloaded
+        from packshot.gateway.cache.minilm import default_folder
+        from packshot.gateway.cache.semantic import Semantic
+
+        model = MiniLM(entry.model if entry.model.name else default_folder())
+    except ModelNotFound:
+        return None
+    except ImportError as error:
+        tell(InvalidRequest(f"semantic_cache: {error}: pip install 'packshot[embed]'"))
+        return None
+    return Semantic(Offloaded(model), entry.max_vectors, tell)

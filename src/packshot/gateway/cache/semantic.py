@@ -1,0 +1,191 @@
+"""The semantic tier: which kept answer serves a request that asks the same in other words.
+
+::
+
+    partition ─► read ─► embed ─► nearest within the partition ─► guards, the nearest first
+
+A partition is all of a request but the words of its last message, and whose it is (see
+`packshot.gateway.cache.request.spoken`): requests of two partitions are never compared. Reading,
+searching and comparing take up to some milliseconds, and happen in one thread beside the event
+loop, which alone touches the index; embeddings are the embedder's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from packshot.core.clock import Clock, wall_us
+from packshot.core.errors import Saturated
+from packshot.gateway.cache.cache import Rules
+from packshot.gateway.cache.embed import Embedder
+from packshot.gateway.cache.entry import Entry, Purge, Scent
+from packshot.gateway.cache.guards import compare
+from packshot.gateway.cache.request import CachedRequest, spoken
+from packshot.gateway.cache.similarity import VectorIndex
+from packshot.gateway.cache.slots import SLOT_TYPES, Reading, read
+from packshot.gateway.cache.templates import TemplateMiner
+
+__all__ = ["Semantic"]
+
+CANDIDATES = 4
+"""Nearest entries that the guards look at."""
+
+LONGEST_S = 0.25
+"""A call does not wait longer than this for what may be found; it goes upstream."""
+
+READINGS = 4096
+"""Texts that are kept taken apart."""
+
+NOTHING: tuple[str, float, Scent | None] = ("", 0.0, None)
+Vector = NDArray[np.float32]
+read_kept = lru_cache(READINGS)(read)
+
+
+@dataclass(slots=True)
+class _Partition:
+    index: VectorIndex
+    texts: dict[int, tuple[str, str]] = field(default_factory=dict[int, tuple[str, str]])
+    """Exact key and text, by number."""
+    miner: TemplateMiner = field(default_factory=TemplateMiner)
+
+    def reading(self, text: str) -> Reading:
+        return replace(read_kept(text), filled=self.miner.filled(text))
+
+
+class Semantic:
+    """A `SemanticTier` over ``embedder`` that knows up to ``most`` entries; ``tell`` hears of what
+    went wrong in its thread.
+
+    Entries whose vectors are another embedder's are not found here.
+    """
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        most: int,
+        tell: Callable[[BaseException], None],
+        clock: Clock = wall_us,
+    ) -> None:
+        self._embedder = embedder
+        self._most = most
+        self._tell = tell
+        self._clock = clock
+        self._thread = ThreadPoolExecutor(1, "similar")
+        self._partitions: dict[str, _Partition] = {}
+        self._known: OrderedDict[str, tuple[int, Entry]] = OrderedDict()
+        """By exact key: the number in its partition, and the entry without its body."""
+        self._made = 0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    async def find(
+        self, request: CachedRequest, rules: Rules, threshold: float
+    ) -> tuple[str, float, Scent | None]:
+        """As `SemanticTier.find`."""
+        said = spoken(request)
+        if said is None:
+            return NOTHING
+        partition, text = said
+        run = asyncio.get_running_loop().run_in_executor
+        try:
+            async with asyncio.timeout(LONGEST_S):
+                gist = await run(self._thread, lambda: read_kept(text).gist)
+                vector: Vector = (await self._embedder.embed([gist or text]))[0]
+                must_match = rules.must_match or SLOT_TYPES
+                search = partial(self._search, partition, text, vector, threshold, must_match)
+                key, similarity = await run(self._thread, search)
+        except (TimeoutError, Saturated):
+            return NOTHING
+        packed = vector.astype(np.float16).tobytes()
+        return key, similarity, Scent(partition, text, packed, self._embedder.name)
+
+    def learn(self, key: str, entry: Entry) -> None:
+        """Find this entry from now on."""
+        scent = entry.scent
+        if scent is not None and scent.embedder == self._embedder.name:
+            kept = msgspec.structs.replace(entry, body=b"")
+            self._do(partial(self._learn, key, kept, scent))
+
+    def drop(self, what: Purge) -> None:
+        """Find no more what ``what`` takes; nothing of its text stays."""
+        self._do(partial(self._drop, what))
+
+    async def aclose(self) -> None:
+        """End the threads."""
+        await asyncio.to_thread(self._thread.shutdown)
+        close = getattr(self._embedder, "close", None)
+        if close is not None:
+            await asyncio.to_thread(close)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        self._thread.submit(work).add_done_callback(self._done)
+
+    def _done(self, future: Future[Any]) -> None:
+        if not future.cancelled() and (error := future.exception()) is not None:
+            self._tell(error)
+
+    # ------------------------------------------------------------ in the thread
+    def _search(
+        self,
+        name: str,
+        text: str,
+        vector: Vector,
+        threshold: float,
+        must_match: tuple[str, ...],
+    ) -> tuple[str, float]:
+        partition = self._partitions.get(name)
+        if partition is None:
+            return "", 0.0
+        asked = partition.reading(text)
+        for match in partition.index.nearest(vector, CANDIDATES, threshold):
+            key, other = partition.texts[match.key]
+            if compare(asked, partition.reading(other), must_match).agree:
+                if self._known[key][1].until > self._clock():
+                    return key, min(match.similarity, 1.0)
+                self._forget(key)
+        return "", 0.0
+
+    def _learn(self, key: str, entry: Entry, scent: Scent) -> None:
+        self._forget(key)
+        vector = np.frombuffer(scent.vector, np.float16).astype(np.float32)
+        if vector.shape != (self._embedder.dimension,):
+            return
+        partition = self._partitions.get(scent.partition)
+        if partition is None:
+            partition = _Partition(VectorIndex(self._embedder.dimension))
+            self._partitions[scent.partition] = partition
+        self._made += 1
+        partition.index.add(self._made, vector / np.linalg.norm(vector))
+        partition.texts[self._made] = (key, scent.text)
+        partition.miner.learn(scent.text)
+        self._known[key] = (self._made, entry)
+        while len(self._known) > self._most:
+            self._forget(next(iter(self._known)))
+
+    def _drop(self, what: Purge) -> None:
+        gone = [key for key, (_, entry) in self._known.items() if what.takes(key, entry)]
+        for key in gone:
+            self._forget(key)
+        if what.by != "key":
+            read_kept.cache_clear()
+
+    def _forget(self, key: str) -> None:
+        number, entry = self._known.pop(key, (0, None))
+        if entry is None or entry.scent is None:
+            return
+        partition = self._partitions[entry.scent.partition]
+        partition.index.remove(number)
+        del partition.texts[number]
+        if not partition.texts:
+            del self._partitions[entry.scent.partition]
