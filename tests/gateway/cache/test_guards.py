@@ -28,6 +28,13 @@ boots in size M | boots, size medium
 frame, 30 x 40 cm | 30×40cm frame
 frame, 30 x 40 cm | frame, 30 cm by 40 cm
 three mugs | 3 mugs
+red mug | Hello, could you please give me a caption for red mug. Thank you!
+red mug | Caption this: red mug
+red mug | I need a red mug, thanks
+mug which is red | mug that is red
+hand-painted zorb rack | hand painted zorb rack
+1.5 kg mug | 1,5 kg mug
+1,000 mugs | 1000 mugs
 a 5' pole | a pole, 5 feet
 **red** mug | red mug
 red - or rather crimson | red – or rather crimson
@@ -43,7 +50,7 @@ wooden table | wood table
 white mug without a lid | white mug, no lid
 sugar-free cola | cola without sugar
 back-lit bottle | a bottle, back lit
-handwoven rug | a hand woven rug
+stormproof bag | a storm proof bag
 close-up of a vase | closeup of a vase
 vase, bird's-eye view | top view, vase
 mug next to a vase | mug beside a vase
@@ -129,6 +136,26 @@ un vase sur une table | un vase sous une table
 un jarrón con flores | un jarrón sin flores
 vase\u200b | vase
 vase\x01 | vase
+a green house on a hill | a greenhouse on a hill
+a black bird mug | a blackbird mug
+is the mug red | the mug is red
+is it waterproof? | it is waterproof
+which mug is red | the mug is red
+a thank-you card | a card
+a thank you card | a card
+a card that says thank you | a card that says
+show just the mug | show the mug
+few mugs | a few mugs
+caption contest poster | contest poster
+write a caption contest poster | contest poster
+make a wish card | wish card
+now hiring sign | hiring sign
+1.000 EUR mug | 1 EUR mug
+no sugar, milk | sugar, no milk
+red mug, not blue | blue mug, not red
+not red but blue | not blue but red
+mug before Christmas | mug after Christmas
+non-slip mat | slip mat
 a C++ sticker | a C sticker
 grade A+ tea | grade A tea
 grade A- tea | grade A tea
@@ -216,7 +243,7 @@ WORDS = st.lists(
 
 
 def test_requests_that_agree_without_a_slip_have_one_key():
-    slips = ("cnadle", "photograhpic", "back lit", "back-lit", "hand woven")
+    slips = ("cnadle", "photograhpic", "back lit", "back-lit", "storm proof", "hand painted")
     for left, right in map(halves, SAME):
         if not any(slip in left + right for slip in slips):
             assert read(left).key() == read(right).key(), (left, right)

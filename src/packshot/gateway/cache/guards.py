@@ -146,7 +146,9 @@ def _joined(mine: Reading, other: Reading) -> Reading:
     slots: list[Slot] = []
     for slot in mine.slots:
         last = slots[-1] if slots else slot
-        whole = wholes.get((last.surface + slot.surface).lower())
+        joined = (last.surface + slot.surface).lower()
+        # What a dictionary has as one word may be another thing: a greenhouse, a green house.
+        whole = None if joined in ranks() else wholes.get(joined)
         beside = last.chunk == slot.chunk and 0 <= slot.start - last.end <= 1
         if whole and beside and {last.type, slot.type} <= WRITTEN:
             slots[-1] = replace(last, type=whole.type, value=whole.value, end=slot.end)

@@ -143,12 +143,16 @@ class Lexicon:
         gap = r"[\s,!.]*"
         who, article, ask = (rf"(?:{part[name]}{gap})" for name in ("who", "article", "asking"))
         what = rf"(?:{part['what']}\s*(?:{part['again']})?)"
-        noun = rf"(?:{part['noun']}\s*(?:{part['link']}\s*)?{what}?)"
-        verb = rf"{part['verb']}(?=\s*:|\s+(?:{part['who']}|{part['article']}|{part['noun']})){gap}"
-        opening = rf"(?:{ask}+(?:{verb})?|{verb}){who}?{article}?{noun}?"
+        # "a caption contest" is no request for a caption: what it is of must follow.
+        noun = rf"(?:{part['noun']}\s*(?:(?=\s*(?:[:.\n]|$))|{part['link']}\s*{what}?))"
+        verb = rf"{part['verb']}{gap}"
+        opening = (
+            rf"(?:{ask}+(?:{verb}{who}?{article}?|{who}?{article})(?:{noun}|{what})?"
+            rf"|{ask}*{verb}{who}?{article}?(?:{noun}|{what})|{ask}*{article}?{noun})"
+        )
         return re.compile(
-            rf"(?:^|(?<=[.!?;\n]))\s*(?:{part['greeting']}{gap})?"
-            rf"(?:{opening}(?:{part['what']})?|{article}?{noun})[\s:]*",
+            rf"(?:^|(?<=[.!?;\n]))\s*(?:{part['greeting']}{gap})?{opening}[\s:]*"
+            rf"|(?<=[,.!?;\n])\s*(?:{part['closing']})[\s.!]*$",
             re.IGNORECASE,
         )
 

@@ -38,6 +38,7 @@ class Slot:
 Extractor = Callable[[str], tuple[Slot, ...]]
 
 NUMBER = r"(?<![\w.,])[-−+]?\d+(?:[.,]\d+)*"
+THOUSANDS = re.compile(r"[-+]?[1-9]\d{0,2}\.\d{3}")
 TIMES = r"\s*(?:x|×|\*|by)\s*"
 
 
@@ -57,7 +58,9 @@ def _decimal(text: str) -> Decimal:
         return Decimal(text.replace(".", "").replace(",", "."))
     if re.fullmatch(r"[-+]?\d+,\d+", text):
         return Decimal(text.replace(",", "."))
-    return Decimal(text) if re.fullmatch(r"[-+]?\d+(?:\.\d+)?", text) else Decimal("NaN")
+    # 1.000 may be one or a thousand, so it is neither.
+    plain = re.fullmatch(r"[-+]?\d+(?:\.\d+)?", text)
+    return Decimal(text) if plain and not THOUSANDS.fullmatch(text) else Decimal("NaN")
 
 
 def _plain(number: Decimal) -> str:

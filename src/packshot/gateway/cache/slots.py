@@ -77,7 +77,10 @@ SYMBOL = re.compile(
     r"|(?<=[\w\x00])\+|(?<=[\w\x00])-(?![\w\x00-])"
 )
 BREAK = re.compile(r"[.,;!?()\[\]|\n–—]|\s/\s|\s-\s")
+QUESTION = re.compile(r"[?¿]+")
 COLON = re.compile(r":")
+ASKS = frozenset({"is", "are", "was", "were"})
+"""Little words that ask when they come first."""
 RAISED = re.compile(r"[²³¹⁰⁴-⁹₀-₉]")
 
 
@@ -148,6 +151,8 @@ def _lookup(text: str, words: list[_Word], lists: Lexicon) -> Iterator[Slot]:
             yield from _free_of(start, end, "".join(spelt[at : at + count - 1]))
         elif term.type == "filler" and len(raw) > 1 and raw.isupper() and not shouted:
             yield Slot("word", raw, start, end, raw)  # IT is not it
+        elif term.type == "filler" and at == 0 and spelt[count - 1] in ASKS:
+            yield Slot("word", term.value, start, end, raw)  # "is it red" is not "it is red"
         else:
             value = quantity(term.value, "") if term.type == "number" else term.value
             surface = "".join(word.text for word in words[at : at + count])
@@ -192,6 +197,8 @@ def read(text: str) -> Reading:
         spoken = spoken[:start] + " " * (end - start) + spoken[end:]
     found += _lookup(spoken, _parts(spoken), lists)
     found += _symbols(spoken)
+    if not opening:  # "Could you write …?" asks for no answer of its own
+        found += [Slot("word", "?", at.start(), at.end(), "?") for at in QUESTION.finditer(spoken)]
     found.sort(key=lambda slot: (slot.start, slot.end))
     slots = tuple(_bind(spoken, found))
     said = len(_parts(masked))
