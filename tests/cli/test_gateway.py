@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from packshot.cli import machine
 from packshot.gateway import bench
 from packshot.gateway.content import Content, ContentLog
 from tests.cli.conftest import Packshot
@@ -44,6 +45,7 @@ def test_bench_prints_what_fits_a_terminal(
     assert done.code == 0, done.err
     assert max(map(len, done.out.splitlines())) <= 80
     assert "12,345.7 us" in done.out
+    assert ("built without PGO" in done.out) is not machine.optimized()
     assert "unknown" in done.out
     assert asked == [(Path("x.yaml"), bench.Options(rounds=3, connections=7))]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from packshot.cli import terminal
+from packshot.cli.machine import optimized
 
 if TYPE_CHECKING:
     from packshot.gateway.bench import Figures
@@ -124,4 +126,9 @@ def _lines(found: Figures) -> list[tuple[str, str, str]]:
         ("CPU of the drain", us(found.drain_us), "per call, beside it"),
         ("CPU per streamed chunk", us(found.chunk_us), "the call's own included"),
         ("load of this machine", f"{found.load:.1f}", "1 or more per core: busy, so worse"),
+        (
+            "Python",
+            platform.python_version(),
+            "" if optimized() else "built without PGO: 13 to 30 % slower",
+        ),
     ]
