@@ -139,9 +139,9 @@ async def upstream(
 
 
 @contextlib.contextmanager
-def closing_server(*, half: bool) -> Iterator[tuple[Origin, threading.Event, list[int]]]:
-    """Serve with threads: the first connection is closed (by ``half`` for sending only) when the
-    event is set, and the later ones go on. Yield also the connections that brought requests.
+def closing(*, half: bool) -> Iterator[tuple[Origin, Callable[[], None], list[int]]]:
+    """Serve with threads. Yield also what closes the first connection (by ``half`` for sending
+    only), and returns when the client's system knows; and the connections that brought requests.
     """
     closes, seen = threading.Event(), list[int]()
     listener = socket.create_server(("127.0.0.1", 0))
@@ -166,7 +166,13 @@ def closing_server(*, half: bool) -> Iterator[tuple[Origin, threading.Event, lis
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        yield Origin("http", "127.0.0.1", listener.getsockname()[1]), closes, seen
+        origin = Origin("http", "127.0.0.1", listener.getsockname()[1])
+
+        def close() -> None:
+            closes.set()
+            _wait_until_closed(origin)
+
+        yield origin, close, seen
     finally:
         closes.set()
         listener.shutdown(socket.SHUT_RDWR)
@@ -191,7 +197,7 @@ def _read(made: socket.socket) -> bool:
     return True
 
 
-def wait_until_closed(origin: Origin) -> None:
+def _wait_until_closed(origin: Origin) -> None:
     """Wait, without a turn of the event loop, until a connection to it has seen its FIN."""
     port = f"{origin.port:04X}"
     until = time.monotonic() + 20

@@ -10,17 +10,7 @@ import pytest
 from packshot.core.errors import UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from packshot.gateway.wire.pool import PoolLimits
 from packshot.gateway.wire.upstream import Origin
-from tests.gateway.wire.origins import (
-    KINDS,
-    OK,
-    Peer,
-    call,
-    closing_server,
-    run,
-    serving,
-    upstream,
-    wait_until_closed,
-)
+from tests.gateway.wire.origins import KINDS, OK, Peer, call, closing, run, serving, upstream
 
 CHUNKED = (
     b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -303,13 +293,12 @@ def test_a_request_that_met_a_closed_connection_is_sent_again_where_that_is_cert
     kind, size, half
 ):
     """The server has closed; its FIN is there, and our event loop has not looked yet."""
-    with closing_server(half=half) as (origin, closes, seen):
+    with closing(half=half) as (origin, close, seen):
 
         async def scene() -> None:
             async with upstream(kind, origin) as up:
                 assert await (await up.send(call())).read(2) == b"ok"
-                closes.set()
-                wait_until_closed(origin)
+                close()
                 again = call(body=b"x" * size)
                 if kind == "aiohttp":  # what arrived is not known there
                     with pytest.raises(UpstreamBroken):
