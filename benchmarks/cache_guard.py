@@ -89,11 +89,19 @@ def main() -> None:
     parser.add_argument("--half", choices=HALVES, default="dev")
     parser.add_argument("--model", type=Path, default=minilm.default_folder())
     parser.add_argument("--write", type=Path, help="only write the pairs, one JSON object a line")
+    parser.add_argument("--seed", type=int, help="another draw of the same generator")
+    parser.add_argument("--guards-only", action="store_true", help="without the model: quick")
     parser.add_argument("--first", type=int, help="only so many of the pairs")
     options = parser.parse_args()
-    pairs = HALVES[options.half]()[: options.first]
+    seed = () if options.seed is None else (options.seed,)
+    pairs = HALVES[options.half](*seed)[: options.first]
     if options.write:
         write(options.write, pairs)
+        return
+    if options.guards_only:
+        agree = [compare(read(pair.a), read(pair.b)).agree for pair in pairs]
+        by_kind(pairs, agree, [False] * len(pairs))
+        print(json.dumps({"half": options.half, "guards": show("guards alone", pairs, agree)}))
         return
     model = MiniLM(options.model)
     print(f"{options.half}: {len(pairs):,} pairs; {platform.machine()}, Python {sys.version[:6]}")

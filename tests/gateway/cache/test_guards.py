@@ -60,7 +60,7 @@ white leather sneaker | leather sneaker, white
 photographic candle | photograhpic candle, please
 a candle on a wooden table | a cnadle on a wooden table
 colour: red; material: oak | material: oak; colour: red
-poster "Grand Opening" with a vase | a vase with a poster “Grand  Opening”
+poster "Grand Opening" on a vase | on a vase, a poster “Grand  Opening”
 Bitte schreibe eine Bildunterschrift für eine rote Vase | eine rote Vase
 Écris une légende pour un vase rouge | un vase rouge
 Escribe una leyenda para un jarrón rojo | un jarrón rojo
@@ -156,6 +156,88 @@ red mug, not blue | blue mug, not red
 not red but blue | not blue but red
 mug before Christmas | mug after Christmas
 non-slip mat | slip mat
+red mug for Anna and blue mug for Ben | red mug for Ben and blue mug for Anna
+Anna's mug | Ben's mug
+photo of a mug by Anna | photo of Anna by a mug
+left shoe red, right shoe blue | left shoe blue, right shoe red
+white sneaker on black box | black sneaker on white box
+the mug in the box | the box in the mug
+a woman holding a dog | a dog holding a woman
+a man with a hat and a woman | a man and a woman with a hat
+mug with red handle and lid | mug with handle and red lid
+not a red mug, a blue one | a red mug, not a blue one
+mug only | mug
+translate: mug | mug
+translate to German: red mug | translate to French: red mug
+red mug. Answer in JSON | red mug. Answer in XML
+red mug (no text) | red mug (text)
+no people in the background, a red mug | people in the background, no red mug
+size 42 red, size 43 blue | size 43 red, size 42 blue
+$20 mug, $30 lid | $30 mug, $20 lid
+mug $20, lid $30 | mug $30, lid $20
+2 mugs, 3 lids | 3 mugs, 2 lids
+5 cm wide, 7 cm high | 7 cm wide, 5 cm high
+width 5 cm, height 7 cm | width 7 cm, height 5 cm
+5 cm x 7 cm | 7 cm x 5 cm
+from 5 to 7 cm | from 7 to 5 cm
+10:30 appointment | 11:30 appointment
+before: red, after: blue | before: blue, after: red
+mug that holds 2 cups | cup that holds 2 mugs
+mug bigger than the vase | vase bigger than the mug
+a mug to the left of the vase | a vase to the left of the mug
+a mug above a vase | a vase above a mug
+mug between vase and lamp | vase between mug and lamp
+mug with vase, lamp | lamp with vase, mug
+oak table, brass lamp | brass table, oak lamp
+Model A mug | Model B mug
+option A | option B
+vitamin C | vitamin D
+vitamin A | vitamin B
+plan A mug | plan mug
+type O blood | type A blood
+iPhone 15 Pro | iPhone 15
+iPhone 15 Pro Max | iPhone 15 Pro
+Galaxy S24 | Galaxy S23
+shoe model Air Max 90 | shoe model Air Max 95
+Dr Martens 1460 | Dr Martens 1461
+write 3 captions for a mug | write 5 captions for a mug
+write a caption for a mug | write captions for a mug
+write a caption for a mug in 20 words | write a caption for a mug in 30 words
+write a funny caption for a mug | write a caption for a mug
+please don't write a caption for a mug | please write a caption for a mug
+can you not write a caption for a mug? | can you write a caption for a mug?
+I need no caption for a mug | I need a caption for a mug
+I want a mug | I want you to mug
+caption for the mug, not the lid | caption for the lid, not the mug
+mug with no lid and a handle | mug with a lid and no handle
+mug without lid and handle | mug without handle, with lid
+mug without lid or handle | mug with lid or handle
+unboxed mug | boxed mug
+a mug, half price | a mug, full price
+dishwasher safe | not dishwasher safe
+mug made in China | china mug
+die Tasse ohne Deckel | die Tasse mit Deckel
+die rote Tasse mit blauem Deckel | die blaue Tasse mit rotem Deckel
+la tasse rouge sans couvercle | la tasse rouge avec couvercle
+taza roja con tapa azul | taza azul con tapa roja
+红色杯子 | 蓝色杯子
+赤いマグカップ | 青いマグカップ
+красная кружка | синяя кружка
+красная кружка без крышки | красная кружка с крышкой
+mug 𝟒𝟐 | mug 43
+mug at 5% | mug at 50%
+mug at 0.5 L | mug at 05 L
+mug 1/2 | mug 1/4
+1st mug | 2nd mug
+first mug | second mug
+the mug of the year 2025 | the mug of the year 2026
+100 ml x 3 | 300 ml x 1
+3 x 100 ml | 100 x 3 ml
+red and white striped mug with blue lid | red and blue striped mug with white lid
+striped red white blue mug | striped red blue white mug
+mug for mom from dad | mug for dad from mom
+mug by Ikea for Anna | mug by Anna for Ikea
+to Anna from Ben | to Ben from Anna
 a C++ sticker | a C sticker
 grade A+ tea | grade A tea
 grade A- tea | grade A tea

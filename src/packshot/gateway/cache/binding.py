@@ -24,11 +24,15 @@ ATTRIBUTES = frozenset({"colour", "material", "number", "size"})
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a value stands: under which relation, in which company (itself included)."""
+    """Where a value stands: under which relation, in which company (itself included).
+
+    ``heads`` is what its chunk may hang on: the first chunk of its stretch, and the one before.
+    """
 
     relation: str
     chunk: frozenset[str]
     stretch: frozenset[str]
+    heads: frozenset[str]
 
 
 def rebound(a: Reading, b: Reading) -> Turned | None:
@@ -37,7 +41,12 @@ def rebound(a: Reading, b: Reading) -> Turned | None:
     The two must have the same slots (`packshot.gateway.cache.guards.compare` sees to it).
     """
     left, right = _places(a), _places(b)
-    checks = (_moved(left, right), _regrouped(left, right), _turned(a, b))
+    checks = (
+        _moved(left, right),
+        _exchanged(left, right),
+        _regrouped(left, right),
+        _turned(a, b),
+    )
     return next((turned for check in checks for turned in check), None)
 
 
@@ -57,11 +66,26 @@ def _places(reading: Reading) -> dict[str, list[_Place]]:
         stretches[slot.stretch].add(_key(slot))
     # One set for all that stand in it: a text of one long chunk would fill memory otherwise.
     chunk = {number: frozenset(keys) for number, keys in chunks.items()}
+    heads = _heads(things, chunk)
     stretch = {number: frozenset(keys) for number, keys in stretches.items()}
     found: dict[str, list[_Place]] = {}
     for slot in things:
-        place = _Place(slot.relation, chunk[slot.chunk], stretch[slot.stretch])
+        company = (chunk[slot.chunk], stretch[slot.stretch], heads[slot.chunk])
+        place = _Place(slot.relation, *company)
         found.setdefault(_key(slot), []).append(place)
+    return found
+
+
+def _heads(things: list[Slot], chunk: dict[int, frozenset[str]]) -> dict[int, frozenset[str]]:
+    first: dict[int, int] = {}
+    found: dict[int, frozenset[str]] = {}
+    before = -1
+    for slot in things:
+        if slot.chunk not in found:
+            led = first.setdefault(slot.stretch, slot.chunk) != slot.chunk
+            hangs = chunk[first[slot.stretch]] | chunk[before] if led else frozenset[str]()
+            found[slot.chunk] = hangs if slot.relation else frozenset()
+            before = slot.chunk
     return found
 
 
@@ -72,6 +96,9 @@ def _moved(left: dict[str, list[_Place]], right: dict[str, list[_Place]]) -> Ite
         if len(ours) == len(theirs) == 1:
             fits = _related(ours[0].relation, theirs[0].relation)
             fits &= ours[0].chunk <= theirs[0].chunk or theirs[0].chunk <= ours[0].chunk
+            fits &= not (
+                ours[0].heads and ours[0].heads.isdisjoint(theirs[0].heads or ours[0].heads)
+            )
         else:
             fits = Counter(ours) == Counter(theirs)
         if not fits:
@@ -82,6 +109,24 @@ def _related(one: str, other: str) -> bool:
     """Tell whether two prepositions mean the same; a weak one may be left out."""
     weak = (one or WEAK).startswith(WEAK) and (other or WEAK).startswith(WEAK)
     return one == other or (weak and not (one and other))
+
+
+def _exchanged(left: dict[str, list[_Place]], right: dict[str, list[_Place]]) -> Iterator[Turned]:
+    """Yield what lost a weak preposition while something else got it: the mug in the box."""
+    before, after = _led(left), _led(right)
+    for relation in before.keys() & after.keys():
+        lost, gained = before[relation] - after[relation], after[relation] - before[relation]
+        if lost and gained:
+            yield tuple(sorted(lost)), tuple(sorted(gained))
+
+
+def _led(places: dict[str, list[_Place]]) -> dict[str, set[str]]:
+    found = defaultdict[str, set[str]](set)
+    for key, stands in places.items():
+        for place in stands:
+            found[place.relation].add(key)
+    found.pop("", None)
+    return found
 
 
 def _regrouped(left: dict[str, list[_Place]], right: dict[str, list[_Place]]) -> Iterator[Turned]:

@@ -149,8 +149,8 @@ def _lookup(text: str, words: list[_Word], lists: Lexicon) -> Iterator[Slot]:
         raw = text[start:end]
         if whole == count > 1 and spelt[at + count - 1] == "free":  # sugar-free
             yield from _free_of(start, end, "".join(spelt[at : at + count - 1]))
-        elif term.type == "filler" and len(raw) > 1 and raw.isupper() and not shouted:
-            yield Slot("word", raw, start, end, raw)  # IT is not it
+        elif term.type == "filler" and raw.isupper() and not shouted and _within(text, start, raw):
+            yield Slot("word", raw, start, end, raw)  # IT is not it, plan A is no plan
         elif term.type == "filler" and at == 0 and spelt[count - 1] in ASKS:
             yield Slot("word", term.value, start, end, raw)  # "is it red" is not "it is red"
         else:
@@ -158,6 +158,11 @@ def _lookup(text: str, words: list[_Word], lists: Lexicon) -> Iterator[Slot]:
             surface = "".join(word.text for word in words[at : at + count])
             yield Slot(term.type, value, start, end, surface)
         at += count
+
+
+def _within(text: str, start: int, raw: str) -> bool:
+    """Tell whether a capital is one by itself, and not since a sentence begins."""
+    return len(raw) > 1 or text[:start].rstrip(" ")[-1:].isalnum()
 
 
 def _free_of(start: int, end: int, what: str) -> Iterator[Slot]:
