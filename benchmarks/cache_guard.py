@@ -5,8 +5,9 @@
 
 Exact: the texts are equal. Cosine: MiniLM's similarity is 0.94 or more, as semantic caches are set
 up. Ours: the guards agree, and the similarity of what they read (`Reading.gist`) reaches
-`THRESHOLD`, which was chosen on the development half. Rates come with Clopper and Pearson's 95 % intervals. The
-held-out half has words and grammars that the guards were not written against, and was run once.
+`THRESHOLD`, which was chosen on the development half. Rates come with Clopper and Pearson's 95 %
+intervals. The held-out half has words and grammars that the guards were not written against, and
+was run once; `--seed` draws other pairs by the same generator.
 """
 
 from __future__ import annotations
