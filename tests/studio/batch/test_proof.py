@@ -200,7 +200,7 @@ def check_provider(folder: Path, fake: Fake) -> None:
 STEPS = 12
 """Transactions of a run of two items, and a few that are not reached."""
 
-POINTS = range(1, STEPS + 1) if LONG else (3, 4, 5, 6, 8)
+POINTS = range(1, STEPS + 1) if LONG else (3, 4, 5, 6, 7, 8)
 
 
 @pytest.mark.parametrize("after", [False, True] if LONG else [True])

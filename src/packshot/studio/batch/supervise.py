@@ -216,7 +216,7 @@ class Worker:
                 stderr=out,
                 pass_fds=(theirs.fileno(),),
                 env=_environment(),
-                start_new_session=True,  # the terminal's Ctrl-C does not reach it
+                process_group=0,  # the terminal's Ctrl-C does not reach it
             )
         self.starts += 1
         self._channel = Channel(ours)
