@@ -234,7 +234,6 @@ def grown(count: int) -> dict[str, float]:
             "at_10_%": seen[parts[min(1, len(parts) - 1)]],
             "at_50_%": seen.get(5, 0.0),
             "at_the_end": seen[parts[-1]],
-            "most": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
         }
 
 
