@@ -281,9 +281,9 @@ class Gateway:
             if cycle is not None:
                 cycle.cancels = False
             seconds = perf_counter() - visit.began
+            surface, code, owner = visit.door.surface, visit.code, visit.owner
             self.telemetry.finished(
-                *(visit.job, visit.door.surface, status, seconds, visit.code, visit.owner),
-                request=visit.refused,
+                visit.job, surface, status, seconds, code, owner, request=visit.refused
             )
 
     async def _left(self, job: Job | None) -> None:

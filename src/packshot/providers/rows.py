@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Literal, TypeAlias
 from urllib.parse import quote, urlsplit
@@ -150,7 +151,12 @@ class Row:
         """Return the name of the limit to put in where the caller set none."""
         if self.output_limit_field != "by_model":
             return self.output_limit_field
-        return "max_completion_tokens" if REASONING.match(model) else "max_tokens"
+        return _limit_of(model)
+
+
+@lru_cache(1024)  # every call asks, and models are few
+def _limit_of(model: str) -> str:
+    return "max_completion_tokens" if REASONING.match(model) else "max_tokens"
 
 
 def _row(name: str, base_url: str, **different: object) -> Row:

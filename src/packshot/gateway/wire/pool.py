@@ -103,7 +103,7 @@ class Pool:
         idle = self._idle
         while idle:
             link = idle.pop()
-            if link.usable():
+            if (there := link.transport) is not None and not there.is_closing():
                 break
         else:
             link = await self._acquire(call, now)
