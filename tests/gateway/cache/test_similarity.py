@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from packshot.core.errors import InvalidRequest
+from packshot.gateway.cache import similarity
 from packshot.gateway.cache.similarity import VectorIndex
 
 DIMENSION = 32
@@ -73,3 +74,29 @@ def test_a_vector_of_another_model_is_refused():
 
 def test_an_empty_index_finds_nothing():
     assert VectorIndex(DIMENSION).nearest(vectors(1)[0], 5, at_least=-1) == []
+
+
+def test_no_entry_pays_for_the_whole_graph(monkeypatch):
+    class Counting(similarity._graph(DIMENSION).__class__):
+        calls = 0
+
+        def add(self, *words, **options):
+            Counting.calls += 1
+            return super().add(*words, **options)
+
+    monkeypatch.setattr(
+        similarity, "_graph", lambda size: Counting(ndim=size, metric="cos", dtype="i8")
+    )
+    index, before = VectorIndex(DIMENSION, 200), 0
+    for key, row in enumerate(vectors(400)):
+        index.add(key, row)
+        assert Counting.calls - before <= 1 + similarity.FED_AT_ONCE
+        before = Counting.calls
+    assert Counting.calls == 400  # each once
+    assert [match.key for match in index.nearest(vectors(400)[7], 1, at_least=0.99)] == [7]
+
+
+def test_without_the_graph_all_are_scanned(monkeypatch):
+    monkeypatch.setattr(similarity, "_graph", lambda _: None)
+    index, rows = filled(60, 20)
+    assert all(index.nearest(row, 1, at_least=0.99)[0].key == key for key, row in enumerate(rows))

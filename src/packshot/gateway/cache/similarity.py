@@ -22,6 +22,7 @@ __all__ = ["EXACT_UP_TO", "Match", "VectorIndex"]
 EXACT_UP_TO = 10_000
 """Entries of a partition up to which all are scanned (0.2 ms on one core at 384 numbers each)."""
 FIRST_ROOM = 256
+FED_AT_ONCE = 3
 EXTRA_CANDIDATES = 16
 """What the graph is asked for beyond the wanted number, since its own distances are rounded."""
 
@@ -48,6 +49,7 @@ class VectorIndex:
         self._keys: NDArray[np.int64] = np.zeros(0, np.int64)
         self._at: dict[int, int] = {}
         self._graph: Any = None
+        self._unfed: set[int] = set()
 
     def __len__(self) -> int:
         """Return the number of entries."""
@@ -72,11 +74,19 @@ class VectorIndex:
             self._keys = np.resize(self._keys, room)
         self._rows[count], self._keys[count], self._at[key] = vector, key, count
         if self._graph is not None:
-            self._graph.add(key, vector)
-        elif count + 1 > self._exact_up_to:
-            self._graph = _graph(self.dimension)
-            if self._graph is not None:
-                self._graph.add(self._keys[: count + 1], self._rows[: count + 1], threads=1)
+            self._graph.add(key, vector, threads=1)
+            self._feed()
+        elif count + 1 > self._exact_up_to // 2 and (graph := _graph(self.dimension)) is not None:
+            self._graph, self._unfed = graph, set(self._at)
+
+    def _feed(self) -> None:
+        """Give the graph a few of the entries that were there before it.
+
+        All of them at once would take seconds at 10,000. Begun at half of `EXACT_UP_TO`, it is
+        complete long before it is used.
+        """
+        for key in [self._unfed.pop() for _ in range(min(FED_AT_ONCE, len(self._unfed)))]:
+            self._graph.add(key, self._rows[self._at[key]], threads=1)
 
     def remove(self, key: int) -> None:
         """Forget an entry; an unknown key is fine."""
@@ -87,19 +97,23 @@ class VectorIndex:
         if at != last:  # the last one moves into the gap
             self._rows[at], self._keys[at] = self._rows[last], self._keys[last]
             self._at[int(self._keys[at])] = at
-        if self._graph is not None:
+        if key in self._unfed:
+            self._unfed.remove(key)
+        elif self._graph is not None:
             self._graph.remove(key)
 
     def nearest(self, vector: NDArray[np.float32], count: int, at_least: float) -> list[Match]:
         """Return up to ``count`` entries of similarity ``at_least`` or more, the nearest first."""
         if not self._at:
             return []
-        if self._graph is None:
+        graph: Any = self._graph
+        if graph is None or self._unfed or len(self._at) <= self._exact_up_to:
             places = np.arange(len(self._at))
+            rows = self._rows[: len(self._at)]
         else:
-            keys = self._graph.search(vector, count + EXTRA_CANDIDATES, threads=1).keys
+            keys = graph.search(vector, count + EXTRA_CANDIDATES, threads=1).keys
             places = np.array([self._at[int(key)] for key in keys if int(key) in self._at], np.intp)
-        rows = self._rows[: len(self._at)] if self._graph is None else self._rows[places]
+            rows = self._rows[places]
         similarities = rows @ vector
         best = np.argsort(-similarities, kind="stable")[:count]
         return [
