@@ -25,7 +25,6 @@ from packshot.ledger.stores.base import Store as LedgerStore
 from packshot.studio.batch.items import Item, Value, read_items
 from packshot.studio.batch.photos import Photos
 from packshot.studio.batch.state import RunState
-from packshot.studio.caption import check_brief
 from packshot.studio.finish import parse_size
 from packshot.studio.objects import is_address
 from packshot.studio.recipes.recipe import Recipe
@@ -52,7 +51,7 @@ class Source:
     @property
     def wants_briefs(self) -> bool:
         """Whether every item has to say something."""
-        says = any(step.name == "caption" for step in self.recipe.steps)
+        says = any("caption" in step.gives for step in self.recipe.steps)
         return says and not self.recipe.variants.grounds
 
 
@@ -176,6 +175,4 @@ def _check_item(item: Item, source: Source, photos: Photos) -> None:
         )
     if item.size:
         parse_size(item.size, (1, 1))
-    if source.wants_briefs:
-        check_brief(item.brief)
     _digests(item, photos)
