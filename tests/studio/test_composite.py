@@ -106,6 +106,12 @@ def test_a_product_is_never_enlarged() -> None:
     assert large.digest == cutout.digest
 
 
+def test_a_canvas_that_is_a_pixel_larger_is_a_pixel_larger() -> None:
+    cutout = cutout_of(photo_of(colours()), Matte(disc(), "mask"))
+    assert placed(cutout, (WIDTH, HEIGHT)) is cutout
+    assert placed(cutout, (WIDTH, HEIGHT + 1)).size == (WIDTH, HEIGHT + 1)
+
+
 def test_the_core_keeps_its_distance_from_what_is_not_all_product() -> None:
     alpha = np.zeros((70, 70), np.uint8)
     alpha[20:50, 20:50] = 255

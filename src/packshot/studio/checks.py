@@ -17,6 +17,7 @@ from packshot.studio.filters import filled
 if TYPE_CHECKING:
     from packshot.studio.colour import Bytes
     from packshot.studio.composite import Cutout
+    from packshot.studio.filters import Mask
 
 __all__ = ["LIMITS", "Check", "Limit", "check_file", "check_ground", "failures", "refuse"]
 
@@ -49,6 +50,10 @@ LIMITS: dict[Name, Limit] = {
     )
 }
 """See docs/background.md for how they were chosen. ``border`` counts in a white ground only."""
+
+
+INNER_SIDE = 1600
+"""Longer side of the copy in which the product's colours along its rim are found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +169,29 @@ def _seam(out: Bytes, cutout: Cutout, ground: Bytes) -> float:
     rim = (cutout.alpha > 0) & ~full
     if not rim.any():
         return 0.0
-    inner = linear(
-        np.clip(filled(cutout.colours.astype(np.float32), ~full), 0, 255).astype(np.uint8)
-    )
-    a, b, c = inner[rim], linear(ground[rim]), linear(out[rim])
+    a, b, c = linear(_inner(cutout, rim)), linear(ground[rim]), linear(out[rim])
     line = a - b
     share = ((c - b) * line).sum(-1) / np.maximum((line**2).sum(-1), 1e-6)
     nearest = b + np.clip(share, 0, 1)[:, None] * line
     return float(np.median(difference(lab(c), lab(nearest))))
+
+
+def _inner(cutout: Cutout, rim: Mask) -> Bytes:
+    """Return for each rim pixel [n, 3] the colour of the full pixels nearest to it.
+
+    In a copy of at most `INNER_SIDE`, since filling a large picture takes long.
+    """
+    import numpy as np
+    from PIL.Image import Resampling, fromarray
+
+    height, width = rim.shape
+    scale = min(1.0, INNER_SIDE / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    colours = np.asarray(fromarray(cutout.colours).resize(size, Resampling.NEAREST))
+    full = np.asarray(fromarray(cutout.alpha).resize(size, Resampling.NEAREST)) == 255
+    inner = np.clip(filled(colours.astype(np.float32), ~full), 0, 255).astype(np.uint8)
+    rows, columns = np.nonzero(rim)
+    return inner[rows * size[1] // height, columns * size[0] // width]
 
 
 def _white_share(out: Bytes, alpha: Bytes) -> float:

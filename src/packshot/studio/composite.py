@@ -90,6 +90,8 @@ def placed(cutout: Cutout, size: tuple[int, int]) -> Cutout:
     from PIL.Image import Resampling, fromarray
 
     width, height = cutout.size
+    if size == cutout.size:
+        return cutout
     scale = min(1.0, size[0] / width, size[1] / height)
     colours, alpha, margin = fromarray(cutout.colours), fromarray(cutout.alpha), cutout.margin
     if scale < 1:
@@ -101,8 +103,6 @@ def placed(cutout: Cutout, size: tuple[int, int]) -> Cutout:
         alpha = fromarray(np.minimum(np.asarray(alpha.resize(small, Resampling.BOX)), most))
         margin = cutout.margin + LANCZOS_REACH
     at = ((size[0] - colours.width) // 2, (size[1] - colours.height) // 2)
-    if at == (0, 0) and scale == 1:
-        return cutout
     canvas = fromarray(np.zeros((size[1], size[0], 3), np.uint8))
     canvas.paste(colours, at)
     cover = fromarray(np.zeros((size[1], size[0]), np.uint8))
@@ -183,8 +183,11 @@ def _own_colours(pixels: Bytes, matte: Matte) -> Bytes:
     estimate = np.asarray(smooth.resize((width, height), Resampling.BILINEAR), dtype=np.uint8)
     if matte.mixed or scale == 1:
         return estimate
-    share = (matte.alpha.astype(np.float32) / 255)[..., None]
-    return srgb(share * linear(pixels) + (1 - share) * linear(estimate))
+    rim = (matte.alpha > 0) & (matte.alpha < 255)
+    share = (matte.alpha[rim].astype(np.float32) / 255)[:, None]
+    own = estimate.copy()
+    own[rim] = srgb(share * linear(pixels[rim]) + (1 - share) * linear(estimate[rim]))
+    return own
 
 
 def _means(colours: Floats, weight: Floats, radius: int) -> Floats:
