@@ -41,6 +41,7 @@ TABLE = {
     ("GET", "/admin/audit"): False,
     ("GET", "/admin/health"): False,
     ("POST", "/admin/reload"): False,
+    ("POST", "/admin/cache/purge"): False,
 }
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from packshot.cli import cached, terminal
 from packshot.cli import options as o
-from packshot.cli import terminal
 from packshot.core.errors import InvalidRequest, OutputError
 
 if TYPE_CHECKING:
@@ -111,6 +111,10 @@ def tune(
             _draw(_of_route(plot, route), tables, limit, f"{route or pairs.name}: thresholds")
     if as_json:
         _json({"routes": facts, "limit": limit})
+
+
+app.command()(cached.purge)
+app.command()(cached.audit)
 
 
 def _types(names: str) -> Sequence[str]:

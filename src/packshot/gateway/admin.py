@@ -40,6 +40,7 @@ from packshot.core.errors import (
 )
 from packshot.core.money import show_eur
 from packshot.gateway.access import FAILURES, neighbourhood
+from packshot.gateway.cache.entry import Purge
 from packshot.gateway.keystore import (
     AuditRow,
     KeyRow,
@@ -57,7 +58,15 @@ from packshot.state.limits import Ask, MemoryLimits
 if TYPE_CHECKING:
     from packshot.ledger.stores.table_store import TableStore
 
-__all__ = ["ROUTES", "AdminDesk", "AdminRoute", "Role", "admin_app", "spending_of"]
+__all__ = [
+    "ROUTES",
+    "AdminDesk",
+    "AdminRoute",
+    "Role",
+    "admin_app",
+    "no_purge",
+    "spending_of",
+]
 
 Role: TypeAlias = Literal["anybody", "local", "admin"]
 """"local": anybody on this machine without a secret, others with it."""
@@ -119,6 +128,11 @@ async def no_reload() -> Sequence[str]:
     raise InvalidRequest("this gateway cannot reload")
 
 
+async def no_purge(_: Purge) -> int:
+    """Refuse to purge a cache that there is not."""
+    raise InvalidRequest("this gateway has no response cache: semantic_cache.enabled is false")
+
+
 @dataclass(frozen=True, slots=True)
 class AdminDesk:
     """What the API works with.
@@ -137,6 +151,7 @@ class AdminDesk:
     reload: Callable[[], Awaitable[Sequence[str]]] = no_reload
     metrics: Callable[[], str] = no_metrics
     defaults: Callable[[], DefaultsEntry] = DefaultsEntry
+    purge: Callable[[Purge], Awaitable[int]] = no_purge
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +261,17 @@ async def reload(desk: AdminDesk, ask: Visit) -> tuple[int, Answer]:
     return 200, {"notes": list(await desk.reload())}
 
 
+async def purge(desk: AdminDesk, ask: Visit) -> tuple[int, Answer]:
+    """Throw cached answers away: ``{"by": "scope", "value": "key:ID"}``; see `Purge`."""
+    try:
+        what = msgspec.convert(ask.body, Purge)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(
+            f"{error}; expected by: all, key, tag, route or scope, and its value"
+        ) from error
+    return 200, {"purged": await desk.purge(what)}
+
+
 ROUTES: tuple[AdminRoute, ...] = (
     AdminRoute("GET", "/healthz", "anybody", alive),
     AdminRoute("GET", "/metrics", "local", metrics),
@@ -258,6 +284,7 @@ ROUTES: tuple[AdminRoute, ...] = (
     AdminRoute("GET", "/admin/audit", "admin", audit),
     AdminRoute("GET", "/admin/health", "admin", health),
     AdminRoute("POST", "/admin/reload", "admin", reload),
+    AdminRoute("POST", "/admin/cache/purge", "admin", purge),
 )
 """All there is. No path takes a command, a file's name, a template, or a URL."""
 

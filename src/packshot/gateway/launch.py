@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 from packshot.core.errors import InvalidRequest
 from packshot.gateway import run
 from packshot.gateway.access import Hasher, load_admin_secret, load_pepper, pepper_path
-from packshot.gateway.admin import AdminDesk, admin_app, spending_of
+from packshot.gateway.admin import AdminDesk, admin_app, no_purge, spending_of
 from packshot.gateway.drainer import drain_the_rest
 from packshot.gateway.keystore import open_key_store
 from packshot.gateway.plan import Plan, build_plan
@@ -100,6 +100,7 @@ def admin_of(app: run.Application, path: Path) -> ASGIApp:
             reload,
             app.telemetry.page,
             lambda: app.gateway.settings.access.defaults,
+            no_purge if app.gateway.cache is None else app.gateway.cache.purge,
         )
     )
 

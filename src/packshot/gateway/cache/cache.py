@@ -99,6 +99,8 @@ class Shadow(Protocol):
 
     async def tick(self) -> None: ...
 
+    async def forget(self, what: Purge) -> None: ...
+
     async def aclose(self) -> None: ...
 
 
@@ -346,6 +348,8 @@ class ResponseCache:
         """
         before = len(self.front)
         self._drop(what)
+        if self.shadow is not None:
+            await self.shadow.forget(what)
         return before - len(self.front) if self.back is None else await self.back.purge(what)
 
     async def tick(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packshot.core.errors import InvalidRequest, ModelNotFound
+from packshot.gateway.cache.audit_log import AuditLog
 from packshot.gateway.cache.cache import ResponseCache
 from packshot.gateway.cache.file_store import FileStore
 from packshot.gateway.cache.settings import SemanticCacheEntry
@@ -19,12 +19,11 @@ from packshot.gateway.telemetry import Telemetry
 if TYPE_CHECKING:
     from packshot.gateway.cache.semantic import Semantic
 
-__all__ = ["answers_file", "open_cache"]
+__all__ = ["ANSWERS", "AUDIT", "open_cache"]
 
-
-def answers_file(settings: GatewaySettings) -> Path:
-    """Return the file that the workers of this machine keep answers in."""
-    return settings.server.folder / "answers.db"
+ANSWERS = "answers.db"
+AUDIT = "cache-audit.db"
+"""Files of the state folder: answers, and the checks of semantic hits."""
 
 
 async def open_cache(
@@ -38,13 +37,23 @@ async def open_cache(
         ModelCorrupt: the embedding model is not the one that was made.
     """
     entry = settings.semantic_cache
+    if entry.store == "memory" and settings.server.workers > 1:
+        raise InvalidRequest(
+            "semantic_cache.store: memory is one worker's own, and what is purged would stay in the"
+            ' others; with more workers leave it out, for a file, or set "valkey://host"'
+        )
     back: Store | None = None
     if not entry.store:
         size = entry.file_mb << 20
-        back = await asyncio.to_thread(FileStore, answers_file(settings), size)
+        back = await asyncio.to_thread(FileStore, settings.server.folder / ANSWERS, size)
     front = MemoryStore(entry.memory_mb << 20)
     tier = await asyncio.to_thread(_tier, entry, telemetry)
     cache = ResponseCache(entry, dispatcher, telemetry, front, back=back, tier=tier)
+    if tier is not None and entry.audit.share:
+        from packshot.gateway.cache.audit import Auditor
+
+        log = await asyncio.to_thread(AuditLog, settings.server.folder / AUDIT, entry.audit.keep)
+        cache.shadow = Auditor(entry.audit, log, dispatcher, tier.embedder, telemetry)
     await cache.tick()
     return cache
 

@@ -16,7 +16,7 @@ from packshot.core.sse import encode, parse
 from packshot.core.types import Usage
 from packshot.providers.base import Surface
 
-__all__ = ["events_of", "is_good", "whole_of"]
+__all__ = ["events_of", "is_good", "text_of", "whole_of"]
 
 Json = dict[str, Any]
 READ = msgspec.json.Decoder(Json).decode
@@ -42,6 +42,17 @@ def is_good(surface: Surface, body: bytes) -> bool:
         return surface == "embeddings" and bool(answer.get("data"))
     except (msgspec.MsgspecError, RecursionError, AttributeError):
         return False
+
+
+def text_of(surface: Surface, body: bytes) -> str:
+    """Return the text of a whole answer; "" where it has none, or is not understood."""
+    try:
+        answer = READ(body)
+        if surface == "messages":
+            return "\n".join(each["text"] for each in answer["content"] if each["type"] == "text")
+        return "\n".join(each["message"]["content"] or "" for each in answer["choices"])
+    except (msgspec.MsgspecError, RecursionError, KeyError, TypeError):
+        return ""
 
 
 def _is_good_choice(choice: Json) -> bool:

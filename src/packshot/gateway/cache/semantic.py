@@ -76,7 +76,7 @@ class Semantic:
         tell: Callable[[BaseException], None],
         clock: Clock = wall_us,
     ) -> None:
-        self._embedder = embedder
+        self.embedder = embedder
         self._most = most
         self._tell = tell
         self._clock = clock
@@ -85,6 +85,8 @@ class Semantic:
         self._known: OrderedDict[str, tuple[int, Entry]] = OrderedDict()
         """By exact key: the number in its partition, and the entry without its body."""
         self._made = 0
+        # The lists of words take a tenth of a second to load: not in a call.
+        compare(read("a red mug"), read("a mug, red"), SLOT_TYPES)
 
     def __len__(self) -> int:
         return len(self._known)
@@ -101,19 +103,19 @@ class Semantic:
         try:
             async with asyncio.timeout(LONGEST_S):
                 gist = await run(self._thread, lambda: read_kept(text).gist)
-                vector: Vector = (await self._embedder.embed([gist or text]))[0]
+                vector: Vector = (await self.embedder.embed([gist or text]))[0]
                 must_match = rules.must_match or SLOT_TYPES
                 search = partial(self._search, partition, text, vector, threshold, must_match)
                 key, similarity = await run(self._thread, search)
         except (TimeoutError, Saturated):
             return NOTHING
         packed = vector.astype(np.float16).tobytes()
-        return key, similarity, Scent(partition, text, packed, self._embedder.name)
+        return key, similarity, Scent(partition, text, packed, self.embedder.name)
 
     def learn(self, key: str, entry: Entry) -> None:
         """Find this entry from now on."""
         scent = entry.scent
-        if scent is not None and scent.embedder == self._embedder.name:
+        if scent is not None and scent.embedder == self.embedder.name:
             kept = msgspec.structs.replace(entry, body=b"")
             self._do(partial(self._learn, key, kept, scent))
 
@@ -124,7 +126,7 @@ class Semantic:
     async def aclose(self) -> None:
         """End the threads."""
         await asyncio.to_thread(self._thread.shutdown)
-        close = getattr(self._embedder, "close", None)
+        close = getattr(self.embedder, "close", None)
         if close is not None:
             await asyncio.to_thread(close)
 
@@ -159,11 +161,11 @@ class Semantic:
     def _learn(self, key: str, entry: Entry, scent: Scent) -> None:
         self._forget(key)
         vector = np.frombuffer(scent.vector, np.float16).astype(np.float32)
-        if vector.shape != (self._embedder.dimension,):
+        if vector.shape != (self.embedder.dimension,):
             return
         partition = self._partitions.get(scent.partition)
         if partition is None:
-            partition = _Partition(VectorIndex(self._embedder.dimension))
+            partition = _Partition(VectorIndex(self.embedder.dimension))
             self._partitions[scent.partition] = partition
         self._made += 1
         partition.index.add(self._made, vector / np.linalg.norm(vector))
