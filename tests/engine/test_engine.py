@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from packshot.core.errors import Cancelled, InvalidRequest, ModelNotFound, RenderFailed
+from packshot.core.errors import (
+    Cancelled,
+    DeviceLost,
+    InvalidRequest,
+    ModelNotFound,
+    OutOfMemory,
+    RenderFailed,
+)
 from packshot.core.types import RenderRequest
 from packshot.engine.engine import Engine
 from packshot.engine.networks.vae import VAE
@@ -313,3 +320,55 @@ def copy_without(source: Path, target: Path, component: str) -> Path:
         if child.name != component:
             (target / child.name).symlink_to(child)
     return target
+
+
+# ---------------------------------------------------------------- a device in trouble
+
+
+def test_pictures_that_do_not_fit_together_are_made_in_smaller_batches(engine, monkeypatch):
+    request = replace(REQUEST, seeds=(7, 8, 9))
+    want = engine.render(request).images
+    made, denoise = [], engine.runner.denoise
+
+    def cramped(task, pictures, noise, watch):
+        made.append(pictures)
+        if pictures > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return denoise(task, pictures, noise, watch)
+
+    monkeypatch.setattr(engine.runner, "batches", lambda pictures, pixels: (pictures,))
+    monkeypatch.setattr(engine.runner, "denoise", cramped)
+    got = engine.render(request).images
+    assert made == [3, 1, 2, 1, 1]
+    assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
+
+
+def test_a_picture_that_does_not_fit_alone_is_an_error_and_the_next_one_is_made(
+    engine, monkeypatch
+):
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.runner, "denoise", full)
+        with pytest.raises(OutOfMemory, match=r"9 GiB.*smaller picture"):
+            engine.render(REQUEST)
+    assert engine.render(REQUEST).images
+
+
+def test_a_broken_context_says_that_the_process_must_end(engine, monkeypatch):
+    def broken(*args):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(engine.runner, "denoise", broken)
+    with pytest.raises(DeviceLost, match=r"illegal memory access was encountered\. End the"):
+        engine.render(REQUEST)
+
+
+def test_an_error_that_is_no_device_s_comes_out_as_it_is(engine, monkeypatch):
+    def wrong(*args):
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(engine.runner, "denoise", wrong)
+    with pytest.raises(RuntimeError, match="mat1"):
+        engine.render(REQUEST)

@@ -74,7 +74,7 @@ def test_raw_is_passed_on_and_another_shape_is_said(options: Options) -> None:
         ({"sampler": "dpmpp2m"}, InvalidRequest, "Did you mean 'dpmpp-2m'?.*euler-ancestral"),
         ({"schedule": "caras"}, InvalidRequest, "Did you mean 'karras'?"),
         ({"spacing": "middle"}, InvalidRequest, "leading, linspace, trailing"),
-        ({"precision": "fp8"}, InvalidRequest, "unknown precision 'fp8'"),
+        ({"precision": "fp9"}, InvalidRequest, "unknown precision 'fp9'"),
         ({"vae_precision": "fp8"}, InvalidRequest, "unknown VAE precision 'fp8'"),
         ({"device": "gpu"}, InvalidRequest, "unknown device 'gpu'.*Valid: auto, cpu, cuda"),
         ({"device": "cuda:x"}, InvalidRequest, "unknown device"),

@@ -18,8 +18,10 @@ __all__ = [
     "Columns",
     "Count",
     "Device",
+    "Graphs",
     "Guidance",
     "Image",
+    "Invariant",
     "Like",
     "Mask",
     "Model",
@@ -154,6 +156,21 @@ Precision = Annotated[
 VaePrecision = Annotated[
     str,
     typer.Option(help="The same, for the decoder: fp32 keeps hard edges.", rich_help_panel=MACHINE),
+]
+Graphs = Annotated[
+    bool,
+    typer.Option(
+        help="On a GPU, capture each step once and replay it; without, to look for a leak.",
+        rich_help_panel=MACHINE,
+    ),
+]
+Invariant = Annotated[
+    bool,
+    typer.Option(
+        "--invariant",
+        help="On a GPU, one picture at a time: a seed's bits are then the same in company.",
+        rich_help_panel=MACHINE,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Brief = Annotated[

@@ -45,6 +45,8 @@ def profile(
     device: o.Device = "auto",
     precision: o.Precision = "auto",
     vae_precision: o.VaePrecision = "auto",
+    graphs: o.Graphs = True,
+    invariant: o.Invariant = False,
     trace: Trace = None,
     gateway: GatewayConfig = None,
     as_json: o.AsJson = False,
@@ -68,6 +70,8 @@ def profile(
             device=device,
             precision=precision,
             vae_precision=vae_precision,
+            graphs=graphs,
+            invariant=invariant,
         )
     )
     found = profile_plan(planned, trace)

@@ -59,6 +59,8 @@ def render(
     device: o.Device = "auto",
     precision: o.Precision = "auto",
     vae_precision: o.VaePrecision = "auto",
+    graphs: o.Graphs = True,
+    invariant: o.Invariant = False,
 ) -> None:
     """Render a product photograph from a BRIEF."""
     from packshot.studio.finish import DEFAULT_SHARPEN
@@ -82,6 +84,8 @@ def render(
             model=model,
             precision=precision,
             vae_precision=vae_precision,
+            graphs=graphs,
+            invariant=invariant,
             device=device,
             out=out,
             raw=choice == "none",

@@ -36,6 +36,8 @@
     ├── CheckFailed          a finished picture broke a promise: it is not delivered
     ├── WorkerLost           the process that holds the model crashed or hung; the next one may not
     ├── RenderFailed         the network produced NaN or a constant picture, twice
+    │   ├── OutOfMemory      the device has no room for it
+    │   ├── DeviceLost       the device failed for good: the process must end
     │   ├── HostedFailed     the hosted provider made no picture: an outage, a deadline, no budget
     │   └── ContentFiltered  a provider's filter refused: not to be routed around
     └── Cancelled            the caller asked to stop between two steps
@@ -57,6 +59,7 @@ __all__ = [
     "Cancelled",
     "CheckFailed",
     "ContentFiltered",
+    "DeviceLost",
     "DeviceMissing",
     "Forbidden",
     "GatewayError",
@@ -256,6 +259,14 @@ class WorkerLost(PackshotError):
 
 class RenderFailed(PackshotError):
     """The picture came out as NaN or as one flat colour, in full precision too."""
+
+
+class OutOfMemory(RenderFailed):
+    """The device has no room for a render of this size."""
+
+
+class DeviceLost(RenderFailed):
+    """The device failed in a way that this process cannot mend: it must end, and another begin."""
 
 
 class HostedFailed(RenderFailed):

@@ -18,6 +18,7 @@ __all__ = [
     "SCHEDULES",
     "SPACINGS",
     "STAGES",
+    "VAE_PRECISIONS",
     "EmbeddingUse",
     "Original",
     "Precision",
@@ -45,8 +46,7 @@ Spacing = Literal["leading", "trailing", "linspace"]
 Precision = Literal["auto", "fp32", "bf16", "fp16", "fp8", "int8"]
 """Arithmetic of the networks; ``auto`` is fp32 on a CPU and bf16 on a GPU.
 
-``fp8`` and ``int8`` are bf16 but for the large products of the UNet; on GPUs, fp8 on those that have
-it.
+``fp8`` and ``int8`` are bf16 but for the large products of the UNet; on GPUs, fp8 where it is.
 """
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
@@ -54,6 +54,7 @@ SAMPLERS: tuple[Sampler, ...] = get_args(Sampler)
 SCHEDULES: tuple[Schedule, ...] = get_args(Schedule)
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+VAE_PRECISIONS: tuple[Precision, ...] = ("auto", "fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,8 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from packshot.core.errors import DeviceMissing, InvalidRequest, unknown_name
-from packshot.core.types import PRECISIONS, Precision, Stage, Usage
+from packshot.core.errors import (
+    DeviceLost,
+    DeviceMissing,
+    InvalidRequest,
+    OutOfMemory,
+    unknown_name,
+)
+from packshot.core.types import PRECISIONS, VAE_PRECISIONS, Precision, Stage, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -21,11 +27,13 @@ __all__ = [
     "Meter",
     "arithmetic",
     "capability",
+    "device_errors",
     "device_kind",
     "has_fp8",
     "pick_device",
     "pick_precision",
     "pick_vae_precision",
+    "sent",
 ]
 
 DTYPES: dict[Precision, torch.dtype] = {
@@ -112,8 +120,8 @@ def pick_vae_precision(name: Precision, model: Precision, *, force_upcast: bool)
     ``force_upcast`` is the mark, in a VAE's config, of activations beyond the range of fp16. Ask
     for fp32 where edges are hard and gradients long: bf16 has eight bits to tell shades apart.
     """
-    if name not in PRECISIONS:
-        raise unknown_name("VAE precision", name, PRECISIONS)
+    if name not in VAE_PRECISIONS:
+        raise unknown_name("VAE precision", name, VAE_PRECISIONS)
     if name != "auto":
         return name
     if model in ("fp8", "int8"):
@@ -145,6 +153,37 @@ def arithmetic(device: torch.device) -> str:
     else:
         kernels = torch.get_float32_matmul_precision()
     return f"{device_kind(device)} {kernels} torch {torch.__version__}"
+
+
+@contextmanager
+def device_errors() -> Generator[None]:
+    """Translate what torch raises of a device's trouble.
+
+    Raises `OutOfMemory` where the device has no room, and `DeviceLost` where its context is broken:
+    all that this process asks of it from then on would fail, too.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(
+            f"the device has no room for this render: {str(error).splitlines()[0]} Ask for a "
+            "smaller picture, or let nothing else run on the device."
+        ) from error
+    except RuntimeError as error:
+        if "CUDA error" not in str(error):
+            raise
+        raise DeviceLost(
+            f"the GPU's context is broken and this process cannot use it again: "
+            f"{str(error).splitlines()[0]}. End the process; the next one begins anew."
+        ) from error
+
+
+def sent(numbers: object, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """Return numbers as a tensor on ``device``, without waiting for it: from pinned memory."""
+    made = torch.tensor(numbers, dtype=dtype)
+    if device.type != "cuda":
+        return made.to(device)
+    return made.pin_memory().to(device, non_blocking=True)
 
 
 class Meter:

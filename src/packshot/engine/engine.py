@@ -13,7 +13,7 @@ from packshot.engine import limits
 from packshot.engine.conditioning import behind_zeros
 from packshot.engine.decode import decode_preview
 from packshot.engine.denoise import noise_of
-from packshot.engine.devices import Meter, device_kind, pick_device, pick_precision
+from packshot.engine.devices import Meter, device_errors, device_kind, pick_device, pick_precision
 from packshot.engine.embeddings import EmbeddingCache, TextReader
 from packshot.engine.encode import encode_original
 from packshot.engine.folder import ModelFolder
@@ -96,13 +96,15 @@ class Engine:
         """Make one picture for each seed of ``request``.
 
         ``on_step`` is told of every step of every picture, and may end the render by raising; its
-        exception comes out here. Raises InvalidRequest (see ``limits.validate``) and RenderFailed.
+        exception comes out here. Pictures that do not fit together are made in smaller batches.
+        Raises InvalidRequest (see ``limits.validate``), and RenderFailed: OutOfMemory where one
+        picture does not fit, DeviceLost where the process can use its device no more.
         """
         limits.validate(request)
         request = replace(request, spacing=request.spacing or self.model.noise.spacing)
         count, pixels = len(request.seeds), len(request.seeds) * request.width * request.height
         meter = Meter(self.model.device)
-        with torch.inference_mode():
+        with torch.inference_mode(), device_errors():
             with meter.stage("encode", pixels=_pixels_read(request)):
                 texts, use = self._encode(request)
                 kept = self._encode_original(request)
@@ -158,12 +160,21 @@ class Engine:
         size = (request.width, request.height)
         task = Task(steps, texts, *size, request.guidance, kept, self._tier(request))
         shape = (model.unet.config.in_channels, *_latent_size(request))
+        waiting = [*self.runner.batches(len(request.seeds), request.width * request.height)]
         first = 0
-        for count in self.runner.batches(len(request.seeds), request.width * request.height):
+        while waiting:
+            count = waiting.pop(0)
             noise = noise_of(request.seeds[first : first + count], shape, model.device)
             watch = self._watch(request, first, on_step)
-            yield self.runner.denoise(task, count, noise, watch)
-            first += count
+            try:
+                yield self.runner.denoise(task, count, noise, watch)
+            except torch.OutOfMemoryError:
+                self.runner.release()
+                if count == 1:
+                    raise
+                waiting[:0] = [count // 2, count - count // 2]
+            else:
+                first += count
 
     def _tier(self, request: RenderRequest) -> Tier:
         """Return the arithmetic of the UNet's large products; `InvalidRequest` if it has none."""

@@ -121,11 +121,11 @@ def profile_render(engine: Engine, request: RenderRequest, trace: Path | None = 
         wall_s = perf_counter() - start
     if trace is not None:
         recorded.export_chrome_trace(str(trace))
-    kinds, busy_s = _kinds(recorded.events() or [], device)
+    kinds, busy_s, spanned_s = _kinds(recorded.events() or [], device)
     found = Profile(
         stages=stages,
         kinds=kinds,
-        gaps_s=max(0.0, wall_s - busy_s),
+        gaps_s=max(0.0, (spanned_s or wall_s) - busy_s),
         syncs=_syncs(engine, request),
         tflop=_tflop(engine.model.folder, request),
         ceilings=_ceilings(device, DTYPES[engine.model.precision]),
@@ -141,8 +141,12 @@ def classify(name: str) -> str:
     return next((kind for kind, pattern in KINDS if re.search(pattern, lower)), OTHER)
 
 
-def _kinds(events: Iterable[Any], device: torch.device) -> tuple[tuple[Kind, ...], float]:
-    """Return the kinds of kernels, longest first, and the seconds in which at least one ran."""
+def _kinds(events: Iterable[Any], device: torch.device) -> tuple[tuple[Kind, ...], float, float]:
+    """Return the kinds of kernels, longest first, and the seconds in which at least one ran.
+
+    And, of a GPU, those from the first one's start to the last one's end: the profiler's own work
+    before and after is none of the render's.
+    """
     calls: Counter[str] = Counter()
     micros: Counter[str] = Counter()
     spans: list[tuple[float, float]] = []
@@ -157,9 +161,11 @@ def _kinds(events: Iterable[Any], device: torch.device) -> tuple[tuple[Kind, ...
         calls[kind] += 1
         micros[kind] += spent
         spans.append((event.time_range.start, event.time_range.end))
-    busy = _union(spans) if device.type == "cuda" else sum(micros.values())
-    kinds = (Kind(name, calls[name], spent / 1e6) for name, spent in micros.most_common())
-    return tuple(kinds), busy / 1e6
+    kinds = tuple(Kind(name, calls[name], spent / 1e6) for name, spent in micros.most_common())
+    if device.type != "cuda" or not spans:
+        return kinds, sum(micros.values()) / 1e6, 0.0
+    spanned = max(end for _, end in spans) - min(start for start, _ in spans)
+    return kinds, _union(spans) / 1e6, spanned / 1e6
 
 
 def _union(spans: list[tuple[float, float]]) -> float:

@@ -70,6 +70,10 @@ class Runner(Protocol):
         """Return how many of ``pictures`` of ``pixels`` each are made together, batch by batch."""
         ...
 
+    def release(self) -> None:
+        """Give back the memory of what can be made again."""
+        ...
+
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Read texts with both encoders, one row each."""
         ...
@@ -107,6 +111,9 @@ class PlainRunner:
         whole, rest = divmod(pictures, fit)
         return (fit,) * whole + ((rest,) if rest else ())
 
+    def release(self) -> None:
+        """Nothing is kept but the weights."""
+
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """As `Runner.encode`."""
         return encode_texts(*self._model.readers, texts)
@@ -129,10 +136,13 @@ class PlainRunner:
         return [decode_checked(row[None], model.vae, lambda: model.vae_fp32) for row in latents]
 
 
-def pick_runner(model: Model) -> Runner:
-    """Return the fastest runner for a model: on a GPU in 16 bits, the fused kernels."""
+def pick_runner(model: Model, *, graphs: bool = True, invariant: bool = False) -> Runner:
+    """Return the fastest runner for a model: on a GPU in 16 bits or less, the fused kernels.
+
+    ``graphs`` and ``invariant`` as `fast.runner.FastRunner` takes them.
+    """
     if model.device.type != "cuda" or model.precision == "fp32":
         return PlainRunner(model)
     from packshot.engine.fast.runner import FastRunner
 
-    return FastRunner(model)
+    return FastRunner(model, graphs=graphs, invariant=invariant)

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from packshot.core.types import Sampler, Schedule, Spacing
+from packshot.engine.devices import sent
 from packshot.engine.schedule import SCHEDULES, Doubles, Grid, Levels, NoiseConfig, Prediction
 
 if TYPE_CHECKING:
@@ -153,12 +154,12 @@ def plan(  # noqa: PLR0913 - options of one layout, all by keyword
     columns = _preconditioning(noise.prediction, levels) | asdict(rule)
     columns["level"] = levels.sigmas[1:]
     columns["following"] = np.append(columns["scale"][1:], 1.0)
-    table = torch.tensor(np.stack(list(columns.values()), axis=1)).to(device, dtype)
+    table = sent(np.stack(list(columns.values()), axis=1), device, dtype)
     rows = [dict(zip(columns, row.unbind(), strict=True)) for row in table.unbind()]
     return Plan(
         steps=tuple(Step(**row) for row in rows),
         table=table,
-        timesteps=torch.tensor(levels.timesteps).to(device, dtype),
+        timesteps=sent(levels.timesteps, device, dtype),
         start=_start(
             levels.sigmas[0],
             at_the_prior=not from_original and (multistep or spacing == "leading"),

@@ -16,6 +16,7 @@ from packshot.core.types import (
     SAMPLERS,
     SCHEDULES,
     SPACINGS,
+    VAE_PRECISIONS,
     Precision,
     RenderRequest,
     Spacing,
@@ -55,7 +56,8 @@ class Options:
     ``seed`` None draws one. ``size`` None keeps the model's own. ``out`` is a file, a folder, or
     None for ``out/``. ``sharpen`` None leaves the unsharp mask away. ``image`` is a file to start
     from, ``mask`` one that marks in white what may change of it, ``strength`` how much (0 to 1,
-    None for that of `defaults`).
+    None for that of `defaults`). ``graphs`` and ``invariant`` are for GPUs: whether steps are
+    captured, and whether a seed is to give the same bits in company as alone.
     """
 
     brief: str
@@ -71,6 +73,8 @@ class Options:
     model: str = defaults.MODEL
     precision: str = "auto"
     vae_precision: str = "auto"
+    graphs: bool = True
+    invariant: bool = False
     device: str = "auto"
     out: str | None = None
     raw: bool = False
@@ -98,6 +102,8 @@ class Plan:
     folder: ModelFolder = field(repr=False)
     precision: Precision
     vae_precision: Precision
+    graphs: bool
+    invariant: bool
     device: str
     usage: Usage
     warnings: tuple[str, ...] = ()
@@ -124,7 +130,7 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
     seeds = seeds_of(options.seed, options.count)
     files = targets(options.out, brief, seeds)
     precision: Precision = one_of("precision", options.precision, PRECISIONS)
-    vae_precision: Precision = one_of("VAE precision", options.vae_precision, PRECISIONS)
+    vae_precision: Precision = one_of("VAE precision", options.vae_precision, VAE_PRECISIONS)
     check_device(options.device)
     asked = request_of(options, brief, seeds)
     folder = folder or open_model(options.model)
@@ -148,6 +154,8 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
         folder=folder,
         precision=precision,
         vae_precision=vae_precision,
+        graphs=options.graphs,
+        invariant=options.invariant,
         device=options.device,
         usage=usage,
         warnings=(*caption.warnings, *_told(start), *_shape_warning(native, size)),
@@ -210,6 +218,8 @@ def plan_like(
         folder=folder,
         precision=record.precision,
         vae_precision=record.vae_precision,
+        graphs=True,
+        invariant=False,
         device=record.device,
         usage=Usage("caption", 0.0, "cpu"),
         warnings=(*_told(start), *_drift(record)),

@@ -140,6 +140,7 @@ def load_engine(
     from packshot.engine.devices import device_kind, pick_device
     from packshot.engine.engine import Engine
     from packshot.engine.model import Model
+    from packshot.engine.runner import pick_runner
     from packshot.engine.threads import use_threads
 
     if plan.threads is not None:
@@ -147,7 +148,9 @@ def load_engine(
     device = pick_device(plan.device)
     if on_device is not None:
         on_device(device_kind(device))
-    return Engine(Model(plan.folder, device, plan.precision, plan.vae_precision), embeddings)
+    model = Model(plan.folder, device, plan.precision, plan.vae_precision)
+    runner = pick_runner(model, graphs=plan.graphs, invariant=plan.invariant)
+    return Engine(model, embeddings, runner)
 
 
 def render(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from packshot.core.errors import CheckFailed, InvalidRequest, OutputError
 from packshot.core.ids import new_id
-from packshot.core.types import PRECISIONS, Precision, Usage
+from packshot.core.types import PRECISIONS, VAE_PRECISIONS, Precision, Usage
 from packshot.studio import defaults
 from packshot.studio.background import ATTEMPTS
 from packshot.studio.caption import check_brief
@@ -131,7 +131,7 @@ def plan_shoot(choices: Choices) -> Shoot:
     kind, files = _files(choices, brief, seeds)
     check_device(choices.device)
     precision: Precision = one_of("precision", choices.precision, PRECISIONS)
-    vae_precision: Precision = one_of("VAE precision", choices.vae_precision, PRECISIONS)
+    vae_precision: Precision = one_of("VAE precision", choices.vae_precision, VAE_PRECISIONS)
     recipe = _recipe(choices, kind)
     photo = load_photo(choices.photo)
     mask = load_mask(choices.mask, photo) if choices.mask else None

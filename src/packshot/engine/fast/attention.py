@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from packshot.core.errors import RenderFailed
+from packshot.engine.fast.graphs import beside
 
 __all__ = ["BACKENDS", "Attention"]
 
@@ -70,12 +71,9 @@ class Attention:
 
 def _seconds(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> float:
     """Return the best of three replays of eight, in seconds: of the device, not of its host."""
-    stream = torch.cuda.Stream(q.device)
-    stream.wait_stream(torch.cuda.current_stream(q.device))
     with sdpa_kernel(backend):
-        with torch.cuda.stream(stream):
+        with beside(q.device):
             F.scaled_dot_product_attention(q, k, v)
-        torch.cuda.current_stream(q.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             for _ in range(8):

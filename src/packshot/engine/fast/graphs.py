@@ -8,8 +8,10 @@ steps the host may look, show or stop.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
@@ -47,6 +49,24 @@ class Shape:
         return self.pictures * (2 if self.guided else 1)
 
 
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def beside(device: torch.device) -> Generator[None]:
+    """Run what is inside on a stream of its own, as what is to be captured must be run once.
+
+    It is always the same one: what a stream has used, torch keeps for that stream.
+    """
+    here, side = torch.cuda.current_stream(device), _side_stream(device)
+    side.wait_stream(here)
+    with torch.cuda.stream(side):
+        yield
+    here.wait_stream(side)
+
+
 class Captured(Generic[T]):
     """A function without arguments as a graph; on a CPU, or with graphs off, just the function.
 
@@ -58,12 +78,9 @@ class Captured(Generic[T]):
         self._graph: torch.cuda.CUDAGraph | None = None
         if pool is None or device.type != "cuda":
             return
-        stream = torch.cuda.Stream(device)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
+        with beside(device):
             for _ in range(2):  # lets libraries choose and kernels compile before the capture
                 run()
-        torch.cuda.current_stream(device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]
             self._returned = run()
@@ -81,7 +98,12 @@ class StepGraph:
     """One step of a render of ``shape``, on buffers that a request's numbers are copied into."""
 
     def __init__(
-        self, unet: FastUNet, shape: Shape, device: torch.device, pool: object | None
+        self,
+        unet: FastUNet,
+        shape: Shape,
+        device: torch.device,
+        pool: object | None,
+        texts: dict[int, Tensor] | None = None,
     ) -> None:
         self.shape = shape
         self.unet = unet
@@ -99,7 +121,12 @@ class StepGraph:
         self.shifts = made(WINDOW, shape.rows, sum(unet.widths), dtype=dtype)
         self.table = made(WINDOW, 9)
         self.index = made(1, dtype=torch.int32)
-        self.kv = made(shape.rows, TOKENS, len(unet.kv_weight), dtype=dtype)
+        # Keys and values of the texts, 50 MB for two, lie in one place for all graphs of so many:
+        # each render fills them anew.
+        texts = {} if texts is None else texts
+        if shape.rows not in texts:
+            texts[shape.rows] = made(shape.rows, TOKENS, len(unet.kv_weight), dtype=dtype)
+        self.kv = texts[shape.rows]
         self._captured = Captured(self._step, device, pool)
 
     def _step(self) -> None:

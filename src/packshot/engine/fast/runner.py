@@ -10,7 +10,7 @@ import torch
 from packshot.engine.conditioning import EncodedTexts, together
 from packshot.engine.decode import decode_checked, flat
 from packshot.engine.denoise import noise_of
-from packshot.engine.devices import capability
+from packshot.engine.devices import capability, sent
 from packshot.engine.fast.attention import Attention
 from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
 from packshot.engine.fast.graphs import WINDOW, Captured, Graphs, Shape, StepGraph
@@ -78,6 +78,7 @@ class FastRunner:
         self.steps: Graphs[tuple[Tier, Shape], StepGraph] = Graphs(GRAPHS)
         self._decodes: Graphs[tuple[int, int], DecodeGraph] = Graphs(GRAPHS)
         self._read: ReadGraph | None = None
+        self._texts: dict[int, Tensor] = {}
 
     def choices(self) -> tuple[str, ...]:
         """Tell which attention runs for which shape."""
@@ -96,6 +97,16 @@ class FastRunner:
             sizes.append(size)
             pictures -= size
         return tuple(sizes)
+
+    def release(self) -> None:
+        """Give back the memory of all graphs; they are captured again when they are needed."""
+        self.steps.clear()
+        self._decodes.clear()
+        self._texts.clear()
+        self._read = None
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
+            torch.cuda.empty_cache()
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """As `runner.Runner.encode`, one by one."""
@@ -150,7 +161,7 @@ class FastRunner:
         tier = task.tier
         return self.steps.of(
             (tier, shape),
-            lambda: StepGraph(self.unet(tier), shape, self.model.device, self._pool),
+            lambda: StepGraph(self.unet(tier), shape, self.model.device, self._pool, self._texts),
         )
 
     def _begin(self, graph: StepGraph, task: Task, first: Tensor) -> None:
@@ -170,7 +181,7 @@ class FastRunner:
         plan, texts = task.plan, task.texts
         window = slice(index, index + WINDOW)
         sizes = [task.height, task.width, 0, 0, task.height, task.width]
-        time_ids = torch.tensor([sizes] * len(texts.pooled), device=texts.pooled.device)
+        time_ids = sent([sizes] * len(texts.pooled), texts.pooled.device)
         shifts = self.model.unet.embed(plan.timesteps[window], texts.pooled, time_ids)
         shifts = graph.unet.shifts(shifts).repeat_interleave(graph.shape.pictures, dim=1)
         graph.load(plan.table[window], shifts)

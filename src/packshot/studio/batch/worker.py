@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
-from packshot.core.errors import InvalidRequest, ModelError, PackshotError
+from packshot.core.errors import DeviceLost, InvalidRequest, ModelError, PackshotError
 from packshot.core.types import Usage
 from packshot.studio.batch.frames import (
     Beat,
@@ -177,7 +177,7 @@ def _failed(token: str, error: Exception, usage: tuple[Usage, ...]) -> Failed:
         type(error).__name__,
         " ".join(str(error).split())[:2000],
         final=isinstance(error, (InvalidRequest, ModelError)),
-        broken=not isinstance(error, PackshotError),
+        broken=isinstance(error, DeviceLost) or not isinstance(error, PackshotError),
         usage=usage,
     )
 
