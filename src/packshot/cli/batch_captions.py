@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from packshot.core.errors import InvalidRequest
+from packshot.core.money import Nanos
 
 if TYPE_CHECKING:
     from packshot.cli.booking import Books
@@ -37,6 +38,7 @@ class RouteScribe:
         self._folder = open_model(model)
         self._lexicon = load_lexicon(self._folder.lexicon_path)
         self._client = client_of(settings, books)
+        self.cost: Nanos = 0
         self._order = Order(settings.caption_route, settings.caption_deadline_s, recipe, batch)
 
     async def write(self, brief: str, render: str, /) -> Caption:
@@ -46,7 +48,9 @@ class RouteScribe:
 
         by_rules = caption_brief(brief, self._lexicon)
         subject = Subject(brief, by_rules, self._folder, render)
-        return (await write(subject, self._client, self._order)).caption
+        written = await write(subject, self._client, self._order)
+        self.cost += written.cost
+        return written.caption
 
     async def close(self) -> None:
         """Close every connection."""

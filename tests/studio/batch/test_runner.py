@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from packshot.core.errors import OutputError, PackshotError, WorkerLost
+from packshot.core.errors import BudgetExceeded, OutputError, PackshotError, WorkerLost
 from packshot.studio.batch.items import Item
 from packshot.studio.batch.runner import Rules
 from tests.studio.batch.world import World, items_of
@@ -152,6 +152,17 @@ def test_only_what_changed_is_made_again_and_what_changes_back_is_found(tmp_path
     world.plan(items_of(briefs))
     assert world.run().tally.made == 0
     assert world.state.counts().delivered == 3
+
+
+def test_a_run_that_costs_more_than_was_agreed_stops(tmp_path: Path) -> None:
+    world = World(tmp_path, [f"mug {k}" for k in range(9)])
+    with pytest.raises(BudgetExceeded, match="were agreed"):
+        world.run(agreed=10)
+    counts = world.state.counts()
+    assert 1 <= counts.delivered < 9
+    assert counts.made == 0, "what was made is stored all the same"
+    world.run()
+    assert set(world.check_delivered().values()) == {"delivered"}
 
 
 def test_a_run_that_is_stopped_ends_what_it_began(tmp_path: Path) -> None:

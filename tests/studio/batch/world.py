@@ -107,16 +107,28 @@ class World:
         rows = ((n, work_of(item), item) for n, item in enumerate(items, 1))
         self.state.replan(rows, "here")
 
-    def setup(self, ledger: Ledger, watch: Watch = QUICK, rules: Rules = RULES) -> Setup:
+    def setup(
+        self,
+        ledger: Ledger,
+        watch: Watch = QUICK,
+        rules: Rules = RULES,
+        agreed: int | None = None,
+    ) -> Setup:
         order = Order(FACTORY, self.settings, self.folder / "run")
-        books = Books(ledger, self.book, "stub", "batch-1", "stub-model")
+        books = Books(ledger, self.book, "stub", "batch-1", "stub-model", agreed)
         return Setup(order, self.store, books, watch, rules)
 
-    def run(self, watch: Watch = QUICK, rules: Rules = RULES, **how: Any) -> Run:
+    def run(
+        self,
+        watch: Watch = QUICK,
+        rules: Rules = RULES,
+        agreed: int | None = None,
+        **how: Any,
+    ) -> Run:
         """Run to the end, and bring the ledger's journal into its store."""
         ledger = local_ledger(self.ledger_settings, self.book)
         try:
-            run = Run(self.state, self.setup(ledger, watch, rules))
+            run = Run(self.state, self.setup(ledger, watch, rules, agreed))
             run.go(**how)
         finally:
             ledger.close()

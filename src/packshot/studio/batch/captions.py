@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import msgspec
 
 from packshot.core.errors import BudgetExceeded, PackshotError
+from packshot.core.money import Nanos
 from packshot.studio.batch.state import Attempt, RunState, Todo
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ class Unanswered(PackshotError):
 
 class Scribe(Protocol):
     """Who writes; `packshot.cli.batch` has the one that asks the gateway."""
+
+    @property
+    def cost(self) -> Nanos:
+        """What its calls have cost so far, in nano-EUR."""
+        ...
 
     async def write(self, brief: str, render: str, /) -> Caption:
         """Return a caption; its ``writer.why`` says why it is the rules' own, if it is."""
@@ -188,9 +194,15 @@ class Ahead:
         self._changed = threading.Condition()
         self._ready: dict[bytes, tuple[bytes, Attempt | None]] = {}
         self._asked: set[bytes] = set()
+        self._writer: Scribe | None = None
         self._error: BaseException | None = None
         self._stop = False
         self._thread = threading.Thread(target=self._work, name="captions", daemon=True)
+
+    @property
+    def cost(self) -> Nanos:
+        """What the captions of this run have cost so far, in nano-EUR."""
+        return 0 if self._writer is None else self._writer.cost
 
     @property
     def trouble(self) -> str:
@@ -235,7 +247,7 @@ class Ahead:
                 self._changed.notify_all()
 
     async def _all(self) -> None:
-        scribe = self._scribe()
+        scribe = self._writer = self._scribe()
         attempts: dict[bytes, Attempt] = {}
 
         async def write(todo: Todo) -> Caption:

@@ -208,6 +208,7 @@ class Run:
                     return
             if self._setup.captions is not None:
                 self.tally.waiting = self._setup.captions.trouble
+                self.tally.captions = self._setup.captions.cost
             if tick is not None:
                 tick(self.tally)
             self._tick_session()
@@ -238,10 +239,11 @@ class Run:
                 again, done = True, done + 1
 
     def _check_agreed(self) -> None:
-        agreed = self._books.agreed
-        if agreed is not None and self._cost > agreed:
+        agreed, captions = self._books.agreed, self._setup.captions
+        cost = self._cost + (captions.cost if captions else 0)
+        if agreed is not None and cost > agreed:
             raise BudgetExceeded(
-                f"this run has cost {show_eur(self._cost)} EUR, and {show_eur(agreed)} were agreed:"
+                f"this run has cost {show_eur(cost)} EUR, and {show_eur(agreed)} were agreed:"
                 " run it again with a higher --yes-up-to"
             )
 

@@ -26,7 +26,7 @@ class Tally:
 
     ``before`` is what the state had when the run began. ``stages`` are nano-EUR by stage,
     ``unpriced`` the devices without a price. ``problem`` is what could not be booked, ``waiting``
-    why captions are waited for.
+    why captions are waited for, ``captions`` what their calls have cost.
     """
 
     before: Counts
@@ -39,6 +39,7 @@ class Tally:
     unpriced: set[str] = field(default_factory=set[str])
     problem: str = ""
     waiting: str = ""
+    captions: Nanos = 0
     begun: float = field(default_factory=monotonic)
     _seen: deque[tuple[float, int]] = field(
         default_factory=lambda: deque[tuple[float, int]](maxlen=SAMPLES)
@@ -53,7 +54,7 @@ class Tally:
     @property
     def amount(self) -> Nanos:
         """What this run's pictures have cost so far, in nano-EUR."""
-        return sum(self.stages.values())
+        return sum(self.stages.values()) + self.captions
 
     @property
     def done(self) -> int:
