@@ -132,8 +132,8 @@ def _mended(mine: Reading, other: Reading) -> Reading:
     for word in dict.fromkeys(split_words(text)):
         if word in known or word in theirs or slips == MOST_SLIPS:
             continue
-        target = next((other for other in theirs if meant(word, other, known)), None)
-        if target is not None and word in text:
+        target = meant(word, known)
+        if target is not None and target in theirs and word in text:
             text, slips = text.replace(word, target), slips + 1
     return read(text) if slips else mine
 

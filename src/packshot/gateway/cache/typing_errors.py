@@ -57,14 +57,16 @@ def _undone(slip: str) -> Iterator[tuple[int, str]]:
             yield at, head + tail[0] + here + tail[1:]
 
 
-def meant(slip: str, word: str, ranks: Mapping[str, int]) -> bool:
-    """Tell whether ``slip`` is certainly ``word``, mistyped. Both in lower case.
+def meant(slip: str, ranks: Mapping[str, int]) -> str | None:
+    """Return the one word that was certainly meant by ``slip``, or None. Both in lower case.
 
-    ``ranks`` are the words that exist, the most frequent first.
+    ``ranks`` are the words that exist, the most frequent first. It takes some 300 look-ups.
     """
-    if not (slip.isascii() and slip.isalpha() and word.isalpha() and len(word) >= SHORTEST):
-        return False
-    if slip in ranks or ranks.get(word, COMMON) >= COMMON or slip[0] != word[0]:
-        return False
+    if slip in ranks or not (slip.isascii() and slip.isalpha()) or len(slip) < SHORTEST - 1:
+        return None
     found = [(at, guess) for at, guess in _undone(slip) if ranks.get(guess, COMMON) < COMMON]
-    return {guess for _, guess in found} == {word} and any(at < len(slip) - 1 for at, _ in found)
+    words = {guess for _, guess in found}
+    if len(words) != 1 or not any(at < len(slip) - 1 for at, _ in found):
+        return None
+    word = words.pop()
+    return word if len(word) >= SHORTEST else None
