@@ -104,13 +104,13 @@ class Auditor:
         if said is None or scent is None:
             return
         fresh = await self._ask(job)
-        texts = [text_of(job.surface, hit.entry.body), text_of(job.surface, fresh)]
-        if not all(texts):
+        old, new = text_of(job.surface, hit.entry.body), text_of(job.surface, fresh)
+        if not (old and new):
             return
-        rows = await self._embedder.embed(texts)
+        rows = await self._embedder.embed([old, new])
         cosine = float(rows[0] @ rows[1])
         above = self.entry.same_above
-        verdict = await asyncio.to_thread(verdict_of, said[1], *texts, cosine, above)
+        verdict = await asyncio.to_thread(verdict_of, said[1], old, new, cosine, above)
         check = Check(
             0,
             self._clock(),
@@ -119,7 +119,8 @@ class Auditor:
             hit.similarity or 0.0,
             said[1],
             scent.text,
-            *texts,
+            old,
+            new,
             cosine,
             verdict,
         )

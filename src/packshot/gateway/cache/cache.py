@@ -254,7 +254,8 @@ class ResponseCache:
         self._telemetry.cached(job, result)
         got = await self._dispatcher.answer(job)
         if isinstance(got, Stream):
-            record = got.relay = Recorder(got.relay, got.first, self.entry.max_entry_kb << 10)
+            record = Recorder(got.relay, got.first, self.entry.max_entry_kb << 10)
+            got.relay = record
             status = await deliver(got)
             body = record.whole(job) if status == 200 else None
             self._keep(job, how, flight, body)
@@ -392,27 +393,18 @@ class Recorder:
 
     def __init__(self, inner: Relay, first: bytes, most: int) -> None:
         self._inner = inner
+        self.usage: Usage | None = inner.usage
+        """As `Relay.usage`, and so are the next two."""
+        self.done: bool = inner.done
+        self.failure: Failure | None = inner.failure
         self._parts = [first]
         self._left = most - len(first)
 
-    @property
-    def usage(self) -> Usage | None:
-        """As `Relay.usage`."""
-        return self._inner.usage
-
-    @property
-    def done(self) -> bool:
-        """As `Relay.done`."""
-        return self._inner.done
-
-    @property
-    def failure(self) -> Failure | None:
-        """As `Relay.failure`."""
-        return self._inner.failure
-
     def feed(self, data: bytes, /) -> bytes:
         """As `Relay.feed`."""
-        out = self._inner.feed(data)
+        inner = self._inner
+        out = inner.feed(data)
+        self.usage, self.done, self.failure = inner.usage, inner.done, inner.failure
         if out and self._left >= 0:
             self._left -= len(out)
             self._parts.append(out)

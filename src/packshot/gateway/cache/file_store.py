@@ -185,8 +185,7 @@ class FileStore:
             row = self._file.execute(
                 "SELECT value, rank FROM entries WHERE key = ? AND until > ?", (key, self._clock())
             ).fetchone()
-            entry = None if row is None else decoded(row[0])
-            if entry is None:
+            if row is None or (entry := decoded(row[0])) is None:
                 return None
             (floor,) = self._file.execute("SELECT floor FROM total").fetchone()
             if (now := rank(entry, floor)) > row[1]:

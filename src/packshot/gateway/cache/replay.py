@@ -37,7 +37,7 @@ def is_good(surface: Surface, body: bytes) -> bool:
         if surface == "messages":
             return answer.get("stop_reason") in GOOD_STOPS and bool(answer.get("content"))
         if surface == "chat":
-            choices = answer.get("choices") or []
+            choices: list[Json] = answer.get("choices") or []
             return bool(choices) and all(_is_good_choice(each) for each in choices)
         return surface == "embeddings" and bool(answer.get("data"))
     except (msgspec.MsgspecError, RecursionError, AttributeError):
@@ -56,8 +56,10 @@ def text_of(surface: Surface, body: bytes) -> str:
 
 
 def _is_good_choice(choice: Json) -> bool:
-    message = choice.get("message") or {}
-    says = message.get("content") or message.get("tool_calls") or message.get("function_call")
+    message: Json = choice.get("message") or {}
+    says: object = (
+        message.get("content") or message.get("tool_calls") or message.get("function_call")
+    )
     return choice.get("finish_reason") in GOOD_ENDS and bool(says) and not message.get("refusal")
 
 
@@ -82,7 +84,8 @@ def _chat_of(chunks: list[Json], usage: Usage | None) -> Json | None:
     said: Json | None = None
     for chunk in chunks:
         said = chunk.get("usage") or said
-        for each in chunk.get("choices") or []:
+        told: list[Json] = chunk.get("choices") or []
+        for each in told:
             choice = choices.setdefault(
                 each["index"],
                 {
@@ -109,19 +112,22 @@ def _chat_of(chunks: list[Json], usage: Usage | None) -> Json | None:
 def _add_delta(choice: Json, each: Json) -> bool:
     """Add what one chunk says of a choice; false for what is not known here."""
     message: Json = choice["message"]
-    for name, value in (each.get("delta") or {}).items():
+    delta: Json = each.get("delta") or {}
+    for name, value in delta.items():
         if value is None or name == "role":
             continue
         if name in JOINED:
             message[name] = (message.get(name) or "") + value
         elif name == "tool_calls":
-            for call in value:
-                _add_call(message.setdefault("tool_calls", []), call)
+            calls: list[Json] = message.setdefault("tool_calls", [])
+            parts: list[Json] = value
+            for part in parts:
+                _add_call(calls, part)
         else:
             return False
     probabilities = each.get("logprobs")
     if probabilities:
-        kept = choice["logprobs"] or {}
+        kept: Json = choice["logprobs"] or {}
         for name, rows in probabilities.items():
             kept[name] = (kept.get(name) or []) + (rows or [])
         choice["logprobs"] = kept
@@ -133,7 +139,8 @@ def _add_call(calls: list[Json], part: Json) -> None:
     at: int = part["index"]
     if at == len(calls):
         calls.append({"id": "", "type": "function", "function": {"name": "", "arguments": ""}})
-    call, said = calls[at], part.get("function") or {}
+    call = calls[at]
+    said: Json = part.get("function") or {}
     call["id"] = part.get("id") or call["id"]
     call["type"] = part.get("type") or call["type"]
     call["function"]["name"] = said.get("name") or call["function"]["name"]
@@ -205,16 +212,16 @@ def _chunks(answer: Json, *, usage: bool) -> list[Json]:
     more: Json = {"usage": None} if usage else {}
     made: list[Json] = []
     for choice in answer["choices"]:
-        deltas, message = [], dict(choice["message"])
+        message: Json = {**choice["message"]}
         calls = cast("list[Json] | None", message.pop("tool_calls", None))
         first = {"role": message.pop("role", "assistant"), "content": message.pop("content", None)}
-        deltas.append({**first, **{name: each for name, each in message.items() if each}})
+        deltas: list[Json] = [{**first, **{name: each for name, each in message.items() if each}}]
         deltas += [{"tool_calls": [{"index": at, **call}]} for at, call in enumerate(calls or [])]
         for at, delta in enumerate(deltas):
-            told = {"index": choice["index"], "delta": delta, "finish_reason": None}
+            told: Json = {"index": choice["index"], "delta": delta, "finish_reason": None}
             told["logprobs"] = None if at else choice.get("logprobs")
             made.append({**head, "choices": [told], **more})
-        end = {"index": choice["index"], "delta": {}, "logprobs": None}
+        end: Json = {"index": choice["index"], "delta": {}, "logprobs": None}
         end["finish_reason"] = choice["finish_reason"]
         made.append({**head, "choices": [end], **more})
     if usage and answer.get("usage"):
@@ -224,8 +231,8 @@ def _chunks(answer: Json, *, usage: bool) -> list[Json]:
 
 def _message_events(message: Json) -> list[Json]:
     usage: Json = message.get("usage") or {}
-    open_ = {"content": [], "stop_reason": None, "stop_sequence": None}
-    begun = {**message, **open_, "usage": {**usage, "output_tokens": 0}}
+    open_: Json = {"content": [], "stop_reason": None, "stop_sequence": None}
+    begun: Json = {**message, **open_, "usage": {**usage, "output_tokens": 0}}
     made: list[Json] = [{"type": "message_start", "message": begun}]
     for at, block in enumerate(message["content"]):
         start, deltas = _block_events(block)
@@ -241,11 +248,10 @@ def _block_events(block: Json) -> tuple[Json, list[Json]]:
     """Return a block as it begins, and the deltas that fill it."""
     match block.get("type"):
         case "text":
-            cited = [
-                {"type": "citations_delta", "citation": e} for e in block.get("citations") or []
-            ]
-            said = {"type": "text_delta", "text": block["text"]}
-            start = {**block, "text": ""}
+            notes: list[Json] = block.get("citations") or []
+            cited = [{"type": "citations_delta", "citation": note} for note in notes]
+            said: Json = {"type": "text_delta", "text": block["text"]}
+            start: Json = {**block, "text": ""}
             return ({**start, "citations": []} if cited else start), [said, *cited]
         case "thinking":
             deltas: list[Json] = [{"type": "thinking_delta", "thinking": block["thinking"]}]
@@ -253,7 +259,7 @@ def _block_events(block: Json) -> tuple[Json, list[Json]]:
                 deltas.append({"type": "signature_delta", "signature": block["signature"]})
             return {**block, "thinking": "", "signature": ""}, deltas
         case "tool_use":
-            said = WRITE(block["input"]).decode()
-            return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": said}]
+            filled = WRITE(block["input"]).decode()
+            return {**block, "input": {}}, [{"type": "input_json_delta", "partial_json": filled}]
         case _:
             return block, []

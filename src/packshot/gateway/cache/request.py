@@ -96,7 +96,7 @@ def cached_request(job: Job, max_temperature: float) -> CachedRequest:
             elif name not in DELIVERY:
                 value, parts[name.encode()] = _canonical(bytes(raw))
                 if name == "messages":
-                    messages = cast("list[Any]", value) if isinstance(value, list) else []
+                    messages = _rows(value)
     except (msgspec.MsgspecError, ValueError, RecursionError) as error:
         raise Unreadable("ambiguous") from error
     return CachedRequest(
@@ -111,24 +111,29 @@ def spoken(request: CachedRequest) -> tuple[str, str] | None:
     prompt, pictures by their bytes, tools, parameters, and whose request it is.
     """
     messages = request.messages
-    last = messages[-1] if messages else None
-    if not isinstance(last, dict) or last.get("role") != "user":
+    last = _members(messages[-1]) if messages else {}
+    if last.get("role") != "user":
         return None
-    content = last.get("content")
-    if isinstance(content, str):
-        text, rest = content, None
-    elif isinstance(content, list):
-        texts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        if len(texts) != 1 or not isinstance(texts[0].get("text"), str):
+    text, rest = last.get("content"), None
+    if not isinstance(text, str):
+        content = _rows(text)
+        texts = [part for part in map(_members, content) if part.get("type") == "text"]
+        if len(texts) != 1:
             return None
-        text = texts[0]["text"]
+        text = texts[0].get("text")
         rest = [{**part, "text": None} if part is texts[0] else part for part in content]
-    else:
+    if not isinstance(text, str) or not text.strip():
         return None
-    if not text.strip():
-        return None
-    blank = [*messages[:-1], {**last, "content": rest}]
+    blank: list[Any] = [*messages[:-1], {**last, "content": rest}]
     return _hash({**request.parts, b"messages": SORTED(blank), b"spoken": b""}), text
+
+
+def _members(value: object) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _rows(value: object) -> list[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 def _canonical(raw: bytes) -> tuple[Any, bytes]:
@@ -151,9 +156,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _whose(raw: msgspec.Raw) -> bytes:
     said, _ = _canonical(bytes(raw))
-    if not isinstance(said, dict):
-        return bytes(raw)
-    kept = {name: said[name] for name in TOLD if name in said}
+    kept = {name: value for name, value in _members(said).items() if name in TOLD}
     return SORTED(kept) if kept else b""
 
 
@@ -168,8 +171,8 @@ def _hash(parts: dict[bytes, bytes]) -> str:
 
 def _kinds(job: Job, messages: list[Any], max_temperature: float) -> tuple[Kind, ...]:
     found: list[Kind] = []
-    roles = [each.get("role") if isinstance(each, dict) else "" for each in messages]
-    if sum(role not in INSTRUCTIONS for role in roles) > 1:
+    rows = [_members(each) for each in messages]
+    if sum(row.get("role") not in INSTRUCTIONS for row in rows) > 1:
         found.append("multi_turn")
     fields = job.fields
     if any(
@@ -179,8 +182,7 @@ def _kinds(job: Job, messages: list[Any], max_temperature: float) -> tuple[Kind,
     hot = fields.get("temperature")
     if hot is not None and not _within(bytes(hot), max_temperature):
         found.append("temperature")
-    contents = (each.get("content") for each in messages if isinstance(each, dict))
-    if any(_is_link(part) for content in contents if isinstance(content, list) for part in content):
+    if any(_is_link(part) for row in rows for part in _rows(row.get("content"))):
         found.append("links")
     return tuple(found)
 
@@ -200,10 +202,11 @@ def _is_link(part: Any) -> bool:  # noqa: ANN401 - a part of a message may be an
     kind = part.get("type")
     inner = part.get(INSIDE.get(str(kind), ""))
     if kind in WORDS or kind == "tool_result":
-        return isinstance(inner, list) and any(_is_link(each) for each in inner)
+        return any(_is_link(each) for each in _rows(inner))
     if kind == "image_url":
-        url = inner.get("url") if isinstance(inner, dict) else inner
+        url = inner if isinstance(inner, str) else _members(inner).get("url")
         return not (isinstance(url, str) and url.startswith("data:"))
-    if not isinstance(inner, dict) or "file_id" in inner:
+    said = _members(inner)
+    if "file_id" in said:
         return True
-    return not (inner.get("type") in SENT or "file_data" in inner)
+    return not (said.get("type") in SENT or "file_data" in said)

@@ -168,7 +168,7 @@ class Semantic:
             partition = _Partition(VectorIndex(self.embedder.dimension))
             self._partitions[scent.partition] = partition
         self._made += 1
-        partition.index.add(self._made, vector / np.linalg.norm(vector))
+        partition.index.add(self._made, vector / np.float32(np.linalg.norm(vector)))
         partition.texts[self._made] = (key, scent.text)
         partition.miner.learn(scent.text)
         self._known[key] = (self._made, entry)
