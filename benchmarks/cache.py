@@ -1,0 +1,221 @@
+"""What the response cache costs a call: CPU of an exact hit, time of a semantic lookup.
+
+    python benchmarks/cache.py [--model FOLDER] [--entries 50000]
+
+Exact: `ResponseCache.serve` of a request of about 1 kB whose answer is in memory, against the same
+call handed to a dispatcher that has the answer ready; CPU time of the process, medians of rounds
+taken in turn. Semantic: `Semantic.find` from the text to the key, with 50,000 entries in one
+partition, one call at a time, on one core: reading, MiniLM, index, guards. Half of the requests
+have an entry that means the same. Pinned to one core where the system lets it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from packshot.gateway.cache.cache import ResponseCache, Rules
+from packshot.gateway.cache.embed import MiniLM, Offloaded
+from packshot.gateway.cache.entry import Entry, Scent
+from packshot.gateway.cache.minilm import default_folder
+from packshot.gateway.cache.request import CachedRequest, cached_request, spoken
+from packshot.gateway.cache.semantic import Semantic
+from packshot.gateway.cache.settings import SemanticCacheEntry
+from packshot.gateway.cache.store import MemoryStore
+from packshot.gateway.dispatch import Answer, Stream
+from packshot.gateway.job import Job
+from packshot.gateway.plan import Route
+from packshot.gateway.telemetry import Telemetry
+from packshot.gateway.virtual_key import VirtualKey
+
+ROUNDS, CALLS = 15, 2000
+LONG = 1 << 60
+OWNER = VirtualKey("bench")
+ROUTE = Route("caption", ())
+SYSTEM = "You write captions of product pictures. " * 18
+COLOURS = "white black red blue green grey navy beige pink olive".split()
+THINGS = "sneaker mug lamp chair watch bottle backpack candle teapot jacket".split()
+PLACES = ("on a beach", "on a table", "in a studio", "in a forest", "on marble", "by a window")
+LIGHTS = ("bright daylight", "soft light", "golden hour", "hard shadows", "overcast sky")
+
+
+def job_of(text: str) -> Job:
+    body = {
+        "model": "caption",
+        "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": text}],
+        "temperature": 0.2,
+        "max_tokens": 200,
+    }
+    fields = msgspec.json.decode(msgspec.json.encode(body), type=dict[str, msgspec.Raw])
+    now = time.perf_counter()
+    return Job("id", "chat", OWNER, ROUTE, fields, "caption", False, now, now + 60, "chat")
+
+
+BODY = msgspec.json.encode(
+    {
+        "choices": [
+            {"index": 0, "message": {"content": "a caption " * 40}, "finish_reason": "stop"}
+        ],
+        "usage": {"prompt_tokens": 250, "completion_tokens": 80},
+    }
+)
+
+
+class Ready:
+    """A dispatcher that has the answer already."""
+
+    async def answer(self, job: Job) -> Answer:
+        job.cost = 1000
+        return Answer(BODY)
+
+
+async def exact() -> dict[str, Any]:
+    """Return µs of CPU of a hit and of the bare call, and the medians' spread."""
+    ready: Any = Ready()
+    cache = ResponseCache(
+        SemanticCacheEntry(enabled=True), ready, Telemetry(), MemoryStore(1 << 26)
+    )
+    statuses: list[bool] = []
+
+    async def deliver(got: Answer | Stream) -> int:
+        statuses.append(isinstance(got, Answer))
+        return 200
+
+    jobs = [job_of(f"a white sneaker, number {number}, on a beach") for number in range(CALLS)]
+    for job in jobs:
+        await cache.serve(job, {}, deliver)
+    hits, bare = [], []
+    for _ in range(ROUNDS):
+        began = time.process_time()
+        for job in jobs:
+            await cache.serve(job, {}, deliver)
+        middle = time.process_time()
+        for job in jobs:
+            await deliver(await ready.answer(job))
+        hits.append((middle - began) / CALLS * 1e6)
+        bare.append((time.process_time() - middle) / CALLS * 1e6)
+    if not all(b"cache: hit" in job.cache for job in jobs):
+        raise RuntimeError("some of the calls were no hits")
+    added = [hit - one for hit, one in zip(hits, bare, strict=True)]
+    return {
+        "exact_hit_added_us": round(statistics.median(added), 2),
+        "exact_hit_added_us_min_max": [round(min(added), 2), round(max(added), 2)],
+        "body_bytes": sum(len(bytes(raw)) for raw in jobs[0].fields.values()),
+    }
+
+
+def texts(count: int) -> list[str]:
+    """Return ``count`` caption requests, no two alike."""
+    rng = random.Random(1)
+    made: dict[str, None] = {}
+    while len(made) < count:
+        colour, thing = rng.choice(COLOURS), rng.choice(THINGS)
+        place, light = rng.choice(PLACES), rng.choice(LIGHTS)
+        made[
+            f"a {colour} {thing}, model {rng.randint(100, 9999)}, {place}, {light}, "
+            f"seen from the {rng.choice(('front', 'side', 'top'))}"
+        ] = None
+    return list(made)
+
+
+def reworded(text: str) -> str:
+    """Say the same with the phrases in another order."""
+    thing, model, place, *rest = text.split(", ")
+    return f"please: {thing}, {place}, {model}, {', '.join(rest)}"
+
+
+async def semantic(folder: Path, entries: int, lookups: int) -> dict[str, Any]:
+    """Return ms of a lookup: median, p95, p99; and how many of those that should hit did."""
+    embedder = Offloaded(MiniLM(folder))
+    problems: list[BaseException] = []
+    tier = Semantic(embedder, entries, problems.append)
+    known = texts(entries)
+    partition, _ = spoken(request_of(known[0])) or ("", "")
+    # Vectors of templates that differ in a number are near each other, which is the hard case.
+    real = await embed_all(embedder, known[: min(entries, 4000)])
+    rng = np.random.default_rng(1)
+    for number, text in enumerate(known):
+        row = real[number % len(real)]
+        if number >= len(real):
+            row = row + rng.normal(0, 0.02, row.shape).astype(np.float32)
+            row /= np.linalg.norm(row)
+        scent = Scent(partition, text, row.astype(np.float16).tobytes(), embedder.name)
+        tier.learn(f"{number}", Entry(b"", "key:bench", "", "", 0, LONG, 1, (), scent))
+    # All is learned in the tier's own thread, before the first lookup is timed.
+    await asyncio.get_running_loop().run_in_executor(tier._thread, int)
+    rules = Rules(True, True, 0.94, 60, (), frozenset())
+    times, found = [], 0
+    picks = [known[number] for number in random.Random(2).sample(range(len(real)), lookups)]
+    asked = [
+        reworded(text) if n % 2 else text.replace("a ", "two ", 1) for n, text in enumerate(picks)
+    ]
+    for warm in asked[:20]:
+        await tier.find(request_of(warm), rules, 0.94)
+    for text in asked:
+        request = request_of(text)
+        began = time.perf_counter()
+        key, _, scent = await tier.find(request, rules, 0.94)
+        times.append((time.perf_counter() - began) * 1e3)
+        found += bool(key)
+        if scent is None:
+            raise RuntimeError("a lookup took too long, and was given up")
+    await tier.aclose()
+    if problems:
+        raise problems[0]
+    times.sort()
+    return {
+        "entries": entries,
+        "lookups": lookups,
+        "hits": found,
+        "should_hit": lookups // 2,
+        "semantic_ms_p50": round(times[len(times) // 2], 2),
+        "semantic_ms_p95": round(times[int(len(times) * 0.95)], 2),
+        "semantic_ms_p99": round(times[int(len(times) * 0.99)], 2),
+    }
+
+
+async def embed_all(embedder: Offloaded, known: list[str]) -> np.ndarray:
+    """Embed in pieces that the embedder takes."""
+    from packshot.gateway.cache.slots import read
+
+    gists = [read(text).gist for text in known]
+    return np.concatenate(
+        [await embedder.embed(gists[at : at + 200]) for at in range(0, len(gists), 200)]
+    )
+
+
+def request_of(text: str) -> CachedRequest:
+    return cached_request(job_of(text), 1.0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", type=Path, default=default_folder())
+    parser.add_argument("--entries", type=int, default=50_000)
+    parser.add_argument("--lookups", type=int, default=1000)
+    options = parser.parse_args()
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    facts: dict[str, Any] = {"python": platform.python_version(), "cpu": platform.processor()}
+    facts |= asyncio.run(exact())
+    print("exact", facts["exact_hit_added_us"], "µs", facts["exact_hit_added_us_min_max"])
+    if (options.model / "manifest.json").is_file():
+        facts |= asyncio.run(semantic(options.model, options.entries, options.lookups))
+    else:
+        print(f"no model in {options.model}: packshot cache model makes it")
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
