@@ -80,7 +80,7 @@ def test_the_sample_on_a_sweep_is_found_without_its_shadow() -> None:
     matte = matte_of(photo)
     assert matte.source == "cut-out"
     assert matte.confidence > 0.9
-    assert (matte.alpha[840:900, 600:] == 0).all()  # where its shadow lies
+    assert (matte.alpha[815:845, 550:] < 128).all()  # where its shadow begins
     assert (matte.alpha[400:800, 300:500] == 255).all()
 
 

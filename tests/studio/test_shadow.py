@@ -82,6 +82,17 @@ def test_a_shadow_is_there_at_the_foot_and_never_at_the_border(row, kind) -> Non
     assert (layer[:60] == 1).mean() > 0.9  # none in the air
 
 
+@pytest.mark.parametrize("name", ["left", "right", "behind"])
+def test_a_shadow_that_would_leave_the_picture_fades_before_its_border(name) -> None:
+    alpha = np.zeros((HEIGHT, WIDTH), np.uint8)
+    alpha[30:270, 40:360] = 255
+    layer = shadow_layer(alpha, side(name))
+    assert layer.min() < 0.6
+    inside = np.zeros_like(alpha, bool)
+    inside[16:-16, 16:-16] = True
+    assert (layer[~inside] == 1).all()
+
+
 def test_dramatic_light_casts_a_darker_shadow_than_soft_light() -> None:
     def darkness(name: str) -> float:
         kind = next(row for row in KINDS if row.name == name)

@@ -97,8 +97,9 @@ def placed(cutout: Cutout, size: tuple[int, int]) -> Cutout:
     if scale < 1:
         small = (max(1, round(width * scale)), max(1, round(height * scale)))
         colours = colours.resize(small, Resampling.LANCZOS)
-        # 254 among many of 255 would be rounded away, and it is no pixel that stays untouched.
-        rim = fromarray((cutout.alpha < 255).astype(np.float32)).resize(small, Resampling.BOX)
+        # 254 among many of 255 would be rounded away, and it is no pixel that stays untouched. The
+        # filter is not BOX, whose rounded windows leave out a row now and then.
+        rim = fromarray((cutout.alpha < 255).astype(np.float32)).resize(small, Resampling.BILINEAR)
         most = np.where(np.asarray(rim) > 0, 254, 255).astype(np.uint8)
         alpha = fromarray(np.minimum(np.asarray(alpha.resize(small, Resampling.BOX)), most))
         margin = cutout.margin + LANCZOS_REACH
