@@ -152,8 +152,7 @@ async def semantic(folder: Path, entries: int, lookups: int) -> dict[str, Any]:
             row /= np.linalg.norm(row)
         scent = Scent(partition, text, row.astype(np.float16).tobytes(), embedder.name)
         tier.learn(f"{number}", Entry(b"", "key:bench", "", "", 0, LONG, 1, (), scent))
-    # All is learned in the tier's own thread, before the first lookup is timed.
-    await asyncio.get_running_loop().run_in_executor(tier._thread, int)
+    await tier.learned()
     rules = Rules(True, True, 0.94, 60, (), frozenset())
     times, found = [], 0
     picks = [known[number] for number in random.Random(2).sample(range(len(real)), lookups)]

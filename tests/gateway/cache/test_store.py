@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from packshot.core.errors import InvalidRequest, StateUnavailable
+from packshot.gateway.cache import valkey_store as valkey_module
 from packshot.gateway.cache.entry import BESIDE, Entry, Purge, Scent
 from packshot.gateway.cache.file_store import FileStore
 from packshot.gateway.cache.store import MemoryStore, Store
+from packshot.gateway.cache.valkey_store import ValkeyStore
 from packshot.state.blobs import Held
+from tests.state.conftest import new_valkey
 
 ROOM = 4
 BODY = 100
@@ -39,8 +42,25 @@ def entry_of(name: str = "", *, cost: int = 1000, until: int = LONG, **more: Any
     return Entry(name.encode().ljust(BODY, b"."), made_at=0, until=until, cost=cost, **values)
 
 
-KINDS = ["memory", "file"]
+KINDS = ["memory", "file", "valkey"]
 Test = Callable[[Store, Clock], Awaitable[None]]
+
+
+VALKEY: list[Any] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _valkey() -> Iterator[None]:
+    """Start one server for the file; a busy machine is no silent server."""
+    with new_valkey() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(valkey_module, "ANSWER_S", 1.0)
+        VALKEY.append(server)
+        yield
+        VALKEY.clear()
+
+
+def address(server: Any) -> str:
+    return f"valkey://127.0.0.1:{server.port}/0"
 
 
 @asynccontextmanager
@@ -48,8 +68,12 @@ async def store_of(kind: str, folder: Path, limit: int = LIMIT) -> AsyncIterator
     clock = Clock()
     if kind == "memory":
         made: Store = MemoryStore(limit, clock)
-    else:
+    elif kind == "file":
         made = FileStore(folder / "answers.db", limit, clock)
+    else:
+        with VALKEY[0].client() as client:
+            client.flushall()
+        made = ValkeyStore(address(VALKEY[0]), limit, clock)
     try:
         yield made, clock
     finally:
@@ -233,3 +257,84 @@ def test_a_damaged_file_costs_hits_and_no_errors(tmp_path: Path) -> None:
                 await store.purge(Purge("all"))
 
     asyncio.run(test())
+
+
+# ---------------------------------------------------------------- Valkey
+def test_replicas_share_answers_and_hear_of_purges() -> None:
+    async def test() -> None:
+        clock = Clock()
+        async with store_of("valkey", Path()) as (one, _):
+            two = ValkeyStore(address(VALKEY[0]), LIMIT, clock)
+            mark = (await two.news((0, 0))).mark
+            await one.put("a", entry_of("a"))
+            assert await two.get("a") == entry_of("a")
+            assert await one.purge(Purge("scope", "key:one")) == 1
+            news = await two.news(mark)
+            assert news.purges == [Purge("scope", "key:one")]
+            assert (await two.news(news.mark)).purges == []
+            assert await two.get("a") is None
+            with VALKEY[0].client() as client:
+                names = {name.decode() for name in client.keys("*")}
+            assert {name.rpartition(":")[2] for name in names} <= {"size", "purged", "purges"}
+            await two.aclose()
+
+    asyncio.run(test())
+
+
+def test_a_server_that_is_away_is_asked_once_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        clock = Clock()
+        with new_valkey() as server:
+            store = ValkeyStore(address(server), LIMIT, clock)
+            await store.put("a", entry_of("a"))
+            assert await store.get("a") == entry_of("a")
+        assert await store.get("a") is None
+        assert "does not answer" in store.problem
+        tried: list[str] = []
+        call = store._client.call
+
+        async def counted(command: bytes) -> object:
+            tried.append("")
+            return await call(command)
+
+        monkeypatch.setattr(store._client, "call", counted)
+        for _ in range(10):
+            assert await store.get("a") is None
+            await store.put("b", entry_of("b"))
+        assert tried == []
+        clock.now += SECOND
+        assert await store.get("a") is None
+        assert len(tried) == 1
+        with pytest.raises(StateUnavailable, match="may be there yet"):
+            await store.purge(Purge("all"))
+        await store.aclose()
+
+    asyncio.run(test())
+
+
+def test_a_server_that_is_silent_is_waited_for_as_long_as_is_said() -> None:
+    limits: list[float | None] = []
+
+    async def test() -> None:
+        async def silent(_reader: Any, _writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(60)
+
+        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        store = ValkeyStore(f"valkey://127.0.0.1:{port}", LIMIT)
+        real = asyncio.timeout
+
+        def timeout(limit_s: float | None) -> asyncio.Timeout:
+            limits.append(limit_s)
+            return real(limit_s)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(valkey_module, "ANSWER_S", 0.005)
+            patch.setattr(asyncio, "timeout", timeout)
+            assert await store.get("a") is None
+        assert "in time" in store.problem
+        await store.aclose()
+        server.close()
+
+    asyncio.run(test())
+    assert limits[0] == 0.005

@@ -46,6 +46,10 @@ async def open_cache(
     if not entry.store:
         size = entry.file_mb << 20
         back = await asyncio.to_thread(FileStore, settings.server.folder / ANSWERS, size)
+    elif entry.store != "memory":
+        from packshot.gateway.cache.valkey_store import ValkeyStore
+
+        back = ValkeyStore(entry.store, entry.file_mb << 20)
     front = MemoryStore(entry.memory_mb << 20)
     tier = await asyncio.to_thread(_tier, entry, telemetry)
     cache = ResponseCache(entry, dispatcher, telemetry, front, back=back, tier=tier)

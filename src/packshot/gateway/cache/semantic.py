@@ -123,6 +123,10 @@ class Semantic:
         """Find no more what ``what`` takes; nothing of its text stays."""
         self._do(partial(self._drop, what))
 
+    async def learned(self) -> None:
+        """Return when all that it was told so far is found."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, int)
+
     async def aclose(self) -> None:
         """End the threads."""
         await asyncio.to_thread(self._thread.shutdown)
