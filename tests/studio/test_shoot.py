@@ -133,6 +133,17 @@ def test_a_larger_canvas_leaves_the_product_as_it_is(choices) -> None:
     assert (middle[disc() == 255] == colours()[disc() == 255]).all()
 
 
+def test_a_photograph_larger_than_any_render_is_delivered_at_its_size(choices, tmp_path) -> None:
+    alpha = np.zeros((70, 4200), np.uint8)
+    alpha[10:60, 100:4000] = 255
+    wide = tmp_path / "wide.png"
+    Image.fromarray(np.dstack((colours(4200, 70), alpha))).save(wide)
+    ((path, _),) = take(plan_shoot(replace(choices, photo=wide, white=True))).done
+    with Image.open(path) as image:
+        assert image.size == (4200, 70)
+        assert (np.asarray(image)[alpha == 255] == colours(4200, 70)[alpha == 255]).all()
+
+
 def test_a_refused_picture_is_noted_and_not_delivered_and_the_others_are(choices, tmp_path) -> None:
     engine = GroundEngine(bad={6})
     shoot = plan_shoot(replace(choices, count=2, attempts=1))
