@@ -69,7 +69,7 @@ __all__ = [
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Trouble: TypeAlias = Literal["", "unanswered", "deadline", "budget"]
+Trouble: TypeAlias = Literal["", "unanswered", "deadline", "budget", "refused"]
 
 CHAT = "/v1/chat/completions"
 PICTURES = "/v1/images/generations"
@@ -111,7 +111,7 @@ class Reply:
     """What came of a chat: its text, or, where ``trouble`` says why there is none, "".
 
     ``kind`` is one word for the trouble: nobody answered, or not before the deadline, or the ledger
-    of either side did not let the call be made.
+    of either side did not let the call be made, or what was asked was refused: others may not be.
     ``cost`` is what all of its attempts cost, in nano-EUR, also of those that failed; ``priced`` is
     false where no price is known for them. ``provider`` and ``model`` are those of the last one.
     """
@@ -179,8 +179,8 @@ class LocalClient:
         """See `Client`."""
         made = await self._call(CHAT, _body(ask), ask, OWN)
         text, trouble = ("", made.trouble) if made.trouble else _said(made.body)
-        kind: Trouble = "unanswered" if made.kind == "refused" else made.kind
-        return self._reply(made.job, text, trouble, kind or "unanswered" if trouble else "")
+        kind: Trouble = made.kind if made.trouble else "refused"  # an answer, and no text in it
+        return self._reply(made.job, text, trouble, kind if trouble else "")
 
     async def picture(self, ask: PictureAsk) -> Picture:
         """See `Client`."""
@@ -276,7 +276,9 @@ class RemoteClient:
             kind: Trouble = "deadline" if late else "unanswered"
             return Reply("", f"the gateway: {error}", kind, priced=not error.sent)
         text, trouble = _said(body) if status == 200 else ("", _complaint(status, body))
-        kind = STATUS.get(status, "unanswered") if trouble else ""
+        refused = status in {200, 400}  # an answer, and no text in it; or none to this
+        kind = "refused" if refused else STATUS.get(status, "unanswered")
+        kind = kind if trouble else ""
         # An answer for nothing and one whose price nobody knows look alike from here.
         known = told.cost > 0 or not text
         return Reply(

@@ -183,6 +183,8 @@ class _Talk:
                 return _InVain(near, "unusable")
             reply = await self._ask(messages)
             if reply.trouble:
+                if reply.kind == "refused":
+                    return _InVain(reply.trouble, "unusable")
                 return _InVain(reply.trouble, reply.kind or "unanswered")
             self.answered = True
             try:

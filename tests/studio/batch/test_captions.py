@@ -119,18 +119,27 @@ def run(work):
     return asyncio.run(work)
 
 
-def test_a_brief_that_is_refused_while_others_are_not_is_left_to_the_rules() -> None:
+def test_a_brief_whose_answers_cannot_be_used_is_left_to_the_rules_at_once() -> None:
     kept = Kept()
     tries: Counter[str] = Counter()
 
     async def write(todo: Todo) -> Caption:
         tries[todo.item.id] += 1
-        await asyncio.sleep(0)
-        return written("unanswered" if todo.item.id == "3" else "")
+        return written("unusable" if todo.item.id == "3" else "")
 
-    run(write_all(jobs(40), write, kept, Gate(Waiting(at_once=2, probe_s=0.01))))
+    run(write_all(jobs(40), write, kept, Gate(Waiting(at_once=2))))
     assert kept.by == {"llm": 39, "rules": 1}
-    assert tries["3"] == 3
+    assert tries["3"] == 1
+
+
+def test_a_brief_that_is_never_answered_is_left_to_the_rules_and_holds_up_nobody() -> None:
+    gate, kept = Gate(Waiting(at_once=2, enough=1, probe_s=0.01, tries=3)), Kept()
+
+    async def write(todo: Todo) -> Caption:
+        return written("deadline" if todo.item.id in {"0", "1", "39"} else "")
+
+    run(asyncio.wait_for(write_all(jobs(40), write, kept, gate), 20.0))
+    assert kept.by == {"rules": 3, "llm": 37}
 
 
 def test_nobody_answers_for_too_long() -> None:

@@ -4,8 +4,8 @@ Calls are made side by side in a thread of their own, in the order of the works,
 ahead. A caption is kept as soon as it is there, under all that decides it: neither a crash nor a
 changed sampler pays for it twice. Where nobody answers, works wait: after some calls in vain only
 one is made now and then, until it is answered (RELIABILITY R2); after `Waiting.patience_s` the run
-stops, and says so. Where the answers cannot be used, or one brief is refused while others are not,
-the rules' caption stands, as in `packshot render`.
+stops, and says so. Where the answers cannot be used, or the brief is refused, the rules' caption
+stands, as in `packshot render`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -40,8 +41,7 @@ class Waiting:
     ``at_once``: briefs that are written side by side. ``ahead``: captions that may wait for their
     rendering. ``enough``: calls in vain, one after the other, before all but one wait; that one is
     made every ``probe_s`` seconds. ``patience_s``: so long without any answer ends the run.
-    ``tries``: calls in vain for one brief, others being answered in between, before it is left to
-    the rules.
+    ``tries``: calls in vain for one brief before it is left to the rules: an hour and a half's.
     """
 
     at_once: int = 8
@@ -49,7 +49,7 @@ class Waiting:
     enough: int = 3
     probe_s: float = 30.0
     patience_s: float = 4 * 3600.0
-    tries: int = 3
+    tries: int = 200
 
 
 class Unanswered(PackshotError):
@@ -81,7 +81,6 @@ class Gate:
         self._failed = 0
         self._since = self._next = 0.0
         self._probing = False
-        self.answers = 0
         self.why = ""
 
     async def enter(self) -> None:
@@ -96,7 +95,6 @@ class Gate:
     def answered(self) -> None:
         """Open for all."""
         self._failed, self._probing, self.why = 0, False, ""
-        self.answers += 1
 
     def unanswered(self, why: str) -> None:
         """Count a call in vain.
@@ -151,8 +149,8 @@ async def write_all(
 
 async def _one(job: Todo, write: Callable[[Todo], Awaitable[Caption]], gate: Gate) -> Caption:
     """Have one caption written, however long it takes."""
-    refused, answers, pause = 0, -1, FIRST_PAUSE_S
-    while True:
+    pause = FIRST_PAUSE_S
+    for number in count(1):
         await gate.enter()
         caption = await write(job)
         why = caption.writer.why
@@ -161,14 +159,13 @@ async def _one(job: Todo, write: Callable[[Todo], Awaitable[Caption]], gate: Gat
         if why not in {"unanswered", "deadline"}:
             gate.answered()
             return caption
-        if why == "unanswered" and answers != gate.answers:  # others were: it may be the brief
-            refused, answers = refused + 1, gate.answers
-        if refused >= gate.waiting.tries:
-            return caption
         gate.unanswered(caption.problem)
+        if number >= gate.waiting.tries:
+            return caption
         # Or the same brief would be the one that tries a silent provider each time.
         await asyncio.sleep(pause)
         pause = min(2 * pause, gate.waiting.probe_s)
+    raise AssertionError("there is no last number")
 
 
 class Ahead:
