@@ -316,10 +316,8 @@ def test_a_server_that_is_silent_is_waited_for_as_long_as_is_said() -> None:
     limits: list[float | None] = []
 
     async def test() -> None:
-        async def silent(_reader: Any, _writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(60)
-
-        server = await asyncio.start_server(silent, "127.0.0.1", 0)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         store = ValkeyStore(f"valkey://127.0.0.1:{port}", LIMIT)
         real = asyncio.timeout

@@ -12,7 +12,7 @@ import asyncio
 import json
 from collections.abc import Sequence
 from hashlib import sha1
-from typing import cast
+from typing import TypeAlias, cast
 
 from packshot.core.clock import SECOND_US, Clock, wall_us
 from packshot.core.errors import StateUnavailable
@@ -55,7 +55,7 @@ local function drop(key)
   return 1
 end
 """
-"""An entry is ``v:KEY``; ``of`` has [size, worth, sets…] of each, ``rank`` and ``end`` order them."""
+"""An entry is ``v:KEY``; ``of`` has [size, worth, sets…] of each; ``rank``, ``end`` order them."""
 
 GET = """
 local value = redis.call('GET', p .. 'v:' .. ARGV[1])
@@ -106,7 +106,16 @@ redis.call('ZREMRANGEBYSCORE', p .. 'purges', '-inf', number - tonumber(ARGV[2])
 return number
 """
 
-Word = str | int
+HELD = """
+return {redis.call('HLEN', p .. 'of'), tonumber(redis.call('GET', p .. 'size') or 0)}
+"""
+
+NEWS = """
+local rows = redis.call('ZRANGEBYSCORE', p .. 'purges', '(' .. ARGV[1], '+inf')
+return {redis.call('GET', p .. 'purged') or '0', rows}
+"""
+
+Word: TypeAlias = str | int
 
 
 class ValkeyStore:
@@ -166,17 +175,12 @@ class ValkeyStore:
 
     async def held(self) -> Held:
         """As `Store.held`."""
-        code = (
-            "return {redis.call('HLEN', p .. 'of'), tonumber(redis.call('GET', p .. 'size') or 0)}"
-        )
-        found = cast("list[int] | None", await self._quiet(code, [], PATIENT_S))
+        found = cast("list[int] | None", await self._quiet(HELD, [], PATIENT_S))
         return Held(*found) if found else Held(0, 0)
 
     async def news(self, mark: Mark) -> News:
         """As `Store.news`: what was purged. A replica that starts has nothing to let go of."""
-        code = "return {redis.call('GET', p .. 'purged') or '0', redis.call('ZRANGEBYSCORE',"
-        code += " p .. 'purges', '(' .. ARGV[1], '+inf')}"
-        found = await self._quiet(code, [mark[1]], PATIENT_S)
+        found = await self._quiet(NEWS, [mark[1]], PATIENT_S)
         if found is None:
             return News(mark, (), ())
         last, rows = cast("tuple[bytes, list[bytes]]", found)
@@ -196,7 +200,7 @@ class ValkeyStore:
         try:
             found = await self._run(script, words, limit_s)
         except (ReplyError, OSError) as error:
-            self.problem = f"the store of answers does not answer: {error or 'in time'}"
+            self.problem = f"the store of answers does not answer: {str(error) or 'in time'}"
             self._away_until = self._clock() + RETRY_US
             return None
         self.problem = ""
