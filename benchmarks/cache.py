@@ -7,6 +7,8 @@ call handed to a dispatcher that has the answer ready; CPU time of the process, 
 taken in turn. Semantic: `Semantic.find` from the text to the key, with 50,000 entries in one
 partition, one call at a time, on one core: reading, MiniLM, index, guards. Half of the requests
 have an entry that means the same. Pinned to one core where the system lets it.
+
+Timing: whether a caller can tell by the time what another one has cached.
 """
 
 from __future__ import annotations
@@ -115,6 +117,42 @@ async def exact() -> dict[str, Any]:
     }
 
 
+async def timing(count: int = 5000) -> dict[str, Any]:
+    """Tell whether a caller can time what another one has cached (RELIABILITY S13).
+
+    ``count`` prompts that another virtual key has cached, and as many that nobody has, taken in
+    turn; Kolmogorov and Smirnov's two-sample test over the seconds of `ResponseCache.serve`.
+    """
+    ready: Any = Ready()
+    cache = ResponseCache(
+        SemanticCacheEntry(enabled=True), ready, Telemetry(), MemoryStore(1 << 28)
+    )
+
+    async def deliver(_: Answer | Stream) -> int:
+        return 200
+
+    for number in range(count):
+        await cache.serve(job_of(f"prompt {2 * number}"), {}, deliver)
+    other = VirtualKey("other")
+    took: tuple[list[float], list[float]] = ([], [])
+    for number in range(2 * count):
+        job = job_of(f"prompt {number}")
+        job.owner = other
+        began = time.perf_counter()
+        await cache.serve(job, {}, deliver)
+        took[number % 2].append(time.perf_counter() - began)
+    cached, fresh = (np.sort(rows) for rows in took)
+    every = np.concatenate([cached, fresh])
+    gaps = np.searchsorted(cached, every, "right") - np.searchsorted(fresh, every, "right")
+    distance = float(np.abs(gaps).max()) / count
+    scaled = distance * (count / 2) ** 0.5
+    terms = [(-1) ** (k - 1) * np.exp(-2 * k * k * scaled * scaled) for k in range(1, 101)]
+    return {
+        "timing_ks_distance": round(distance, 4),
+        "timing_ks_p": round(min(1.0, 2 * sum(terms)), 4),
+    }
+
+
 def texts(count: int) -> list[str]:
     """Return ``count`` caption requests, no two alike."""
     rng = random.Random(1)
@@ -208,6 +246,7 @@ def main() -> None:
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     facts: dict[str, Any] = {"python": platform.python_version(), "cpu": platform.processor()}
     facts |= asyncio.run(exact())
+    facts |= asyncio.run(timing())
     print("exact", facts["exact_hit_added_us"], "µs", facts["exact_hit_added_us_min_max"])
     if (options.model / "manifest.json").is_file():
         facts |= asyncio.run(semantic(options.model, options.entries, options.lookups))

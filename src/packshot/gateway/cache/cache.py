@@ -53,6 +53,9 @@ MAX_TASKS = 1000
 NOT_KEPT = Said(504, "invalid_request_error", "no answer to this is cached", "not_cached")
 """What a call hears that is to be answered from the cache only (RFC 9111, 5.2.1.7)."""
 
+SWEEP_TICKS = 60
+"""Ticks, which come once a second, between two looks for what is past its time."""
+
 WAITED = "the deadline passed while an identical call was under way"
 
 
@@ -139,6 +142,7 @@ class ResponseCache:
         self._flights = Flights()
         self._tasks: set[asyncio.Task[None]] = set()
         self._mark: Mark = (0, 0)
+        self._ticks = 0
         self._usual = _rules(entry, "")
         self._rules = {route: _rules(entry, route) for route in entry.routes}
 
@@ -354,8 +358,11 @@ class ResponseCache:
         return before - len(self.front) if self.back is None else await self.back.purge(what)
 
     async def tick(self) -> None:
-        """Hear of what other workers kept and purged, and throw away what is past its time."""
-        await self.front.sweep()
+        """Hear of what other workers kept and purged; now and then sweep what is past its time."""
+        self._ticks += 1
+        sweeps = self._ticks % SWEEP_TICKS == 1
+        if sweeps:
+            await self.front.sweep()
         if self.shadow is not None:
             await self.shadow.tick()
         if self.back is None:
@@ -370,7 +377,8 @@ class ResponseCache:
             if news.mark == self._mark:
                 break
             self._mark = news.mark
-        await self.back.sweep()
+        if sweeps:
+            await self.back.sweep()
 
     def _drop(self, what: Purge) -> None:
         self.front.drop(what)
