@@ -19,7 +19,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, cast
 
-from packshot.core.errors import DeviceLost, InvalidRequest, ModelError, PackshotError
+from packshot.core.errors import (
+    CheckFailed,
+    DeviceLost,
+    InvalidRequest,
+    ModelError,
+    PackshotError,
+)
 from packshot.core.types import Usage
 from packshot.studio.batch.frames import (
     Beat,
@@ -176,7 +182,7 @@ def _failed(token: str, error: Exception, usage: tuple[Usage, ...]) -> Failed:
         token,
         type(error).__name__,
         " ".join(str(error).split())[:2000],
-        final=isinstance(error, (InvalidRequest, ModelError)),
+        final=isinstance(error, (InvalidRequest, ModelError, CheckFailed)),
         broken=isinstance(error, DeviceLost) or not isinstance(error, PackshotError),
         usage=usage,
     )
