@@ -21,6 +21,7 @@ from time import monotonic, perf_counter
 
 from packshot.core.errors import (
     BudgetExceeded,
+    CheckFailed,
     ContentFiltered,
     DeviceMissing,
     InvalidRequest,
@@ -326,7 +327,7 @@ class Run:
         self.tally.failed_attempts += 1
         if not self.worker.alive:
             self._end_session()
-        final = isinstance(error, (InvalidRequest, ContentFiltered))
+        final = isinstance(error, (InvalidRequest, ContentFiltered, CheckFailed))
         if final or number >= self._rules.attempts:
             tries = "" if final else f" ({number} attempts)"
             self._quarantine(todo.work, f"{error}{tries}")
