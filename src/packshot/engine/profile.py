@@ -236,7 +236,7 @@ def _best_s(run: Any, device: torch.device) -> float:  # noqa: ANN401
 
 
 def _hints(found: Profile, engine: Engine, request: RenderRequest) -> tuple[Hint, ...]:
-    """Return the three changes that would save most, by rules of thumb; see docs/profile.md."""
+    """Return the three changes that would save most, by rules of thumb; see docs/gpu.md."""
     seconds = {stage.stage: stage.seconds for stage in found.stages}
     kinds = {kind.name: kind.seconds for kind in found.kinds}
     model = engine.model
