@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,9 +19,11 @@ from hypothesis import strategies as st
 
 from packshot.core.errors import InvalidRequest, StateUnavailable
 from packshot.state import blobs as blobs_module
+from packshot.state import valkey_blobs
 from packshot.state.blobs import MAX_TTL_S, OVERHEAD, Blobs, Held, MemoryBlobs, TieredBlobs
 from packshot.state.sqlite_blobs import USED_S, SqliteBlobs
-from tests.state.conftest import Clock
+from packshot.state.valkey_blobs import ValkeyBlobs
+from tests.state.conftest import Clock, new_valkey
 
 ROOM = 4
 """Values of 100 bytes that a shelf of the tests holds."""
@@ -39,7 +43,22 @@ class Shelf:
         return None if found is None else found.value
 
 
-KINDS = ["memory", "sqlite", "tiered"]
+KINDS = ["memory", "sqlite", "tiered", "valkey"]
+SERVER: list[Any] = []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> Iterator[None]:
+    """Start one Valkey; a busy machine is no silent server."""
+    with new_valkey() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(valkey_blobs, "ANSWER_S", 10.0)
+        SERVER.append(server)
+        yield
+        SERVER.clear()
+
+
+def address(server: Any) -> str:
+    return f"valkey://127.0.0.1:{server.port}/1"
 
 
 @contextlib.contextmanager
@@ -47,6 +66,12 @@ def new_shelf(kind: str, path: Path, limit: int = LIMIT) -> Iterator[Shelf]:
     clock = Clock()
     if kind == "memory":
         yield Shelf(MemoryBlobs(limit, clock), clock)
+        return
+    if kind == "valkey":
+        with SERVER[0].client() as client:
+            client.flushall()
+        with contextlib.closing(ValkeyBlobs(address(SERVER[0]), limit, clock)) as shared:
+            yield Shelf(shared, clock)
         return
     with contextlib.closing(SqliteBlobs(path, limit, clock)) as file:
         if kind == "sqlite":
@@ -295,6 +320,45 @@ def test_a_table_that_is_damaged_is_said(tmp_path: Path) -> None:
     path.write_bytes(whole[:4096] + b"\xa5" * (len(whole) - 4096))
     with new_shelf("sqlite", path) as shelf, pytest.raises(StateUnavailable, match="remove it"):
         shelf.blobs.get("k1")
+
+
+# ---------------------------------------------------------------- Valkey
+
+
+def test_two_machines_share_a_shelf_and_names_part_them() -> None:
+    with new_shelf("valkey", Path()) as one:
+        with contextlib.closing(ValkeyBlobs(address(SERVER[0]), LIMIT, one.clock)) as two:
+            one.blobs.put("k", b"value", LONG)
+            assert two.get("k") == (b"value", LONG)
+        other = ValkeyBlobs(address(SERVER[0]), LIMIT, one.clock, name="other")
+        with contextlib.closing(other):
+            assert other.get("k") is None
+
+
+def test_a_server_that_is_gone_is_said_and_one_that_is_back_is_used() -> None:
+    with new_valkey() as server:
+        url = address(server)
+        with contextlib.closing(ValkeyBlobs(url, LIMIT)) as shelf:
+            shelf.put("k", b"value", LONG)
+            with server.client() as client:
+                client.client_kill_filter(_type="normal", skipme=True)
+            with pytest.raises(StateUnavailable, match="does not answer"):
+                shelf.get("k")
+            found = shelf.get("k")
+            assert found is not None
+            assert found.value == b"value"
+    gone = ValkeyBlobs(url, LIMIT)
+    with contextlib.closing(gone), pytest.raises(StateUnavailable, match="does not answer"):
+        gone.get("k")
+
+
+def test_a_silent_server_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(valkey_blobs, "ANSWER_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"valkey://127.0.0.1:{silent.getsockname()[1]}"
+        shelf = ValkeyBlobs(url, LIMIT)
+        with contextlib.closing(shelf), pytest.raises(StateUnavailable, match="does not answer"):
+            shelf.held()
 
 
 # ---------------------------------------------------------------- a shelf before another

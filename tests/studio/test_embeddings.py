@@ -19,12 +19,13 @@ from packshot.studio.embeddings import (
     KeptEmbeddings,
     cache_folder,
     kept_embeddings,
+    open_embeddings,
 )
 from packshot.studio.plan import Options, plan
 from packshot.studio.record import Maker
 from packshot.studio.render import load_engine, render
 from packshot.studio.sheet import render_sheet
-from tests.state.conftest import Clock
+from tests.state.conftest import Clock, new_valkey
 
 MIB = 1024 * 1024
 
@@ -59,6 +60,27 @@ def test_the_settings_are_those_of_the_shelves(tmp_path: Path) -> None:
         assert kept.ttl_s == 2 * 24 * 3600
         assert (kept.blobs.front.max_bytes, kept.blobs.back.max_bytes) == (3 * MIB, 5 * MIB)
     assert (tmp_path / "x.db").exists()
+
+
+def test_machines_share_what_is_kept_and_go_on_alone(tmp_path: Path) -> None:
+    with new_valkey() as server:
+        url = f"valkey://127.0.0.1:{server.port}"
+        settings = EmbeddingSettings(shared=url, file=str(tmp_path / "no"))
+        assert url not in repr(settings)
+        one, two = open_embeddings(settings), open_embeddings(settings)
+        assert one is not None
+        assert two is not None
+        one.put("k", b"value")
+        assert two.get("k") == b"value"
+        one.close()
+        two.close()
+    alone = open_embeddings(settings)
+    assert alone is not None
+    alone.put("k", b"value")
+    assert alone.get("k") == b"value"
+    assert "does not answer" in alone.problem
+    alone.close()
+    assert not (tmp_path / "no").exists()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from packshot.core.errors import InvalidRequest, StateUnavailable
@@ -40,6 +40,7 @@ class EmbeddingSettings:
     ``keep`` false reads every text anew. What is kept is so for ``days`` after it was made; the
     least recently used goes earlier, in memory beyond ``memory_mb``, in ``file`` beyond ``file_mb``
     (MiB). ``file`` "" is in the user's cache folder; ``file_mb`` 0 keeps nothing on disk.
+    ``shared`` is the URL of a Valkey that machines share, which takes the file's place and limit.
     """
 
     keep: bool = True
@@ -47,6 +48,7 @@ class EmbeddingSettings:
     memory_mb: int = 256
     file: str = ""
     file_mb: int = 2048
+    shared: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what could never be meant."""
@@ -94,8 +96,10 @@ class KeptEmbeddings:
 
     def close(self) -> None:
         """Let go of the file."""
-        if isinstance(self.blobs, TieredBlobs) and isinstance(self.blobs.back, SqliteBlobs):
-            self.blobs.back.close()
+        if isinstance(self.blobs, TieredBlobs):
+            close = getattr(self.blobs.back, "close", None)
+            if close is not None:
+                close()
 
 
 def open_embeddings(settings: EmbeddingSettings) -> KeptEmbeddings | None:
@@ -108,6 +112,11 @@ def open_embeddings(settings: EmbeddingSettings) -> KeptEmbeddings | None:
     ttl_s, memory = settings.days * DAY_S, MemoryBlobs(settings.memory_mb * MIB)
     if settings.file_mb == 0:
         return KeptEmbeddings(memory, ttl_s)
+    if settings.shared:
+        from packshot.state.valkey_blobs import ValkeyBlobs
+
+        shared = ValkeyBlobs(settings.shared, settings.file_mb * MIB, name="embeddings")
+        return KeptEmbeddings(TieredBlobs(memory, shared), ttl_s)
     path = Path(settings.file).expanduser() if settings.file else cache_folder() / "embeddings.db"
     try:
         file = SqliteBlobs(path, settings.file_mb * MIB)
