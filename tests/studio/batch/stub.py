@@ -114,8 +114,8 @@ def nan() -> None:
     raise RenderFailed("the picture came out as NaN")
 
 
-def filtered() -> None:
-    raise CheckFailed("the provider withheld the picture")
+def unfit() -> None:
+    raise CheckFailed("the product is drawn on beyond its outline, with every seed")
 
 
 def refused() -> None:
@@ -132,7 +132,7 @@ FAULTS: dict[str, Callable[[], None]] = {
     "freeze": freeze,
     "oom": memory,
     "nan": nan,
-    "filtered": filtered,
+    "unfit": unfit,
     "refused": refused,
     "disk": disk,
 }

@@ -34,7 +34,7 @@ def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
     assert len(world.truths()) == 4
 
 
-@pytest.mark.parametrize("fault", ["crash", "hang", "freeze", "oom", "nan", "filtered", "disk"])
+@pytest.mark.parametrize("fault", ["crash", "hang", "freeze", "oom", "nan", "disk"])
 def test_what_goes_wrong_once_costs_one_attempt(tmp_path: Path, fault: str) -> None:
     world = World(tmp_path, ["mug 1", f"shoe {fault} once", "mug 2"])
     run = world.run()
@@ -61,12 +61,19 @@ def test_poison_is_quarantined_with_its_reason(tmp_path: Path, fault: str) -> No
     assert world.check_books() == {"succeeded": 2, "failed_billed": 3}
 
 
-def test_what_can_never_be_done_is_tried_once(tmp_path: Path) -> None:
-    world = World(tmp_path, ["mug", "shoe refused"])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("refused", "nobody can photograph this"),
+        ("unfit", "the product is drawn on beyond its outline, with every seed"),
+    ],
+)
+def test_what_can_never_be_done_is_tried_once(tmp_path: Path, fault: str, reason: str) -> None:
+    world = World(tmp_path, ["mug", f"shoe {fault}"])
     run = world.run()
     assert run.tally.failed_attempts == 1
     (bad,) = [row for row in world.state.rows() if row.state == "quarantined"]
-    assert bad.reason == "nobody can photograph this"
+    assert bad.reason == reason
 
 
 def test_a_quarantined_work_that_is_released_is_tried_anew(tmp_path: Path) -> None:
