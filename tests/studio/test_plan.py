@@ -60,6 +60,20 @@ def test_raw_is_passed_on_and_another_shape_is_said(options: Options) -> None:
     assert "margins are cut off for 128x64" in planned.warnings[-1]
 
 
+def test_a_size_is_rendered_at_the_nearest_bucket_and_that_is_said(options: Options) -> None:
+    options = replace(options, buckets=((64, 64), (96, 64), (1024, 1024)))
+    planned = plan(replace(options, size="120x88"))
+    assert (planned.request.width, planned.request.height) == (96, 64)
+    assert planned.size == (120, 88)
+    assert "120x88 is rendered as 96x64, its margins cut off, and resized" in planned.warnings
+    same = plan(replace(options, size="192x128"))
+    assert "192x128 is rendered as 96x64, and resized" in same.warnings
+    for size, made in (("96x64", (96, 64)), (None, (64, 64))):
+        exact = plan(replace(options, size=size))
+        assert (exact.request.width, exact.request.height) == exact.size == made
+        assert not any("rendered as" in text for text in exact.warnings)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "said"),
     [

@@ -1,4 +1,4 @@
-"""The section `studio`."""
+"""The sections `studio` and `engine`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from packshot.core.errors import InvalidRequest
-from packshot.studio.settings import StudioSettings, load_studio
+from packshot.studio.settings import (
+    EngineSettings,
+    StudioSettings,
+    load_engine_settings,
+    load_studio,
+)
 
 
 def load(tmp_path: Path, text: str) -> StudioSettings:
@@ -50,4 +55,29 @@ def test_mistakes_have_their_line(tmp_path, monkeypatch, text: str, said: str) -
     monkeypatch.setenv("PK", "pk-1")
     with pytest.raises(InvalidRequest, match=r"packshot\.yaml, line 1") as raised:
         load(tmp_path, f"studio: {text}")
+    assert said in str(raised.value)
+
+
+def test_buckets_are_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert load_engine_settings() == EngineSettings()
+    assert EngineSettings().sizes is None
+    (tmp_path / "packshot.yaml").write_text("engine: {buckets: [1024x1024, 832x1216]}\n")
+    assert load_engine_settings().sizes == ((1024, 1024), (832, 1216))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{buckets: [1024]}", "'1024' is no size to render at"),
+        ("{buckets: [1024x1024, 1024x1024]}", "a bucket stands twice"),
+        ("{buckets: []}", "buckets are 1 to 24, got 0"),
+        ("{bucket: [64x64]}", "Did you mean 'buckets'?"),
+    ],
+)
+def test_a_wrong_bucket_has_its_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "packshot.yaml"
+    path.write_text(f"engine: {text}\n")
+    with pytest.raises(InvalidRequest, match=r"packshot\.yaml, line 1") as raised:
+        load_engine_settings(path)
     assert said in str(raised.value)

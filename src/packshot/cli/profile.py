@@ -54,6 +54,7 @@ def profile(
     """Tell where a render's time goes, and what would save most of it."""
     from packshot.studio.plan import Options, plan
     from packshot.studio.profile import profile_plan
+    from packshot.studio.settings import load_engine_settings
 
     planned = plan(
         Options(
@@ -72,6 +73,7 @@ def profile(
             vae_precision=vae_precision,
             graphs=graphs,
             invariant=invariant,
+            buckets=load_engine_settings().sizes,
         )
     )
     found = profile_plan(planned, trace)

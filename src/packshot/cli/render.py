@@ -65,6 +65,7 @@ def render(
     """Render a product photograph from a BRIEF."""
     from packshot.studio.finish import DEFAULT_SHARPEN
     from packshot.studio.plan import Options, plan
+    from packshot.studio.settings import load_engine_settings
 
     if like is not None:
         planned, choice = _plan_again(ctx, like, out), "none"
@@ -94,6 +95,7 @@ def render(
             image=image,
             mask=mask,
             strength=strength,
+            buckets=load_engine_settings().sizes,
         )
         planned = plan(options)
     _deliver(planned, choice, preview=preview, show_caption=show_caption, as_json=as_json)

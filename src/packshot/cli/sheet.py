@@ -44,6 +44,7 @@ def sheet(
     """Render a contact sheet of many briefs."""
     from packshot.studio.finish import DEFAULT_SHARPEN
     from packshot.studio.plan import Options
+    from packshot.studio.settings import load_engine_settings
     from packshot.studio.sheet import plan_sheet, read_briefs
 
     choice = choose(caption, raw=raw)
@@ -65,6 +66,7 @@ def sheet(
         raw=choice == "none",
         strict=strict,
         sharpen=DEFAULT_SHARPEN if sharpen else None,
+        buckets=load_engine_settings().sizes,
     )
     plans = plan_sheet(briefs, read_briefs(briefs), options, columns)
     _deliver(plans, choice, columns, as_json=as_json)

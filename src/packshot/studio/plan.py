@@ -22,6 +22,7 @@ from packshot.core.types import (
     Spacing,
     Usage,
 )
+from packshot.engine.buckets import Size, buckets_of, nearest
 from packshot.engine.folder import ModelFolder
 from packshot.engine.limits import MAX_PICTURES, MAX_SEED, default_size, validate
 from packshot.studio import defaults
@@ -43,6 +44,7 @@ __all__ = [
     "plan_like",
     "request_of",
     "seeds_of",
+    "size_warning",
 ]
 
 RANDOM_SEEDS = 2**32
@@ -56,8 +58,9 @@ class Options:
     ``seed`` None draws one. ``size`` None keeps the model's own. ``out`` is a file, a folder, or
     None for ``out/``. ``sharpen`` None leaves the unsharp mask away. ``image`` is a file to start
     from, ``mask`` one that marks in white what may change of it, ``strength`` how much (0 to 1,
-    None for that of `defaults`). ``graphs`` and ``invariant`` are for GPUs: whether steps are
-    captured, and whether a seed is to give the same bits in company as alone.
+    None for that of `defaults`). ``buckets`` are sizes to render at, as
+    `packshot.engine.buckets.buckets_of` takes them. ``graphs`` and ``invariant`` are for GPUs:
+    whether steps are captured, and whether a seed is to give the same bits in company as alone.
     """
 
     brief: str
@@ -83,6 +86,7 @@ class Options:
     image: Path | None = None
     mask: Path | None = None
     strength: float | None = None
+    buckets: tuple[Size, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +140,11 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
     folder = folder or open_model(options.model)
     native = default_size(folder)
     size = parse_size(options.size, native) if options.size else native
+    buckets = buckets_of(native, options.buckets)
+    made = nearest(size, native, buckets)
     caption, usage = captioned(brief, folder, raw=options.raw, strict=options.strict)
-    start = open_start(options.image, options.mask, options.strength, native)
-    request = replace(asked, prompt=caption.text, width=native[0], height=native[1])
+    start = open_start(options.image, options.mask, options.strength, made)
+    request = replace(asked, prompt=caption.text, width=made[0], height=made[1])
     request = _started(request, start)
     validate(request)
     for target in files:
@@ -158,7 +164,7 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
         invariant=options.invariant,
         device=options.device,
         usage=usage,
-        warnings=(*caption.warnings, *_told(start), *_shape_warning(native, size)),
+        warnings=(*caption.warnings, *_told(start), *size_warning(made, size, buckets)),
         renders=_ids(seeds),
         source=start.source if start else None,
     )
@@ -344,11 +350,19 @@ def captioned(brief: str, folder: ModelFolder, *, raw: bool, strict: bool) -> tu
     return caption, Usage("caption", perf_counter() - start, "cpu")
 
 
-def _shape_warning(native: tuple[int, int], size: tuple[int, int]) -> tuple[str, ...]:
-    if native[0] * size[1] == native[1] * size[0]:
-        return ()
-    made, wanted = "x".join(map(str, native)), "x".join(map(str, size))
-    return (f"the model renders {made}; its margins are cut off for {wanted}",)
+def size_warning(made: Size, wanted: Size, buckets: tuple[Size, ...]) -> tuple[str, ...]:
+    """Say what a picture that is ``made`` at one size loses on the way to the ``wanted`` one.
+
+    Where there are ``buckets``, also that it is made at another size at all.
+    """
+    ours, theirs = ("x".join(map(str, size)) for size in (made, wanted))
+    same_shape = made[0] * wanted[1] == made[1] * wanted[0]
+    if buckets and made != wanted:
+        cut = "" if same_shape else ", its margins cut off"
+        return (f"{theirs} is rendered as {ours}{cut}, and resized",)
+    return (
+        () if same_shape else (f"the model renders {ours}; its margins are cut off for {theirs}",)
+    )
 
 
 def _drift(record: Record) -> list[str]:

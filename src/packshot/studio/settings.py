@@ -1,4 +1,7 @@
-"""The ``studio:`` section of packshot.yaml: how captions are written, where renders overflow to."""
+"""The sections ``studio:`` and ``engine:`` of packshot.yaml.
+
+How captions are written, where renders overflow to; at which sizes a model renders.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,19 @@ from typing import Literal
 
 from packshot.core.config import Secret, read
 from packshot.core.errors import InvalidRequest
+from packshot.engine.buckets import MAX_BUCKETS, Size, parse_bucket
 from packshot.ledger.settings import CONFIG_NAME, SECTIONS
 from packshot.studio.embeddings import EmbeddingSettings
 from packshot.studio.objects import check_place
 
-__all__ = ["BudgetEntry", "OverflowEntry", "StudioSettings", "load_studio"]
+__all__ = [
+    "BudgetEntry",
+    "EngineSettings",
+    "OverflowEntry",
+    "StudioSettings",
+    "load_engine_settings",
+    "load_studio",
+]
 
 NO_SECRET = Secret()
 KEPT = EmbeddingSettings()
@@ -130,3 +141,38 @@ def load_studio(path: Path | None = None) -> StudioSettings:
     if path is None and not found.exists():
         return StudioSettings()
     return read(found, SECTIONS).section("studio", StudioSettings) or StudioSettings()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The engine's choices.
+
+    ``buckets`` are sizes to render at ("1216x832"); None takes SDXL's for a model of its size.
+    """
+
+    buckets: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what could never be meant."""
+        sizes = self.sizes
+        if sizes is None:
+            return
+        if not 1 <= len(sizes) <= MAX_BUCKETS:
+            raise InvalidRequest(
+                f"buckets are 1 to {MAX_BUCKETS}, got {len(sizes)}; leave the key out for SDXL's"
+            )
+        if len({*sizes}) < len(sizes):
+            raise InvalidRequest(f"a bucket stands twice in {', '.join(self.buckets or ())}")
+
+    @property
+    def sizes(self) -> tuple[Size, ...] | None:
+        """The buckets, as `packshot.engine.buckets.buckets_of` takes them."""
+        return None if self.buckets is None else tuple(map(parse_bucket, self.buckets))
+
+
+def load_engine_settings(path: Path | None = None) -> EngineSettings:
+    """Return the engine's settings; as for `load_studio`."""
+    found = path or Path(CONFIG_NAME)
+    if path is None and not found.exists():
+        return EngineSettings()
+    return read(found, SECTIONS).section("engine", EngineSettings) or EngineSettings()
