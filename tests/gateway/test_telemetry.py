@@ -510,7 +510,7 @@ def try_everything(made: World) -> list[str]:
         async def broken(*_: object) -> None:
             raise RuntimeError(f"broken: {CANARIES!r} {base64.b64encode(CANARIES['A'].encode())!r}")
 
-        made.worker.gateway._dispatcher.answer = broken  # type: ignore[method-assign,assignment]
+        made.worker.gateway.dispatcher.answer = broken  # type: ignore[method-assign,assignment]
         call()
     return heard
 
