@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -135,4 +136,29 @@ def test_threads_share_a_ledger(tmp_path: Path) -> None:
         assert sum(pool.map(calls, range(8))) == 50
     ends = [event for event in desk.events() if isinstance(event, Settled)]
     assert [end.number for end in ends] == list(range(1, 51))
+    desk.ledger.close()
+
+
+def test_many_that_find_a_slice_empty_at_once_take_one(tmp_path: Path, monkeypatch) -> None:
+    desk = Desk(tmp_path, [Cap("team", "red", 1_000_000, "ever")])
+    taken: list[int] = []
+    all_there = threading.Barrier(17)
+    take = desk.leases.take
+
+    def slowly(worker, epoch, wants):
+        taken.append(len(wants))
+        time.sleep(0.1)  # while the other fifteen come and stand in line
+        return take(worker, epoch, wants)
+
+    def call(_: int) -> None:
+        all_there.wait(10)
+        desk.ledger.hold(CHAT, 10)
+
+    monkeypatch.setattr(desk.leases, "take", slowly)
+    with ThreadPoolExecutor(16) as pool:
+        made = pool.map(call, range(16))
+        all_there.wait(10)
+        list(made)
+    assert taken == [1]
+    assert desk.period("team:red@ever") == (0, 10_000)
     desk.ledger.close()

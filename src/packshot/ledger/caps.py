@@ -112,7 +112,8 @@ class Caps:
         self._worker = worker
         self._epoch = epoch
         self._zone: tzinfo = UTC if timezone == "UTC" else ZoneInfo(timezone)
-        self._asking = threading.Lock()  # one conversation with the table at a time
+        self.asking = threading.RLock()
+        """One conversation with the table at a time; taken before the callers' lock, if both are."""
         self._slices: dict[str, Slice] = {}
         self._taken_back: dict[str, Nanos] = {}
         """What was free of a cap that was lowered: `idle` hands it out, to be given back."""
@@ -190,7 +191,7 @@ class Caps:
         Raises:
             LedgerUnavailable: the leases cannot be had.
         """
-        with self._asking:
+        with self.asking:
             (grant,) = self._leases.take(self._worker, self._epoch, [shortage.want])
         return grant
 
@@ -248,7 +249,7 @@ class Caps:
 
     def wanted(self, periods: Sequence[str]) -> set[str]:
         """Return which of them another worker waits for. It may wait for a database."""
-        with self._asking:
+        with self.asking:
             return self._leases.wanted(periods)
 
     def give_back(self, amounts: Mapping[str, Nanos]) -> None:
@@ -258,7 +259,7 @@ class Caps:
             LedgerUnavailable: it is still this worker's: `restore` it.
         """
         if amounts:
-            with self._asking:
+            with self.asking:
                 self._leases.give_back(self._worker, self._epoch, amounts)
 
     def restore(self, amounts: Mapping[str, Nanos]) -> None:

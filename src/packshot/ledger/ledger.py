@@ -214,16 +214,18 @@ class Ledger:
         self, caps: Caps, shortage: Shortage, dimensions: Dimensions, at: int, *, wait: bool
     ) -> tuple[Slice, ...]:
         """Hold an amount for which slices had too little: ask for more, without the lock."""
-        while True:
-            if not wait:
-                raise MustWait
-            grant = caps.ask(shortage)
-            with self._lock:
-                caps.add(shortage, grant)
-                got = caps.reserve(dimensions, shortage.amount, at)
-            if isinstance(got, tuple):
-                return got
-            shortage = got
+        if not wait:
+            raise MustWait
+        with caps.asking:
+            while True:
+                with self._lock:
+                    # Who stood in line finds, mostly, that the one before brought enough for all.
+                    got = caps.reserve(dimensions, shortage.amount, at)
+                if isinstance(got, tuple):
+                    return got
+                grant = caps.ask(got)
+                with self._lock:
+                    caps.add(got, grant)
 
     def dispatch(self, hold: Hold) -> None:
         """Note that the first byte is about to go upstream.
