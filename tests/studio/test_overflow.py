@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packshot.core.errors import ContentFiltered, DeviceMissing, HostedFailed, WorkerLost
+from packshot.core.errors import (
+    ContentFiltered,
+    DeviceLost,
+    DeviceMissing,
+    HostedFailed,
+    OutOfMemory,
+    WorkerLost,
+)
 from packshot.studio.overflow import (
     HOME,
     Gauge,
@@ -285,12 +292,14 @@ def test_what_a_dead_device_says() -> None:
 
     dead = (
         DeviceMissing("no GPU"),
+        DeviceLost("the GPU's context is broken"),
         AcceleratorError("CUDA error: an illegal memory access was encountered"),
         RuntimeError("CUDA error: device-side assert triggered"),
     )
     well = (
         OutOfMemoryError("CUDA out of memory"),
+        OutOfMemory("the device has no room"),
         RuntimeError("shapes"),
         ValueError("CUDA error"),
     )
-    assert [device_is_dead(each) for each in (*dead, *well)] == [True] * 3 + [False] * 3
+    assert [device_is_dead(each) for each in (*dead, *well)] == [True] * 4 + [False] * 4

@@ -26,7 +26,7 @@ from math import inf
 from time import monotonic
 from typing import Literal, Protocol, TypeAlias, TypeVar
 
-from packshot.core.errors import DeviceMissing, HostedFailed
+from packshot.core.errors import DeviceLost, DeviceMissing, HostedFailed
 
 __all__ = [
     "HOME",
@@ -228,9 +228,10 @@ def device_is_dead(error: BaseException) -> bool:
     That a picture was too large for its memory does not, nor that one worker of a batch crashed:
     the next one may load, and only where none does is the device dead (`Pool.died`).
     """
-    if isinstance(error, DeviceMissing):
+    if isinstance(error, (DeviceMissing, DeviceLost)):
         return True
-    # By name: torch is the engine's. The text is that of older ones, and of libraries over CUDA.
+    # As torch raises it while a model loads. By name: torch is the engine's. The text is that of
+    # older ones, and of libraries over CUDA.
     names = {kind.__name__ for kind in type(error).__mro__}
     if "OutOfMemoryError" in names:
         return False
