@@ -113,7 +113,7 @@ class Caps:
         self._epoch = epoch
         self._zone: tzinfo = UTC if timezone == "UTC" else ZoneInfo(timezone)
         self.asking = threading.RLock()
-        """One conversation with the table at a time; taken before the callers' lock, if both are."""
+        """One conversation with the table at a time; where both are taken, before callers' lock."""
         self._slices: dict[str, Slice] = {}
         self._taken_back: dict[str, Nanos] = {}
         """What was free of a cap that was lowered: `idle` hands it out, to be given back."""
