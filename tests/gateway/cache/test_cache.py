@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 import requests
 
 from packshot.gateway.cache.entry import Purge
+from packshot.gateway.cache.file_store import FileStore
 from packshot.providers.fake_script import Fault, Settings
 from tests.gateway.world import World, world
 
@@ -69,6 +70,12 @@ def ask(
         headers["x-packshot-cache"] = said
     data = json.dumps(body_of(**more)).encode() if content is None else content
     return requests.post(f"{there.url}/v1/chat/completions", data=data, headers=headers, timeout=30)
+
+
+@contextmanager
+def closing_now(store: FileStore) -> Iterator[FileStore]:
+    yield store
+    store.close_now()
 
 
 def calls(there: World) -> int:
@@ -285,6 +292,19 @@ def test_it_survives_a_restart_and_is_purged(tmp_path: Path) -> None:
         assert cache is not None
         assert there.run(cache.purge(Purge("scope", "key:one"))) == 1
         assert [did(ask(there)), did(ask(there, key="b"))] == ["miss", "hit"]
+
+
+def test_what_the_command_line_purges_a_worker_lets_go_of(there: World) -> None:
+    ask(there)
+    ask(there, key="b")
+    cache = there.worker.gateway.cache
+    assert cache is not None
+    there.run(cache.tick())
+    with closing_now(FileStore(there.folder / "state" / "answers.db", 1 << 30)) as store:
+        assert store.purge_now(Purge("scope", "key:one")) == 1
+    there.run(cache.tick())
+    assert ask(there, "only-if-cached").status_code == 504
+    assert did(ask(there, "only-if-cached", key="b")) == "hit"
 
 
 def test_without_the_section_there_is_no_cache_and_no_header(tmp_path: Path) -> None:

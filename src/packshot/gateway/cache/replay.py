@@ -31,16 +31,18 @@ JOINED = frozenset({"content", "reasoning_content", "reasoning", "refusal"})
 
 
 def is_good(surface: Surface, body: bytes) -> bool:
-    """Tell whether the body of a 200 is an answer to keep."""
+    """Tell whether the body of a 200 is an answer to keep, which can be told as a stream, too."""
     try:
         answer = READ(body)
+        if surface == "embeddings":
+            return bool(answer.get("data"))
         if surface == "messages":
-            return answer.get("stop_reason") in GOOD_STOPS and bool(answer.get("content"))
-        if surface == "chat":
+            good = answer.get("stop_reason") in GOOD_STOPS and bool(answer.get("content"))
+        else:
             choices: list[Json] = answer.get("choices") or []
-            return bool(choices) and all(_is_good_choice(each) for each in choices)
-        return surface == "embeddings" and bool(answer.get("data"))
-    except (msgspec.MsgspecError, RecursionError, AttributeError):
+            good = bool(choices) and all(_is_good_choice(each) for each in choices)
+        return good and bool(events_of(surface, body, usage=True))
+    except (msgspec.MsgspecError, RecursionError, AttributeError, KeyError, TypeError):
         return False
 
 
