@@ -32,9 +32,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from packshot.core.types import EmbeddingUse, Precision, RenderRequest
+    from packshot.engine.buckets import Size
     from packshot.engine.conditioning import EncodedTexts
     from packshot.engine.denoise import Kept, Watch
-    from packshot.engine.runner import Runner, Tier
+    from packshot.engine.runner import Runner, Tell, Tier
 
 __all__ = ["Engine"]
 
@@ -114,7 +115,19 @@ class Engine:
             with meter.stage("decode", pixels=pixels):
                 images, faults = self._decode(latents)
         warnings = (*_truncations(texts), *faults, *self._not_kept(), *self._held_back(request))
+        warnings = (*warnings, *self.runner.told())
         return self._result(request, images, warnings, meter, use)
+
+    def warm(
+        self, sizes: Sequence[Size], pictures: Sequence[int] = (1,), tell: Tell | None = None
+    ) -> int:
+        """Prepare for renders of ``sizes`` in the model's precision, as `runner.Runner.warm` does.
+
+        Without it, each shape is prepared by the first render that has it: a second or two.
+        """
+        precision = self.model.precision
+        tier: Tier = "fp8" if precision == "fp8" else "int8" if precision == "int8" else "exact"
+        return self.runner.warm(sizes, pictures, (tier,), tell)
 
     def similarity(self, images: Sequence[Picture], texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the cosines [images, texts] of the model's own CLIP pair.

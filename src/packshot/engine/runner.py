@@ -6,6 +6,7 @@ one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -15,16 +16,18 @@ from packshot.engine.denoise import denoise, guided, predictor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
+    from packshot.engine.buckets import Size
     from packshot.engine.conditioning import EncodedTexts
     from packshot.engine.denoise import Kept, Watch
     from packshot.engine.model import Model
     from packshot.engine.results import Picture
     from packshot.engine.samplers import Plan
 
-__all__ = ["Decoded", "PlainRunner", "Runner", "Task", "Tier", "pick_runner"]
+__all__ = ["Decoded", "PlainRunner", "Runner", "Task", "Tell", "Tier", "pick_runner"]
 
 BATCH_PIXELS = 4 * 1024 * 1024
 """How many the plain networks make together on a GPU."""
@@ -34,6 +37,9 @@ Tier = Literal["exact", "fp8", "int8"]
 
 Decoded = tuple["Picture", tuple[str, ...]]
 """A picture, and warnings for the user."""
+
+Tell = Callable[[int, int], None]
+"""Is told how much is done, of how much."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -64,6 +70,23 @@ class Runner(Protocol):
 
     def choices(self) -> tuple[str, ...]:
         """Tell what was chosen by measuring, one sentence each."""
+        ...
+
+    def told(self) -> tuple[str, ...]:
+        """Return sentences for the user that were not returned before."""
+        ...
+
+    def warm(
+        self,
+        sizes: Sequence[Size],
+        pictures: Sequence[int] = (1,),
+        tiers: Sequence[Tier] = ("exact",),
+        tell: Tell | None = None,
+    ) -> int:
+        """Prepare for renders of these ``sizes``, so many ``pictures`` at a time, in these tiers.
+
+        Returns how many graphs were made for it: what is prepared already takes no time.
+        """
         ...
 
     def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
@@ -101,6 +124,21 @@ class PlainRunner:
         """Nothing: torch chooses by itself."""
         return ()
 
+    def told(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    def warm(
+        self,
+        sizes: Sequence[Size],
+        pictures: Sequence[int] = (1,),
+        tiers: Sequence[Tier] = ("exact",),
+        tell: Tell | None = None,
+    ) -> int:
+        """Nothing is prepared."""
+        del sizes, pictures, tiers, tell
+        return 0
+
     def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
         """On a GPU as many together as have `BATCH_PIXELS`; on a CPU one by one.
 
@@ -136,13 +174,15 @@ class PlainRunner:
         return [decode_checked(row[None], model.vae, lambda: model.vae_fp32) for row in latents]
 
 
-def pick_runner(model: Model, *, graphs: bool = True, invariant: bool = False) -> Runner:
+def pick_runner(
+    model: Model, *, graphs: bool = True, invariant: bool = False, tuning: Path | None = None
+) -> Runner:
     """Return the fastest runner for a model: on a GPU in 16 bits or less, the fused kernels.
 
-    ``graphs`` and ``invariant`` as `fast.runner.FastRunner` takes them.
+    ``graphs``, ``invariant`` and ``tuning`` as `fast.runner.FastRunner` takes them.
     """
     if model.device.type != "cuda" or model.precision == "fp32":
         return PlainRunner(model)
     from packshot.engine.fast.runner import FastRunner
 
-    return FastRunner(model, graphs=graphs, invariant=invariant)
+    return FastRunner(model, graphs=graphs, invariant=invariant, tuning=tuning)

@@ -21,6 +21,7 @@ from packshot.core.types import (
     Usage,
 )
 from packshot.studio.caption import Caption
+from packshot.studio.embeddings import cache_folder
 from packshot.studio.finish import Sharpen, finish
 from packshot.studio.plan import Plan
 from packshot.studio.record import Hosted, Maker, Record, code_mark, library_versions, metadata
@@ -149,7 +150,9 @@ def load_engine(
     if on_device is not None:
         on_device(device_kind(device))
     model = Model(plan.folder, device, plan.precision, plan.vae_precision)
-    runner = pick_runner(model, graphs=plan.graphs, invariant=plan.invariant)
+    runner = pick_runner(
+        model, graphs=plan.graphs, invariant=plan.invariant, tuning=cache_folder() / "tuning"
+    )
     return Engine(model, embeddings, runner)
 
 

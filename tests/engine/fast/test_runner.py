@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
+from packshot.core.errors import InvalidRequest
 from packshot.engine.conditioning import together
 from packshot.engine.denoise import Kept, noise_of
 from packshot.engine.engine import Engine
 from packshot.engine.fast import graphs, reference
 from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
 from packshot.engine.fast.graphs import Graphs, Shape, StepGraph
-from packshot.engine.fast.runner import FastRunner
+from packshot.engine.fast.runner import GRAPHS, FastRunner
 from packshot.engine.fast.unet import FastUNet
 from packshot.engine.folder import ModelFolder
 from packshot.engine.model import Model
@@ -196,3 +197,44 @@ def test_the_least_recently_used_graph_goes_first():
         held.of(key, lambda key=key: made.append(key) or str(key))
     assert made == [1, 2, 3, 2]
     assert list(held) == [1, 2]
+
+
+def test_after_warming_up_mixed_renders_prepare_nothing(model):
+    from packshot.core.types import RenderRequest
+
+    runner, told = FastRunner(model), []
+    engine = Engine(model, runner=runner)
+    sizes = ((64, 64), (96, 64), (64, 96), (88, 72))
+    made = engine.warm(sizes, (3,), lambda done, total: told.append((done, total)))
+    assert made == runner.captures == 1 + 2 * len(sizes) + len(sizes)  # batches of two and of one
+    assert told == [(done, 13) for done in range(1, 14)]
+    for number, (width, height) in enumerate((*sizes, *sizes[::-1])):
+        seeds = tuple(range(1 + number % 3))
+        sampler = ("dpmpp-2m", "euler")[number % 2]
+        for steps in (1, 2):
+            engine.render(RenderRequest("a mug", seeds, width, height, steps, 5.0, sampler=sampler))
+    assert runner.captures == made
+    assert engine.warm(sizes, (1, 2)) == 0
+    engine.render(RenderRequest("a mug", (1,), 72, 72, 1, 5.0))
+    assert runner.captures == made + 2
+
+
+def test_warming_up_is_told_of_tiers_and_noise_and_what_is_too_much(model):
+    runner = FastRunner(model)
+    assert runner.warm(((64, 64),), (1,), ("exact", "int8"), noisy=(False, True)) == 1 + 4 + 1
+    many = tuple((64, 64 + 8 * n) for n in range(GRAPHS // 2 + 1))
+    with pytest.raises(InvalidRequest, match=r"13 sizes .* are 26 shapes, and 24 stay prepared"):
+        runner.warm(many, (3,))
+    assert FastRunner(model).warm(many[:4], (1,)) == 9
+    assert PlainRunner(model).warm(many) == 0
+
+
+def test_scales_of_fp8_are_kept_between_processes(model, tmp_path, monkeypatch):
+    with torch.inference_mode():
+        first = FastRunner(model, tuning=tmp_path)
+        first.unet("fp8")
+        monkeypatch.setattr(FastRunner, "_calibrated", lambda *_: pytest.fail("calibrated again"))
+        second = FastRunner(model, tuning=tmp_path)
+        second.unet("fp8")
+    assert second.tuning.fp8_largest == first.tuning.fp8_largest != []
+    assert first.told() == second.told() == ()

@@ -178,11 +178,12 @@ V = TypeVar("V")
 
 
 class Graphs(OrderedDict[K, V]):
-    """At most ``limit`` graphs, the least recently used of which goes first."""
+    """At most ``limit`` graphs, the least recently used of which goes first; ``made`` counts."""
 
     def __init__(self, limit: int) -> None:
         super().__init__()
         self.limit = limit
+        self.made = 0
 
     def of(self, key: K, make: Callable[[], V]) -> V:
         """Return the graph of ``key``, made now if it is not there."""
@@ -192,4 +193,5 @@ class Graphs(OrderedDict[K, V]):
         while len(self) >= self.limit:
             self.popitem(last=False)
         self[key] = make()
+        self.made += 1
         return self[key]

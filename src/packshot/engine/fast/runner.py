@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import product
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 
+from packshot.core.errors import InvalidRequest
 from packshot.engine.conditioning import EncodedTexts, together
 from packshot.engine.decode import decode_checked, flat
 from packshot.engine.denoise import noise_of
-from packshot.engine.devices import capability, sent
+from packshot.engine.devices import capability, device_errors, sent
 from packshot.engine.fast.attention import Attention
 from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
 from packshot.engine.fast.graphs import WINDOW, Captured, Graphs, Shape, StepGraph
+from packshot.engine.fast.tuning import Tuning, key_of
 from packshot.engine.fast.unet import FastUNet
 from packshot.engine.fast.vae import FastDecoder
 from packshot.engine.limits import SIDE_MULTIPLE, default_size
@@ -21,13 +26,16 @@ from packshot.engine.runner import Task
 from packshot.engine.samplers import plan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
+    from packshot.engine.buckets import Size
     from packshot.engine.denoise import Watch
     from packshot.engine.fast.maps import Kernels
     from packshot.engine.model import Model
     from packshot.engine.results import Picture
-    from packshot.engine.runner import Decoded, Tier
+    from packshot.engine.runner import Decoded, Tell, Tier
 
 __all__ = ["GRAPHS", "FastRunner"]
 
@@ -51,6 +59,7 @@ class FastRunner:
             looking for leaks.
         invariant: whether a seed is to give the same bits in company as alone. Pictures are then
             made one at a time: a library's kernels, and what they round to, depend on the batch.
+        tuning: the folder that keeps what is measured (`tuning`); None measures in each process.
     """
 
     name = "fast"
@@ -62,10 +71,12 @@ class FastRunner:
         *,
         graphs: bool = True,
         invariant: bool = False,
+        tuning: Path | None = None,
     ) -> None:
         self.model = model
         self.kernels = fused(model.device) if kernels is None else kernels
-        self.attention = Attention()
+        self.tuning = Tuning(tuning, key_of(model))
+        self.attention = Attention(chosen=self.tuning.attention)
         self._unets: dict[Tier, FastUNet] = {}
         self.decoder = FastDecoder(model.vae, self.kernels)
         self.invariant = invariant
@@ -77,7 +88,7 @@ class FastRunner:
         self._pool = torch.cuda.graph_pool_handle() if graphs and cuda else None
         self.steps: Graphs[tuple[Tier, Shape], StepGraph] = Graphs(GRAPHS)
         self._decodes: Graphs[tuple[int, int], DecodeGraph] = Graphs(GRAPHS)
-        self._read: ReadGraph | None = None
+        self._reads: Graphs[None, ReadGraph] = Graphs(1)
         self._texts: dict[int, Tensor] = {}
 
     def choices(self) -> tuple[str, ...]:
@@ -87,6 +98,60 @@ class FastRunner:
             f"batch {batch}: {name}"
             for (batch, heads, queries, width, keys), name in sorted(self.attention.chosen.items())
         )
+
+    def told(self) -> tuple[str, ...]:
+        """As `runner.Runner.told`: of the tuning's file."""
+        said = tuple(self.tuning.told)
+        self.tuning.told.clear()
+        return said
+
+    @property
+    def captures(self) -> int:
+        """How many graphs were made since this runner was, those that went again too."""
+        return self.steps.made + self._decodes.made + self._reads.made
+
+    def warm(
+        self,
+        sizes: Sequence[Size],
+        pictures: Sequence[int] = (1,),
+        tiers: Sequence[Tier] = ("exact",),
+        tell: Tell | None = None,
+        *,
+        noisy: Sequence[bool] = (False,),
+    ) -> int:
+        """As `runner.Runner.warm`, with guidance; ``noisy`` for samplers that draw noise, or not.
+
+        Raises:
+            InvalidRequest: these are more than `GRAPHS` shapes.
+        """
+        # The largest first: what comes after fits into the memory that it leaves.
+        latents = sorted({(h // SIDE_MULTIPLE, w // SIDE_MULTIPLE) for w, h in sizes}, reverse=True)
+        latents.sort(key=prod, reverse=True)
+
+        def fit(count: int, size: tuple[int, int]) -> tuple[int, ...]:
+            return self.batches(count, prod(size) * SIDE_MULTIPLE**2)
+
+        shapes = [
+            (tier, Shape(batch, *size, noisy=drawn))
+            for size in latents
+            for batch in sorted({b for n in pictures for b in fit(n, size)}, reverse=True)
+            for tier, drawn in product(dict.fromkeys(tiers), dict.fromkeys(noisy))
+        ]
+        if len(shapes) > GRAPHS:
+            raise InvalidRequest(
+                f"{len(latents)} sizes in all their batches and precisions are {len(shapes)} "
+                f"shapes, and {GRAPHS} stay prepared; ask for fewer."
+            )
+        jobs: list[Callable[[], object]] = [lambda: self.encode([CALIBRATION_TEXT])]
+        jobs += [partial(self._step_graph, tier, shape) for tier, shape in shapes]
+        jobs += [partial(self._decode_graph, *size) for size in latents]
+        before = self.captures
+        with torch.inference_mode(), device_errors():
+            for done, job in enumerate(jobs, 1):
+                job()
+                if tell:
+                    tell(done, len(jobs))
+        return self.captures - before
 
     def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
         """As many together as fit, in powers of two, so that few shapes are captured."""
@@ -103,16 +168,15 @@ class FastRunner:
         self.steps.clear()
         self._decodes.clear()
         self._texts.clear()
-        self._read = None
+        self._reads.clear()
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
             torch.cuda.empty_cache()
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """As `runner.Runner.encode`, one by one."""
-        if self._read is None:
-            self._read = ReadGraph(self.model, self._pool)
-        return together([self._read(text) for text in texts])
+        read = self._reads.of(None, lambda: ReadGraph(self.model, self._pool))
+        return together([read(text) for text in texts])
 
     def denoise(
         self, task: Task, pictures: int, noise: Iterator[Tensor], watch: Watch | None
@@ -144,7 +208,7 @@ class FastRunner:
         if tier not in self._unets:
             unet = FastUNet(self.model.unet, self.kernels, self.attention, one_pass=self._one_pass)
             if tier == "fp8":
-                to_fp8(unet, self._calibrated(unet))
+                to_fp8(unet, self._largest(unet))
             elif tier == "int8":
                 to_int8(unet)
             self._unets[tier] = unet
@@ -158,11 +222,16 @@ class FastRunner:
             guided=task.guidance != 1,
             noisy=task.plan.draws_noise,
         )
-        tier = task.tier
-        return self.steps.of(
-            (tier, shape),
-            lambda: StepGraph(self.unet(tier), shape, self.model.device, self._pool, self._texts),
-        )
+        return self._step_graph(task.tier, shape)
+
+    def _step_graph(self, tier: Tier, shape: Shape) -> StepGraph:
+        def make() -> StepGraph:
+            unet = self.unet(tier)
+            graph = StepGraph(unet, shape, self.model.device, self._pool, self._texts)
+            self.tuning.keep()
+            return graph
+
+        return self.steps.of((tier, shape), make)
 
     def _begin(self, graph: StepGraph, task: Task, first: Tensor) -> None:
         """Bring a graph to the start of a render."""
@@ -186,6 +255,14 @@ class FastRunner:
         shifts = graph.unet.shifts(shifts).repeat_interleave(graph.shape.pictures, dim=1)
         graph.load(plan.table[window], shifts)
 
+    def _largest(self, unet: FastUNet) -> list[float]:
+        """Return what fp8 is scaled by: as it was kept, or seen now."""
+        known = self.tuning.fp8_largest
+        if len(known) != sum(1 for _ in unet.blocks()):
+            known[:] = self._calibrated(unet)
+            self.tuning.keep()
+        return known
+
     def _calibrated(self, unet: FastUNet) -> list[float]:
         """Return what `calibrate` sees over the steps of one fixed render."""
         model = self.model
@@ -203,12 +280,19 @@ class FastRunner:
         return calibrate(unet, graph.step, CALIBRATION_STEPS)
 
     def _decode(self, latents: Tensor) -> Decoded:
-        size = (latents.shape[-2], latents.shape[-1])
-        graph = self._decodes.of(size, lambda: DecodeGraph(self.decoder, latents, self._pool))
-        levels, sound = graph(latents)
+        levels, sound = self._decode_graph(latents.shape[-2], latents.shape[-1])(latents)
         if sound:
             return levels, ()
         return decode_checked(latents, self.model.vae, lambda: self.model.vae_fp32)
+
+    def _decode_graph(self, height: int, width: int) -> DecodeGraph:
+        """Return the decoder for latents of that size."""
+
+        def make() -> DecodeGraph:
+            latents = torch.zeros(1, 4, height, width, device=self.model.device)
+            return DecodeGraph(self.decoder, latents, self._pool)
+
+        return self._decodes.of((height, width), make)
 
 
 class DecodeGraph:
