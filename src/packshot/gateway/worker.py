@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from packshot.core.clock import wall_us
 from packshot.core.errors import InvalidRequest, OutputError, Unbounded
@@ -219,13 +220,17 @@ class Worker:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
-            try:
-                if self._ledger is not None:
-                    await asyncio.to_thread(self._ledger.tick)
-                if self.gateway.cache is not None:
-                    await self.gateway.cache.tick()
-            except Exception as error:  # noqa: BLE001 - it goes on, or money stays held
-                self.telemetry.error(None, error)
+            if self._ledger is not None:
+                await self._told(asyncio.to_thread(self._ledger.tick))
+            if self.gateway.cache is not None:
+                await self._told(self.gateway.cache.tick())
+
+    async def _told(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what comes again; where it fails, the log has it, or money stayed held for ever."""
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - it goes on
+            self.telemetry.error(None, error)
 
 
 def all_caps(settings: LedgerSettings, keys: Iterable[VirtualKey]) -> list[Cap]:

@@ -363,11 +363,7 @@ class ResponseCache:
         sweeps = self._ticks % SWEEP_TICKS == 1
         if sweeps:
             await self.front.sweep()
-        if self.shadow is not None:
-            await self.shadow.tick()
-        if self.back is None:
-            return
-        while True:
+        while self.back is not None:
             news = await self.back.news(self._mark)
             for what in news.purges:
                 self._drop(what)
@@ -377,8 +373,10 @@ class ResponseCache:
             if news.mark == self._mark:
                 break
             self._mark = news.mark
-        if sweeps:
+        if sweeps and self.back is not None:
             await self.back.sweep()
+        if self.shadow is not None:
+            await self.shadow.tick()
 
     def _drop(self, what: Purge) -> None:
         self.front.drop(what)
