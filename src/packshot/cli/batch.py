@@ -286,11 +286,12 @@ def _setup(desk: Desk, agreed: Nanos | None) -> Setup:
     from packshot.studio.batch.perform import FACTORY
     from packshot.studio.batch.runner import Setup
     from packshot.studio.batch.supervise import Order
-    from packshot.studio.settings import load_studio
+    from packshot.studio.settings import load_engine_settings, load_studio
 
     settings = {
         "recipe": desk.source.recipe.facts(),
         "embeddings": asdict(load_studio().embeddings),
+        "buckets": load_engine_settings().sizes,
         **asdict(desk.engine),
     }
     order = Order(FACTORY, settings, desk.state.folder)

@@ -65,6 +65,21 @@ def test_the_text_recipe_makes_the_picture_of_render(folder, tmp_path, tools) ->
     assert name == "white-sneakers-on-a-sandy-beach-7.png"
 
 
+@pytest.mark.parametrize("by", ["the item", "the recipe"])
+def test_the_bucket_is_that_of_render(folder, tmp_path, tools, by) -> None:
+    buckets = ((64, 64), (96, 64))
+    options = Options(BRIEF, model=str(folder), out=str(tmp_path), seed=7, steps=3, size="144x96")
+    planned = plan(replace(options, buckets=buckets))
+    render(planned, StubEngine())
+    recipe = text(finish__size="144x96") if by == "the recipe" else text()
+    size = "" if by == "the recipe" else "144x96"
+    done = run(recipe, shot(size=size), replace(tools, buckets=buckets))
+    assert (done.record.width, done.record.height) == (96, 64)
+    assert done.record == read_record(planned.targets[0].path)
+    assert done.warnings == planned.warnings
+    assert "144x96 is rendered as 96x64, and resized" in done.warnings
+
+
 def test_every_step_reports_its_use(tools) -> None:
     done = run(text(), shot(), tools)
     usage = total(done.usage)

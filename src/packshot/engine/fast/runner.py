@@ -131,7 +131,7 @@ class FastRunner:
         def fit(count: int, size: tuple[int, int]) -> tuple[int, ...]:
             return self.batches(count, prod(size) * SIDE_MULTIPLE**2)
 
-        shapes = [
+        shapes: list[tuple[Tier, Shape]] = [
             (tier, Shape(batch, *size, noisy=drawn))
             for size in latents
             for batch in sorted({b for n in pictures for b in fit(n, size)}, reverse=True)

@@ -12,12 +12,18 @@ import msgspec
 
 from packshot.core.errors import InvalidRequest
 from packshot.core.types import NOTHING_READ, EmbeddingUse, Usage
+from packshot.engine.buckets import Size, buckets_of
 from packshot.studio.batch.renders import KeptRenders
 from packshot.studio.batch.spool import Spool
 from packshot.studio.batch.state import Made
 from packshot.studio.batch.worker import Job, Performer
 from packshot.studio.caption import Caption
-from packshot.studio.embeddings import EmbeddingSettings, KeptEmbeddings, open_embeddings
+from packshot.studio.embeddings import (
+    EmbeddingSettings,
+    KeptEmbeddings,
+    cache_folder,
+    open_embeddings,
+)
 from packshot.studio.models import open_model
 from packshot.studio.recipes.recipe import Recipe
 from packshot.studio.recipes.registry import known_steps
@@ -36,8 +42,8 @@ KEPT = EmbeddingSettings()
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """What a worker is told: the recipe with all its parameters, the engine's choices, and which
-    embeddings of texts are kept.
+    """What a worker is told: the recipe with all its parameters, the engine's choices, which
+    embeddings of texts are kept, and the sizes to render at (`buckets_of` takes them).
     """
 
     recipe: dict[str, Any]
@@ -46,6 +52,7 @@ class Settings(msgspec.Struct, frozen=True):
     precision: str = "auto"
     vae_precision: str = "auto"
     embeddings: EmbeddingSettings = KEPT
+    buckets: tuple[Size, ...] | None = None
 
 
 def load(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None]) -> Performer:
@@ -78,7 +85,9 @@ def with_engine(settings: dict[str, Any], folder: Path, engine: Renderer) -> Per
     recipe = recipe_of(told.recipe)
     if "engine" in recipe.needs:
         model = open_model(told.model)
-        tools = replace(tools, caption=by_rules(model), folder=model, engine=engine)
+        tools = replace(
+            tools, caption=by_rules(model), folder=model, engine=engine, buckets=told.buckets
+        )
     return _Studio(recipe, tools, None)
 
 
@@ -109,18 +118,21 @@ def _with_engine(
     from packshot.engine.devices import device_kind, pick_device
     from packshot.engine.engine import Engine
     from packshot.engine.model import Model
+    from packshot.engine.runner import pick_runner
 
     folder = open_model(told.model)
     device = pick_device(told.device)
     on_device(device_kind(device))
     model = Model(folder, device, told.precision, told.vae_precision)  # type: ignore[arg-type]
-    engine: Any = Engine(model, kept)
+    engine: Any = Engine(model, kept, pick_runner(model, tuning=cache_folder() / "tuning"))
+    engine.warm(buckets_of(engine.default_size, told.buckets) or (engine.default_size,))
     return replace(
         tools,
         caption=by_rules(folder),
         folder=folder,
         engine=engine,
         vae_precision=told.vae_precision,
+        buckets=told.buckets,
     )
 
 

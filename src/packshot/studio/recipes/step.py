@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
+    from packshot.engine.buckets import Size
     from packshot.engine.folder import ModelFolder
     from packshot.engine.results import OnStep
     from packshot.studio.background import Scene
@@ -214,7 +215,8 @@ class Tools:
 
     ``engine`` is None where no step needs it; ``folder`` is its model. ``recipe`` is what the
     picture's metadata says of how it was made (`Recipe.facts`; `run` puts it there). ``on_step``
-    hears of every denoising step, and may raise to cancel.
+    hears of every denoising step, and may raise to cancel. ``buckets`` are sizes to render at, as
+    `packshot.engine.buckets.buckets_of` takes them.
     """
 
     caption: CaptionWriter
@@ -224,6 +226,7 @@ class Tools:
     engine: Renderer | None = None
     on_step: OnStep | None = None
     vae_precision: Precision = "auto"
+    buckets: tuple[Size, ...] | None = None
 
     def renderer(self) -> tuple[Renderer, ModelFolder]:
         """Return the engine and its model's folder, for a step that `needs` them."""

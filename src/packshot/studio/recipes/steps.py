@@ -12,11 +12,12 @@ import msgspec
 
 from packshot.core.errors import InvalidRequest
 from packshot.core.types import Precision, Usage
+from packshot.engine.buckets import buckets_of, nearest
 from packshot.engine.limits import MAX_SIDE, MIN_SIDE, default_size
 from packshot.studio import defaults
 from packshot.studio.encoding import FORMATS, QUALITY, Encoding, encoded
 from packshot.studio.finish import DEFAULT_SHARPEN, Sharpen, parse_size
-from packshot.studio.plan import request_of
+from packshot.studio.plan import request_of, size_warning
 from packshot.studio.recipes.step import Need, Shot, Tools
 from packshot.studio.record import Making, Record, code_mark, metadata
 from packshot.studio.render import finished, metered, record_of, total
@@ -55,10 +56,13 @@ class WriteCaption(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Render(msgspec.Struct, frozen=True, kw_only=True):
-    """Makes a picture of the caption, at the model's own size; named as `packshot render` names."""
+    """Makes a picture of the caption; named as `packshot render` names.
+
+    It has the model's own size, or that of the bucket nearest to what the picture is finished at.
+    """
 
     name: ClassVar[str] = "render"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[Need]] = frozenset(("engine", "caption"))
     gives: ClassVar[frozenset[Need]] = frozenset(("picture",))
     steps: int = defaults.STEPS
@@ -78,15 +82,27 @@ class Render(msgspec.Struct, frozen=True, kw_only=True):
 
         engine, folder = tools.renderer()
         caption = shot.written()
-        request = request_of(self, caption.text, (shot.seed,), default_size(folder))
+        native = default_size(folder)
+        buckets = buckets_of(native, tools.buckets)
+        size = shot.size or _finished_size(tools)
+        wanted = parse_size(size, native) if size else native
+        made = nearest(wanted, native, buckets)
+        request = request_of(self, caption.text, (shot.seed,), made)
         result = engine.render(request, on_step=tools.on_step)
+        said = size_warning(made, wanted, buckets) if buckets else ()
         origin = Made(shot.brief, caption, folder, tools.vae_precision)
         return shot.then(
             *result.usage,
-            warnings=result.warnings,
+            warnings=(*said, *result.warnings),
             picture=fromarray(result.images[0]),
             record=record_of(origin, result, shot.seed),
         )
+
+
+def _finished_size(tools: Tools) -> str:
+    """Return the size that the recipe finishes its pictures at, "" for their own."""
+    rows = (row["with"] for row in tools.recipe.get("steps", ()) if row["step"] == Finish.name)
+    return str(next((row.get("size", "") for row in rows), ""))
 
 
 @dataclass(frozen=True, slots=True)
