@@ -99,6 +99,14 @@ def test_an_attempt_ends_once(desk: Desk) -> None:
     assert not desk.ledger.open_holds
 
 
+def test_tags_that_are_found_late_are_in_the_row(desk: Desk) -> None:
+    hold = desk.ledger.hold(CHAT, 10)
+    desk.ledger.tag(hold, ("core=1", "zoo=2"))
+    assert desk.ledger.post(hold, used(1)).dimensions.tags == ("core=1", "zoo=2")
+    with pytest.raises(LedgerError, match="not open"):
+        desk.ledger.tag(hold, ())
+
+
 def test_a_void_costs_nothing(desk: Desk) -> None:
     settled = desk.ledger.void(desk.ledger.hold(CHAT, 20), "refused: 429")
     assert (settled.outcome, settled.amount, settled.priced) == ("failed_free", 0, True)

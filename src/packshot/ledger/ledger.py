@@ -249,6 +249,19 @@ class Ledger:
                 hold.dispatched_at = 0  # not made: it may be dispatched again, or voided
                 raise
 
+    def tag(self, hold: Hold, tags: tuple[str, ...]) -> None:
+        """Give the row of a hold its tags ("name=value", sorted), found only after it was held.
+
+        They are in the row that ends it, unless this process dies before that.
+
+        Raises:
+            LedgerError: the hold is settled or expired.
+        """
+        with self._lock:
+            self._own(hold)
+            of = msgspec.structs.replace(hold.held.dimensions, tags=tags)
+            hold.held = msgspec.structs.replace(hold.held, dimensions=of)
+
     def post(
         self,
         hold: Hold,

@@ -53,6 +53,10 @@ class Ledger(Protocol):
         """Note that what was held for begins."""
         ...
 
+    def tag(self, hold: Hold, tags: tuple[str, ...], /) -> None:
+        """Give the row of a hold its tags, found only after it was held."""
+        ...
+
     def post(self, hold: Hold, usage: Usage, outcome: Outcome, reason: str, /) -> Settled:
         """Settle a hold with what was used."""
         ...

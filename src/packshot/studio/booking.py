@@ -151,7 +151,7 @@ class Bookkeeper:
 
             ``meter`` is what the stages consumed, to which the block adds; ``delivered`` grows with
             the pictures that are done. ``renders`` are the pictures' ids; without, they are made.
-            ``tags`` are those of every row, "name=value", sorted.
+            ``tags`` are those of every row, "name=value", sorted; they may be added within.
 
         Raises:
                 BudgetExceeded, Unpriced, LedgerUnavailable: before the block, which does not run.
@@ -160,10 +160,17 @@ class Bookkeeper:
         use = self.session.begin() if self.session else 0
         try:
             self.bill.renders = tuple(renders) or tuple(new_id() for _ in models)
-            work = self._hold(models, tuple(tags))
+            held = tuple(tags)
+            work = self._hold(models, held)
         except BaseException:
             self._fitted(use, [])
             raise
+
+        def settle(used: Sequence[Usage], done: int, reason: str) -> None:
+            if (found := tuple(tags)) != held:
+                self._tag(work, found)
+            self._settle(work, used, done, reason)
+
         try:
             yield
         except BaseException as error:
@@ -171,12 +178,12 @@ class Bookkeeper:
             lost = passed - (_seconds(meter) - before)
             used = self._fitted(use, [*meter, self._unfinished(error, lost)])
             try:
-                self._settle(work, used, len(delivered), reason_of(error))
+                settle(used, len(delivered), reason_of(error))
             except LedgerError as second:
                 error.add_note(f"what this render used is not booked: {second}")
             raise
         try:
-            self._settle(work, self._fitted(use, meter), len(models), "")
+            settle(self._fitted(use, meter), len(models), "")
         except LedgerError as error:  # the pictures are there: that is what was asked for
             self.bill.problem = str(error)
 
@@ -254,6 +261,11 @@ class Bookkeeper:
         if stage not in self.stages:
             stage = "denoise" if "denoise" in self.stages else self.stages[0]
         return Usage(stage, max(0.0, seconds), self._device_of(stage))
+
+    def _tag(self, work: Sequence[dict[Stage, Hold]], tags: tuple[str, ...]) -> None:
+        for holds in work:
+            for hold in holds.values():
+                self.ledger.tag(hold, tags)
 
     def _settle(
         self,

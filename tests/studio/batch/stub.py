@@ -83,6 +83,7 @@ class Stub:
             time.sleep(max(self.pause_s, 0.002) / 4)
             job.step()
         job.usage.append(Usage("encode", ENCODE_S, "cpu"))
+        job.tags.append(f"core={item.seed}")
         self.fail(item.brief, job)
         data = f"{item.brief} {item.seed} {sorted(item.parameters.items())}".encode() * 50
         if self.large and item.brief.endswith("large"):
@@ -90,7 +91,10 @@ class Stub:
         job.usage.append(Usage("denoise", DENOISE_S, "cpu", steps=4))
         kept = self.spool.put(data, "picture.png")
         self.say(Truth(job.render, item.brief, item.seed, tuple(job.usage)))
-        return Made(job.render, kept.key, "picture.png", kept.sha256, kept.size, item.seed, "", {})
+        return Made(
+            job.render, kept.key, "picture.png", kept.sha256, kept.size, item.seed, "", {},
+            tags=tuple(job.tags),
+        )  # fmt: skip
 
 
 def crash() -> None:

@@ -25,6 +25,7 @@ class Job:
     render: str = "render-1"
     caption: bytes = b""
     usage: list[Usage] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
 
     def step(self) -> None:
         pass

@@ -25,6 +25,21 @@ def test_every_work_is_made_and_delivered_once(tmp_path: Path) -> None:
     assert not list((tmp_path / "run" / "made").iterdir())
 
 
+def test_every_row_has_the_tags_that_the_worker_found(tmp_path: Path) -> None:
+    world = World(tmp_path, ["mug", "mug nan once", "mug unfit", "mug crash once"])
+    world.run()
+    rows = world.query(
+        "SELECT tags, stage, outcome, reason FROM entries WHERE render <> '' ORDER BY seq"
+    )
+    assert {row[0] for row in rows if row[1] == "store"} == {"core=0", "core=1", "core=3"}
+    lost = [row[0] for row in rows if row[3] == "WorkerLost"]
+    assert set(lost) == {""}, "a dead worker says nothing"
+    for tags, *row in rows:
+        assert tags or row[2] == "WorkerLost"
+    wasted = {row[0] for row in rows if row[2] == "failed_billed"}
+    assert wasted == {"core=1", "core=2", ""}
+
+
 def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
     world = World(tmp_path, ["mug", "shoe"])
     world.run()

@@ -40,6 +40,7 @@ class _Job:
         self.render = do.render
         self.caption = do.caption
         self.usage: list[Usage] = []
+        self.tags: list[str] = []
 
     def step(self) -> None:
         """Tell nobody."""
@@ -96,8 +97,9 @@ class Elsewhere:
         """Return why the next work is to be made elsewhere; "" where it is not."""
         return self._overflow.where()
 
-    def make(self, do: Do, why: Why, meter: list[Usage]) -> Made:
-        """Have a work made; ``meter`` gets what it used here, also where it comes to nothing.
+    def make(self, do: Do, why: Why, meter: list[Usage], tags: list[str]) -> Made:
+        """Have a work made; ``meter`` gets what it used here, also where it comes to nothing, and
+        ``tags`` those of its rows in the ledger.
 
         Raises:
             ContentFiltered: the provider refused; nobody else is asked.
@@ -113,6 +115,7 @@ class Elsewhere:
             return self._performer(job)
         finally:
             meter += job.usage
+            tags += job.tags
 
     def render(self, request: RenderRequest, *, on_step: OnStep | None = None) -> RenderResult:
         """Return the pictures of the work in hand; see `Renderer`."""

@@ -102,7 +102,8 @@ class Done(msgspec.Struct, frozen=True, array_like=True, tag=14):
 
 
 class Failed(msgspec.Struct, frozen=True, array_like=True, tag=15):
-    """There is no picture. ``kind`` is the error's class, ``usage`` what was used until then.
+    """There is no picture. ``kind`` is the error's class, ``usage`` what was used until then, and
+    ``tags`` those of its rows in the ledger, as far as they were found.
 
     ``final``: another attempt would come to the same. ``broken``: the process can no longer be
     trusted, and ends.
@@ -114,6 +115,7 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=15):
     final: bool
     broken: bool
     usage: tuple[Usage, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 ToWorker: TypeAlias = Start | Go | Do | Bye

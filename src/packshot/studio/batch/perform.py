@@ -161,7 +161,7 @@ class _Studio:
         if job.caption:
             tools = replace(tools, caption=_as_written(job.caption))
         recipe = self.recipe.changed(item.parameters)
-        done = run(recipe, shot, tools, _Meter(job.usage), lambda _: job.step())
+        done = run(recipe, shot, tools, _Meter(job), lambda _: job.step())
         if done.kept is None:
             raise InvalidRequest(f"the recipe {recipe.name} has no step that stores a file")
         return Made(
@@ -175,6 +175,7 @@ class _Studio:
             _facts(done),
             done.warnings,
             self._read() - before,
+            tuple(job.tags),
         )
 
     def _read(self) -> EmbeddingUse:
@@ -219,13 +220,14 @@ def _as_written(content: bytes) -> CaptionWriter:
 
 
 class _Meter:
-    """A `packshot.studio.render.Booking` that tells what was used, for the run to book.
+    """A `packshot.studio.render.Booking` that tells what was used, and the tags of its rows, for
+    the run to book.
 
     The file in the run's folder is no delivery: what storing takes is booked when it is stored.
     """
 
-    def __init__(self, usage: list[Usage]) -> None:
-        self._usage = usage
+    def __init__(self, job: Job) -> None:
+        self._job = job
 
     @contextmanager
     def booked(
@@ -237,8 +239,9 @@ class _Meter:
         *,
         tags: Sequence[str] = (),
     ) -> Generator[None]:
-        del models, delivered, renders, tags
+        del models, delivered, renders
+        self._job.tags += tags
         try:
             yield
         finally:
-            self._usage += [part for part in meter if part.stage != "store"]
+            self._job.usage += [part for part in meter if part.stage != "store"]

@@ -262,11 +262,12 @@ class Run:
             keeper = self._keeper(MAKING, None).beside(BESIDE_RENDER)
         meter: list[Usage] = []
         made: list[Made] = []
+        tags: list[str] = []
         try:
-            with keeper.booked([self._books.model], meter, made, [attempt.render]):
+            with keeper.booked([self._books.model], meter, made, [attempt.render], tags=tags):
                 limit_s = self._setup.watch.item_s
                 do = Do(new_id(), todo.item, attempt.render, limit_s, caption)
-                made.append(self._made(do, why, meter, keeper))
+                made.append(self._made(do, why, meter, tags, keeper))
                 self.state.made(attempt, made[0])
         except LedgerError as error:
             self.state.ended(attempt, "abandoned", str(error))
@@ -300,13 +301,15 @@ class Run:
                 elsewhere.loaded(alive=False)
         return elsewhere.why()
 
-    def _made(self, do: Do, why: Why, meter: list[Usage], keeper: Bookkeeper) -> Made:
+    def _made(
+        self, do: Do, why: Why, meter: list[Usage], tags: list[str], keeper: Bookkeeper
+    ) -> Made:
         """Return what was made of a work, in the worker or elsewhere."""
         elsewhere = self._setup.elsewhere
         if not why or elsewhere is None:
-            return self.worker.ask(do, meter).made
+            return self.worker.ask(do, meter, tags).made
         try:
-            return elsewhere.make(do, why, meter)
+            return elsewhere.make(do, why, meter, tags)
         finally:
             for name, cost, priced in elsewhere.calls:
                 keeper.bill.add_call(name, cost, priced=priced, stage="denoise")
@@ -410,7 +413,9 @@ class Run:
         keeper = self._keeper(("store",), None)
         sent: list[Delivered] = []
         try:
-            with keeper.booked([self._books.model], meter := [], sent, [made.render]):
+            with keeper.booked(
+                [self._books.model], meter := [], sent, [made.render], tags=made.tags
+            ):
                 sent.append(self._stored(made, meter))
                 self.state.deliver(work, sent[0])
         except _Gone:

@@ -88,6 +88,7 @@ class Made(msgspec.Struct, frozen=True, gc=False):
     facts: dict[str, Any]
     warnings: tuple[str, ...] = ()
     embeddings: EmbeddingUse = NOTHING_READ
+    tags: tuple[str, ...] = ()
 
 
 class _Read(msgspec.Struct):

@@ -158,8 +158,9 @@ class Worker:
             self._reap()
             raise
 
-    def ask(self, do: Do, meter: list[Usage]) -> Done:
-        """Have an item made; ``meter`` gets what it used, also where it comes to nothing.
+    def ask(self, do: Do, meter: list[Usage], tags: list[str]) -> Done:
+        """Have an item made; ``meter`` gets what it used, also where it comes to nothing, and
+        ``tags`` those of its rows in the ledger.
 
         Raises:
             WorkerLost: the process crashed, hangs, or was killed; the next one has to be loaded.
@@ -178,7 +179,9 @@ class Worker:
             raise
         meter += answer.usage
         if isinstance(answer, Done):
+            tags += answer.made.tags
             return answer
+        tags += answer.tags
         if answer.broken:
             self._reap()
         raise error_of(answer)

@@ -59,6 +59,8 @@ class Job(Protocol):
     caption: bytes
     usage: list[Usage]
     """What was used so far; it is told where the work fails, too."""
+    tags: list[str]
+    """Of its rows in the ledger, "name=value", sorted; told where the work fails, too."""
 
     def step(self) -> None:
         """Tell that something was done: a worker that tells nothing for long is taken to hang."""
@@ -89,6 +91,7 @@ class _Job:
         self.render = do.render
         self.caption = do.caption
         self.usage: list[Usage] = []
+        self.tags: list[str] = []
         self.step = pulse.step
 
 
@@ -152,7 +155,7 @@ def _loaded(start: Start, channel: Channel) -> Performer | None:
         raise
     except Exception as error:  # noqa: BLE001 - the run is told, whatever it is
         traceback.print_exc()
-        channel.send(_failed("", error, ()))
+        channel.send(_failed("", error))
         return None
     finally:
         faulthandler.cancel_dump_traceback_later()
@@ -167,12 +170,12 @@ def _done(performer: Performer, do: Do, pulse: _Pulse) -> Done | Failed:
     except Exception as error:  # noqa: BLE001 - the run is told, whatever it is
         if not isinstance(error, PackshotError):
             traceback.print_exc()
-        return _failed(do.token, error, tuple(job.usage))
+        return _failed(do.token, error, job)
     finally:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _failed(token: str, error: Exception, usage: tuple[Usage, ...]) -> Failed:
+def _failed(token: str, error: Exception, job: Job | None = None) -> Failed:
     """Return what the run is told.
 
     An error that nobody foresaw may have left anything behind: an out-of-memory or an assertion on
@@ -184,7 +187,8 @@ def _failed(token: str, error: Exception, usage: tuple[Usage, ...]) -> Failed:
         " ".join(str(error).split())[:2000],
         final=isinstance(error, (InvalidRequest, ModelError, CheckFailed)),
         broken=isinstance(error, DeviceLost) or not isinstance(error, PackshotError),
-        usage=usage,
+        usage=tuple(job.usage) if job else (),
+        tags=tuple(job.tags) if job else (),
     )
 
 
