@@ -28,7 +28,7 @@ def photo(packshot: Packshot) -> str:
 def engine(monkeypatch: pytest.MonkeyPatch) -> GroundEngine:
     stub = GroundEngine()
 
-    def load(plan: object, on_device: Callable[[str], None]) -> GroundEngine:
+    def load(plan: object, on_device: Callable[[str], None], kept: object) -> GroundEngine:
         on_device(stub.device_kind)
         return stub
 
@@ -135,3 +135,16 @@ def test_a_jpeg_without_alpha_takes_a_mask(packshot, model, engine, photo) -> No
     full = load_photo(Path("mask.png")).pixels[..., 0] == 255
     out, source = load_photo(Path(picture["path"])), load_photo(Path("flat.jpg"))
     assert (out.pixels[full] == source.pixels[full]).all()
+
+
+def test_a_ground_that_was_encoded_before_is_told(packshot, tiny_sdxl, photo) -> None:
+    # What an untrained model draws passes no check: the texts are read all the same.
+    words = ("--model", str(tiny_sdxl), "--steps", "1", "--attempts", "1", "--json")
+    first = packshot("shoot", photo, BRIEF, *words).json["embeddings"]
+    assert first["hits"] == 0
+    assert first["misses"] > 0
+    again = packshot("shoot", photo, BRIEF, *words).json["embeddings"]
+    assert (again["hits"], again["misses"]) == (first["misses"], 0)
+    Path("packshot.yaml").write_text("studio: {embeddings: {keep: false}}")
+    never = packshot("shoot", photo, BRIEF, *words).json["embeddings"]
+    assert never["hits"] == 0

@@ -79,8 +79,7 @@ def _show_stages(made: Delivery | Sheet, load_seconds: float, bill: Bill) -> Non
     used = f"on {made.device} in {made.precision}; loading took {load_seconds:.2f} s more"
     if getattr(made, "hosted", ()):
         used = f"made by {made.device}, a hosted provider"
-    kept = [_kept(made.embeddings)] if made.embeddings.hits else []
-    show_stages(made.usage, bill, [used, *kept])
+    show_stages(made.usage, bill, [used, *kept_lines(made.embeddings)])
 
 
 def show_stages(usage: Sequence[Usage], bill: Bill, notes: Sequence[str]) -> None:
@@ -93,9 +92,12 @@ def show_stages(usage: Sequence[Usage], bill: Bill, notes: Sequence[str]) -> Non
         console.print(line, soft_wrap=True)
 
 
-def _kept(use: EmbeddingUse) -> str:
+def kept_lines(use: EmbeddingUse) -> list[str]:
+    """Say how many texts were encoded before, in a line if there were any."""
+    if not use.hits:
+        return []
     texts = use.hits + use.misses
-    return f"{use.hits} of {texts} texts encoded before, which saved {use.saved_s:.3f} s"
+    return [f"{use.hits} of {texts} texts encoded before, which saved {use.saved_s:.3f} s"]
 
 
 def _stage_table(usage: Sequence[Usage], bill: Bill) -> Table:
@@ -219,15 +221,16 @@ def _machine_facts(
         "device": made.device,
         "precision": made.precision,
         "load_seconds": round(load_seconds, 6),
-        "embeddings": {
-            "hits": made.embeddings.hits,
-            "misses": made.embeddings.misses,
-            "saved_seconds": round(made.embeddings.saved_s, 6),
-        },
+        "embeddings": embedding_facts(made.embeddings),
         "usage": usage_facts(made.usage, bill),
         "renders": list(bill.renders),
         "cost_nano_eur": None if bill.problem or bill.unpriced else bill.amount,
     }
+
+
+def embedding_facts(use: EmbeddingUse) -> dict[str, Any]:
+    """Return how many texts were encoded before, and what that saved."""
+    return {"hits": use.hits, "misses": use.misses, "saved_seconds": round(use.saved_s, 6)}
 
 
 def usage_facts(usage: Sequence[Usage], bill: Bill) -> list[dict[str, Any]]:

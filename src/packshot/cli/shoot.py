@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +12,7 @@ import typer
 from packshot.cli import options as o
 from packshot.cli import terminal
 from packshot.core.errors import CheckFailed
+from packshot.core.types import NOTHING_READ, EmbeddingUse
 from packshot.studio import defaults
 
 if TYPE_CHECKING:
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
     from packshot.studio.hosted import HostedProvider
     from packshot.studio.overflow import Why
     from packshot.studio.recipes.step import Shot
-    from packshot.studio.render import Renderer
     from packshot.studio.shoot import Shoot, Taken
 
 __all__ = ["shoot"]
@@ -139,22 +140,21 @@ def _deliver(plan: Shoot, *, as_json: bool) -> None:
 
     with bookkeeping(plan.recipe.name) as books:
         if plan.folder is None:
-            load_seconds = 0.0
             with spinner("on white"):
-                taken = take(plan, booking=books.keeper)
+                made = _Made(take(plan, booking=books.keeper))
         else:
-            taken, load_seconds = rendered(
+            made = rendered(
                 books,
                 plan.recipe.name,
                 lambda: _own(plan, books),
-                lambda provider, why: (_hosted(plan, books, provider, why), 0.0),
+                lambda provider, why: _Made(_hosted(plan, books, provider, why)),
             )
-    bill = books.keeper.bill
+    taken, bill = made.taken, books.keeper.bill
     bill.renders = tuple(shot.render for shot in plan.shots)
     if as_json:
-        _print(plan, taken, load_seconds, bill)
+        _print(plan, made, bill)
     else:
-        _show(plan, taken, load_seconds, bill)
+        _show(plan, made, bill)
     if taken.refused:
         raise CheckFailed(
             f"{len(taken.refused)} of {len(plan.shots)} pictures are not delivered, each with a "
@@ -162,16 +162,31 @@ def _deliver(plan: Shoot, *, as_json: bool) -> None:
         )
 
 
-def _own(plan: Shoot, books: Books) -> tuple[Taken, float]:
-    """Return the pictures that our own device made grounds for, and the seconds of loading."""
-    from packshot.cli.progress import bar
-    from packshot.studio.shoot import take
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """What was taken, the seconds that loading took, and what texts had been encoded before."""
 
-    start = perf_counter()
-    engine = _engine(plan, books)
-    load_seconds = perf_counter() - start
-    with bar(len(plan.shots), plan.steps) as tell:
-        return take(plan, engine, tell, books.keeper), load_seconds
+    taken: Taken
+    load_seconds: float = 0.0
+    embeddings: EmbeddingUse = NOTHING_READ
+
+
+def _own(plan: Shoot, books: Books) -> _Made:
+    """Return the pictures that our own device made grounds for."""
+    from packshot.cli.progress import bar, spinner
+    from packshot.studio.embeddings import kept_embeddings
+    from packshot.studio.settings import load_studio
+    from packshot.studio.shoot import load, take
+
+    name = plan.folder.name if plan.folder else ""
+    with kept_embeddings(load_studio().embeddings) as kept:
+        start = perf_counter()
+        with spinner(f"loading {name}"), books.session.loading() as on_device:
+            engine = load(plan, on_device, kept)
+        load_seconds = perf_counter() - start
+        with bar(len(plan.shots), plan.steps) as tell:
+            taken = take(plan, engine, tell, books.keeper)
+        return _Made(taken, load_seconds, kept.total if kept else NOTHING_READ)
 
 
 def _hosted(plan: Shoot, books: Books, provider: HostedProvider, why: Why) -> Taken:
@@ -185,26 +200,18 @@ def _hosted(plan: Shoot, books: Books, provider: HostedProvider, why: Why) -> Ta
         return take(plan, turn, None, turn)
 
 
-def _engine(plan: Shoot, books: Books) -> Renderer:
-    from packshot.cli.progress import spinner
-    from packshot.studio.shoot import load
-
-    name = plan.folder.name if plan.folder else ""
-    with spinner(f"loading {name}"), books.session.loading() as on_device:
-        return load(plan, on_device)
-
-
-def _show(plan: Shoot, taken: Taken, load_seconds: float, bill: Bill) -> None:
+def _show(plan: Shoot, made: _Made, bill: Bill) -> None:
     """Print the stage table, what was measured of each picture, and its path."""
     from packshot.cli import report
     from packshot.studio.render import total
 
+    taken = made.taken
     for warning in dict.fromkeys(said for _, shot in taken.done for said in shot.warnings):
         terminal.warn(warning)
     if not taken.done:
         return
-    used = f"loading took {load_seconds:.2f} s more" if plan.folder else "nothing was rendered"
-    report.show_stages(total(taken.usage), bill, [used])
+    used = f"loading took {made.load_seconds:.2f} s more" if plan.folder else "nothing was rendered"
+    report.show_stages(total(taken.usage), bill, [used, *report.kept_lines(made.embeddings)])
     for path, shot in taken.done:
         terminal.out().print(_measured(shot), style="dim", soft_wrap=True)
         report.show_file(path, shot.shown().size, _seed(shot))
@@ -224,10 +231,11 @@ def _seed(shot: Shot) -> int:
     return int(shot.facts["product"].get("seed", shot.seed))
 
 
-def _print(plan: Shoot, taken: Taken, load_seconds: float, bill: Bill) -> None:
+def _print(plan: Shoot, made: _Made, bill: Bill) -> None:
     from packshot.cli import report
     from packshot.studio.render import total
 
+    taken = made.taken
     pictures: list[dict[str, Any]] = [
         {
             "path": str(path),
@@ -248,7 +256,8 @@ def _print(plan: Shoot, taken: Taken, load_seconds: float, bill: Bill) -> None:
             "refused": list(taken.refused),
             "recipe": plan.recipe.facts(),
             "model": plan.folder.name if plan.folder else "",
-            "load_seconds": round(load_seconds, 6),
+            "load_seconds": round(made.load_seconds, 6),
+            "embeddings": report.embedding_facts(made.embeddings),
             "usage": report.usage_facts(total(taken.usage), bill),
             "renders": list(bill.renders),
             "cost_nano_eur": None if bill.problem or bill.unpriced else bill.amount,

@@ -19,6 +19,7 @@ from packshot.core.types import PRECISIONS, VAE_PRECISIONS, Precision, Usage
 from packshot.studio import defaults
 from packshot.studio.background import ATTEMPTS
 from packshot.studio.caption import check_brief
+from packshot.studio.embeddings import cache_folder
 from packshot.studio.encoding import FORMATS
 from packshot.studio.models import open_model
 from packshot.studio.photo import load_mask, load_photo
@@ -32,6 +33,7 @@ from packshot.studio.store import FORMATS as SUFFIXES
 from packshot.studio.store import Target, probe, targets, write_file
 
 if TYPE_CHECKING:
+    from packshot.engine.embeddings import EmbeddingCache
     from packshot.engine.folder import ModelFolder
     from packshot.engine.results import OnStep, Progress
     from packshot.studio.ground import Mode
@@ -152,21 +154,28 @@ def plan_shoot(choices: Choices) -> Shoot:
     )
 
 
-def load(shoot: Shoot, on_device: Callable[[str], None] | None = None) -> Renderer:
+def load(
+    shoot: Shoot,
+    on_device: Callable[[str], None] | None = None,
+    embeddings: EmbeddingCache | None = None,
+) -> Renderer:
     """Return the engine for a shoot's model; this is where torch is imported.
 
-    ``on_device`` is told the kind of the device before anything is loaded there.
+    ``on_device`` is told the kind of the device before anything is loaded there; ``embeddings``
+    keeps those of texts (`packshot.studio.embeddings`).
     """
     from packshot.engine.devices import device_kind, pick_device
     from packshot.engine.engine import Engine
     from packshot.engine.model import Model
+    from packshot.engine.runner import pick_runner
 
     if shoot.folder is None:
         raise InvalidRequest("a shoot on white renders nothing: it needs no engine")
     device = pick_device(shoot.device)
     if on_device is not None:
         on_device(device_kind(device))
-    return Engine(Model(shoot.folder, device, shoot.precision, shoot.vae_precision))
+    model = Model(shoot.folder, device, shoot.precision, shoot.vae_precision)
+    return Engine(model, embeddings, pick_runner(model, tuning=cache_folder() / "tuning"))
 
 
 def take(
