@@ -20,6 +20,7 @@ from packshot.cli.gateway import app as gateway_app
 from packshot.cli.keys import app as keys_app
 from packshot.cli.ledger import app as ledger_app
 from packshot.cli.model import app as model_app
+from packshot.cli.plan import plan
 from packshot.cli.prices import app as prices_app
 from packshot.cli.profile import profile
 from packshot.cli.recipe import app as recipe_app
@@ -47,6 +48,7 @@ app.command()(shoot)
 app.command()(sheet)
 app.command()(batch)
 app.command()(profile)
+app.command()(plan)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(model_app, name="model")
 app.add_typer(cost_app, name="cost")

@@ -12,7 +12,16 @@ from math import log
 from packshot.core.errors import InvalidRequest
 from packshot.engine.limits import MAX_PIXELS, MAX_SIDE, MIN_SIDE, SIDE_MULTIPLE
 
-__all__ = ["MAX_BUCKETS", "SDXL", "Size", "buckets_of", "nearest", "parse_bucket"]
+__all__ = [
+    "BATCH_PIXELS",
+    "MAX_BUCKETS",
+    "SDXL",
+    "Size",
+    "batches_of",
+    "buckets_of",
+    "nearest",
+    "parse_bucket",
+]
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -28,6 +37,9 @@ Podell et al., "SDXL: Improving Latent Diffusion Models", arXiv 2307.01952, appe
 
 MAX_BUCKETS = 24
 """Of a list: as many shapes as stay captured (`packshot.engine.fast.runner.GRAPHS`)."""
+
+BATCH_PIXELS = 8 * 1024 * 1024
+"""Pixels that a GPU makes together: eight pictures of 1024x1024."""
 
 
 def buckets_of(native: Size, configured: Sequence[Size] | None = None) -> tuple[Size, ...]:
@@ -55,6 +67,19 @@ def nearest(wanted: Size, native: Size, buckets: Sequence[Size]) -> Size:
         return abs(log(shape)), abs(log(area))
 
     return min(buckets, key=distance, default=native)
+
+
+def batches_of(pictures: int, pixels: int) -> tuple[int, ...]:
+    """Return how many of ``pictures`` of ``pixels`` each a GPU makes together, batch by batch.
+
+    As many as fit, in powers of two, so that few shapes are captured.
+    """
+    fit = max(1, BATCH_PIXELS // pixels)
+    batches: list[int] = []
+    while pictures:
+        batches.append(1 << (min(fit, pictures).bit_length() - 1))
+        pictures -= batches[-1]
+    return tuple(batches)
 
 
 def parse_bucket(text: str) -> Size:

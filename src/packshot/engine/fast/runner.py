@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from packshot.core.errors import InvalidRequest
+from packshot.engine.buckets import batches_of
 from packshot.engine.conditioning import EncodedTexts, together
 from packshot.engine.decode import decode_checked, flat
 from packshot.engine.denoise import noise_of
@@ -44,9 +45,6 @@ GRAPHS = 24
 
 CALIBRATION_TEXT = "a product photograph, soft light, shallow depth of field"
 CALIBRATION_STEPS = 8
-
-BATCH_PIXELS = 8 * 1024 * 1024
-"""Pixels that are made together: eight pictures of 1024x1024."""
 
 
 class FastRunner:
@@ -154,14 +152,8 @@ class FastRunner:
         return self.captures - before
 
     def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
-        """As many together as fit, in powers of two, so that few shapes are captured."""
-        fit = 1 if self.invariant else max(1, BATCH_PIXELS // pixels)
-        sizes: list[int] = []
-        while pictures:
-            size = 1 << (min(fit, pictures).bit_length() - 1)
-            sizes.append(size)
-            pictures -= size
-        return tuple(sizes)
+        """As `buckets.batches_of` says, or one by one."""
+        return (1,) * pictures if self.invariant else batches_of(pictures, pixels)
 
     def release(self) -> None:
         """Give back the memory of all graphs; they are captured again when they are needed."""
