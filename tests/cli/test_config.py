@@ -110,6 +110,7 @@ def test_an_unknown_key_is_2_with_its_line_and_the_nearest(
         ("  openai:", "  acme:", "kind: openai-compatible"),
         ("anthropic/claude-haiku-4-5", "nobody/claude", "routes, prompt-rewrite: unknown provider"),
         ("mcp:", "server: {host: 0.0.0.0}\nmcp:", "server.behind_proxy"),
+        ("mcp:", "engine: {buckets: [1000x10]}\nmcp:", "'1000x10' is no size to render at"),
     ],
 )
 def test_other_mistakes_are_2(

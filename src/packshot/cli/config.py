@@ -36,13 +36,14 @@ def check(file: File = Path("packshot.yaml"), *, as_json: o.AsJson = False) -> N
     from packshot.gateway.settings import load_gateway
     from packshot.ledger.prices.book import book_of
     from packshot.ledger.settings import load_settings
-    from packshot.studio.settings import load_studio
+    from packshot.studio.settings import load_engine_settings, load_studio
 
     settings = load_gateway(file)
     plan = build_plan(settings)
     server = settings.server
     check_host(server.host, server.port, guarded=server.behind_proxy)
     book_of(load_settings(file))
+    load_engine_settings(file)
     studio = load_studio(file)
     if studio.caption_route and not studio.gateway_url:
         check_route(plan, studio.caption_route)
