@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -16,13 +17,14 @@ import pytest
 
 from packshot.core.errors import LedgerUnavailable
 from packshot.gateway.attempt import Attempt, hold_for
+from packshot.gateway.health import CONSECUTIVE, Breaker
 from packshot.gateway.money import Money
 from packshot.gateway.once import Once
 from packshot.gateway.telemetry import Telemetry
 from packshot.gateway.virtual_key import VirtualKey
 from packshot.gateway.waits import Waits
 from packshot.ledger.ledger import Hold, Ledger, MustWait
-from packshot.providers.fake_script import Settings
+from packshot.providers.fake_script import NEVER, Fault, Rule, Settings
 from tests.gateway.launched import http_post, until
 from tests.gateway.test_changed import job_of
 from tests.gateway.world import World, world
@@ -184,6 +186,76 @@ def test_a_call_that_began_before_its_key_was_taken_out_does_not_decide_on_its_r
     assert not breaker.probe
     made._leave()
     key.breakers.clear()
+
+
+# ------------------------------------------------------------------------- the call's own deadline
+ONCE = """
+providers:
+  openai:
+    base_url: "{one}/v1"
+    keys: [{value: env.KEY_A}]
+    network: {retry: {max_retries: 0}}
+"""
+
+
+def timed_out(there: World, ms: int, **more: Any) -> Breaker:
+    """Make five calls at the same time whose deadline passes; return the key's breaker."""
+
+    def one() -> int:
+        return ask(there, headers={"x-packshot-timeout-ms": str(ms)}, **more).status_code
+
+    with ThreadPoolExecutor(CONSECUTIVE) as pool:
+        made = [pool.submit(one) for _ in range(CONSECUTIVE)]
+        assert {each.result() for each in made} <= {200, 504}
+    return breaker_of(there)
+
+
+def breaker_of(there: World) -> Breaker:
+    (key,) = there.worker.gateway.plan.providers["openai"].keys
+    return key.breaker("gpt-4o-mini")
+
+
+def test_impatient_callers_take_a_key_from_nobody(tmp_path: Path) -> None:
+    with world(tmp_path, ONCE, one=Settings()) as there:
+        there.fakes["one"].rule(Rule(fault=Fault(head_after_s=NEVER)))
+        breaker = timed_out(there, 100)
+        assert (breaker.open_until, breaker.in_a_row) == (0.0, 0)
+
+
+def test_silence_that_is_long_counts_though_the_caller_ended_it(tmp_path: Path) -> None:
+    with world(tmp_path, ONCE, one=Settings()) as there:
+        there.fakes["one"].rule(Rule(fault=Fault(head_after_s=NEVER)))
+        assert timed_out(there, 1200).open_until > monotonic()
+
+
+def test_silence_is_long_by_what_the_target_takes(tmp_path: Path) -> None:
+    with world(tmp_path, ONCE, one=Settings()) as there:
+        there.fakes["one"].rule(Rule(fault=Fault(head_after_s=0.9), times=1))
+        there.fakes["one"].rule(Rule(fault=Fault(head_after_s=NEVER)))
+        assert ask(there).status_code == 200
+        assert not timed_out(there, 1200).open_until
+
+
+def test_a_provider_that_is_at_work_at_the_deadline_is_well(tmp_path: Path) -> None:
+    with world(tmp_path, ONCE, one=Settings()) as there:
+        there.fakes["one"].rule(Rule(fault=Fault(every_s=NEVER)))
+        breaker = timed_out(there, 1200, stream=True)
+        assert (breaker.open_until, breaker.bad) == (0.0, 0)
+
+
+@pytest.mark.parametrize(("ms", "decided"), [(100, False), (1200, True)])
+def test_a_trial_that_its_own_deadline_ends_is_over(tmp_path: Path, ms: int, decided: bool) -> None:
+    """What it says depends on how long it waited; either way another one comes."""
+    with world(tmp_path, ONCE, one=Settings()) as there:
+        there.fakes["one"].rule(Rule(fault=Fault(head_after_s=NEVER)))
+        breaker = breaker_of(there)
+        for _ in range(CONSECUTIVE):
+            breaker.failure(monotonic())
+        breaker.open_until = breaker.opened = monotonic()
+        assert ask(there, headers={"x-packshot-timeout-ms": str(ms)}).status_code == 504
+        assert not breaker.probe
+        assert breaker.allows(monotonic()) is not decided
+        assert breaker.times == 1 + decided
 
 
 # ------------------------------------------------------------------------- what waits too long

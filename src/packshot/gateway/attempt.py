@@ -18,6 +18,15 @@ __all__ = ["LATE", "Attempt", "hold_for", "may_be_billed"]
 
 LATE = "the deadline passed while the ledger was asked"
 
+FAIR_S = 1.0
+"""Silence that ends with the call's own deadline says something of the provider from here on …"""
+
+FAIR_TIMES = 2.0
+"""… and from so many times what the target took of late until its answer began."""
+
+NEAR_S = 0.01
+"""A timer may fire this much before the deadline that it was set to."""
+
 BILLED_STATUS = frozenset({502, 504})
 """Answers of a proxy before the provider: the call behind it may have been made, and be billed."""
 
@@ -124,7 +133,10 @@ class Attempt:
         if not self._leave():
             return
         self.job.failure = failure
-        self._note_health(failure)
+        if failure.kind == "timeout" and monotonic() >= self.job.deadline - NEAR_S:
+            self._note_deadline(sent=sent, began=began)
+        else:
+            self._note_health(failure)
         if self.hold is not None:
             if began or may_be_billed(failure, sent=sent):
                 self.money.post(self.job, self.hold, None, "unknown", failure.kind)
@@ -156,6 +168,22 @@ class Attempt:
         self.key.in_flight -= 1
         self.target.in_flight -= 1
         return True
+
+    def _note_deadline(self, *, sent: bool, began: bool) -> None:
+        """Note a call that its own deadline ended, not a limit of the operator's.
+
+        Envoy counts it as a timeout of the host until the answer's head is there, and as a success
+        from then on. Here a caller may be so impatient that it would take a key from all others:
+        silence counts where it was long for this target, else the next call decides.
+        """
+        now = monotonic()
+        fair_s = max(FAIR_S, FAIR_TIMES * self.target.latency_s)
+        if began:
+            self.breaker.success(now)
+        elif not sent or now - self.began < fair_s:
+            self.breaker.neutral(self.began)
+        elif self.breaker.failure(now, self.began):
+            self.telemetry.opened(self.target, self.key)
 
     def _note_health(self, failure: Failure) -> None:
         now = monotonic()

@@ -343,7 +343,7 @@ class Dispatcher:
             return got  # noqa: TRY300 - not in `else`: what `finally` does goes before it
         except UpstreamError as error:
             failure = failure_from(error, provider.name)
-            attempt.fail(failure, sent=error.sent)
+            attempt.fail(failure, sent=error.sent, began=error.began)
             return failure
         except CancelledError as cancelled:
             attempt.abandon(SLOWER if SLOWER in cancelled.args else HUNG_UP, sent=True)
