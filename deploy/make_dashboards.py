@@ -363,6 +363,37 @@ GATEWAY = [
             "dropped {{what}}": f"increase({live.DROPPED.name}[$__rate_interval])",
         },
     ),
+    Panel(
+        "Response cache, calls per second",
+        "timeseries",
+        "short",
+        {"{{result}}": f"sum by (result) (rate({live.CACHE.name}[$__rate_interval]))"},
+    ),
+    Panel(
+        "EUR per hour that the cache saved",
+        "timeseries",
+        "currencyEUR",
+        {
+            "{{route}} {{kind}}": (
+                f"3600 * sum by (route, kind) (rate({live.CACHE_SAVED.name}[$__rate_interval]))"
+            )
+        },
+    ),
+    Panel(
+        "Semantic hits that were checked",
+        "timeseries",
+        "short",
+        {
+            "{{route}} {{verdict}}": f"increase({live.CACHE_CHECKS.name}[$__rate_interval])",
+            "{{route}} is off": live.CACHE_OFF.name,
+        },
+    ),
+    Panel(
+        "Answers in memory",
+        "timeseries",
+        "short",
+        {"answers": live.CACHE_ENTRIES.name, "bytes": live.CACHE_BYTES.name},
+    ),
 ]
 DASHBOARDS = {
     "gateway": ("Gateway", GATEWAY),

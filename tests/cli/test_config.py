@@ -33,7 +33,10 @@ def flat(text: str) -> str:
 @pytest.mark.parametrize(
     ("text", "warning"),
     [
-        (CAPTION.replace("0.94", "0.94\n  model: nowhere"), "semantic_cache: no embedding model in"),
+        (
+            CAPTION.replace("0.94", "0.94\n  model: nowhere"),
+            "semantic_cache: no embedding model in",
+        ),
         (
             ROUTING.replace("stability", "replicate"),
             "providers.replicate is read but not built yet",
