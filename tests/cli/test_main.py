@@ -48,7 +48,6 @@ def test_the_commands_are_these(packshot: Packshot) -> None:
         "batch",
         "profile",
         "plan",
-        "plan",
         "doctor",
         "recipe",
         "model",
