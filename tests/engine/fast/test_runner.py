@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -238,3 +239,40 @@ def test_scales_of_fp8_are_kept_between_processes(model, tmp_path, monkeypatch):
         second.unet("fp8")
     assert second.tuning.fp8_largest == first.tuning.fp8_largest != []
     assert first.told() == second.told() == ()
+
+
+def test_without_room_for_all_shapes_renders_go_on_and_it_is_said_once(model, monkeypatch):
+    from packshot.core.types import RenderRequest
+    from packshot.engine.fast import runner as module
+
+    class Small(StepGraph):
+        made = 0
+
+        def __init__(self, *given: Any) -> None:
+            Small.made += 1
+            if Small.made == 3:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            super().__init__(*given)
+
+    monkeypatch.setattr(module, "StepGraph", Small)
+    engine = Engine(model, runner=FastRunner(model))
+    assert engine.warm(((64, 64), (96, 64), (64, 96), (72, 72))) == 3  # the texts, and two
+    assert len(engine.runner.steps) == 0
+    request = RenderRequest("a mug", (1,), 64, 64, 1, 5.0)
+    said = [[w for w in engine.render(request).warnings if "no room" in w] for _ in range(2)]
+    assert [len(each) for each in said] == [1, 0]
+
+
+def test_a_stale_tuning_is_a_warning_of_the_next_picture(model, tmp_path, monkeypatch):
+    from packshot.core.types import RenderRequest
+    from packshot.engine.fast import tuning
+
+    before = FastRunner(model, tuning=tmp_path)
+    before.tuning.attention[2, 2, 64, 8, 64] = "cudnn"
+    before.tuning.keep()
+    monkeypatch.setattr(tuning, "_code", lambda: "another")
+    engine = Engine(model, runner=FastRunner(model, tuning=tmp_path))
+    request = RenderRequest("a mug", (1,), 64, 64, 1, 5.0)
+    first, second = (engine.render(request).warnings for _ in range(2))
+    assert any("and this is another" in text for text in first)
+    assert not any("tuning" in text for text in second)

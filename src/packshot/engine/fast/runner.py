@@ -88,6 +88,7 @@ class FastRunner:
         self._decodes: Graphs[tuple[int, int], DecodeGraph] = Graphs(GRAPHS)
         self._reads: Graphs[None, ReadGraph] = Graphs(1)
         self._texts: dict[int, Tensor] = {}
+        self._told: list[str] = []
 
     def choices(self) -> tuple[str, ...]:
         """Tell which attention runs for which shape."""
@@ -98,9 +99,10 @@ class FastRunner:
         )
 
     def told(self) -> tuple[str, ...]:
-        """As `runner.Runner.told`: of the tuning's file."""
-        said = tuple(self.tuning.told)
+        """As `runner.Runner.told`: of the tuning's file, and of too little room to warm up."""
+        said = (*self.tuning.told, *self._told)
         self.tuning.told.clear()
+        self._told.clear()
         return said
 
     @property
@@ -146,10 +148,28 @@ class FastRunner:
         before = self.captures
         with torch.inference_mode(), device_errors():
             for done, job in enumerate(jobs, 1):
-                job()
+                if not self._has_room(job):
+                    break
                 if tell:
                     tell(done, len(jobs))
         return self.captures - before
+
+    def _has_room(self, job: Callable[[], object]) -> bool:
+        """Do a part of `warm`; where there is no room for it, all of that is given back, and said.
+
+        Renders then capture as they come: what they alone need may fit.
+        """
+        try:
+            job()
+        except torch.OutOfMemoryError:
+            self._told.append(
+                "the GPU has no room to prepare all shapes: each is prepared by the first render "
+                "that has it; configure fewer sizes in engine.buckets (packshot plan counts them)."
+            )
+        else:
+            return True
+        self.release()
+        return False
 
     def batches(self, pictures: int, pixels: int) -> tuple[int, ...]:
         """As `buckets.batches_of` says, or one by one."""
