@@ -26,6 +26,7 @@ except SystemExit as end:
 """
 HEAVY = (
     *("torch", "numpy", "PIL", "safetensors", "tokenizers", "diffusers", "transformers"),
+    *("onnx", "onnxruntime", "usearch", "triton", "obstore"),
     *("asyncpg", "genai_prices", "pyarrow", "pydantic"),
 )
 
@@ -157,10 +158,16 @@ def test_light_imports_stay_light(code: str) -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["import packshot.gateway.client, packshot.gateway.app", "import packshot.studio.rewrite"],
+    [
+        "import packshot.gateway, packshot.gateway.launch, packshot.gateway.worker",
+        "import packshot.gateway.client, packshot.gateway.app",
+        "import packshot.gateway.cache.opening, packshot.gateway.cache.cache",
+        "import packshot.cli.gateway, packshot.cli.cache",
+        "import packshot.studio.rewrite",
+    ],
 )
-def test_asking_a_language_model_needs_no_engine(code: str) -> None:
-    assert imported_by(code).isdisjoint({"torch", "numpy", "PIL", "safetensors", "tokenizers"})
+def test_the_gateway_and_its_cache_need_no_engine(code: str) -> None:
+    assert imported_by(code).isdisjoint({*HEAVY} - {"genai_prices", "pydantic"})
 
 
 def test_importing_the_engine_is_what_imports_torch() -> None:
