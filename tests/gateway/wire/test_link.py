@@ -110,6 +110,37 @@ def test_an_answer_in_any_pieces_is_the_same_answer(data, cuts):
     asyncio.run(cut_once(data, sorted(cuts)))
 
 
+def test_a_request_that_waited_when_its_connection_closed_never_arrived():
+    async def inside() -> None:
+        world = World()
+        world.send(method=b"POST")
+        world.feed(LENGTH)
+        world.link.outbox.alone = False
+        sent = world.wire.sent
+        answer = world.send(method=b"POST")
+        world.wire.aborted = True  # closing: the loop has read the peer's FIN
+        await asyncio.sleep(0)
+        world.link.connection_lost(None)
+        assert world.wire.sent == sent
+        assert answer.stale
+        assert answer.error is None
+        assert not world.link.outbox.waiting
+
+    asyncio.run(inside())
+
+
+def test_an_answer_before_its_request_was_sent_ends_the_connection():
+    async def inside() -> None:
+        world = World()
+        world.link.outbox.alone = False
+        world.send()
+        world.feed(LENGTH)
+        assert world.wire.aborted
+        assert not world.rested
+
+    asyncio.run(inside())
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=300), st.booleans(), st.integers(0, 60))
 def test_noise_never_leaves_a_call_hanging(noise, framed, at):

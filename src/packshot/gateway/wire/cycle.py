@@ -143,7 +143,7 @@ class Cycle(Gone):
 
     def _apologize(self) -> None:
         if self.started or self.disconnected:
-            self.link.transport.close()
+            self.link.door.outbox.close(self.link.transport)
             return
         self.keep_alive = False
         self.reply(500, b"content-type: text/plain; charset=utf-8\r\n", b"Internal Server Error")
@@ -172,7 +172,7 @@ class Cycle(Gone):
         if body is not None:
             return {"type": "http.request", "body": body, "more_body": False}
         if self.wants and not self.link.transport.is_closing():
-            self.link.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.wants = False
         while not (self.disconnected or self.complete):
             if not self._given and (self.size or not self.more_body):
@@ -187,7 +187,7 @@ class Cycle(Gone):
     # ---------------------------------------------------------------- the response
 
     def reply(self, status: int, lines: bytes, body: bytes) -> None:
-        """Send a whole answer in one write; ``lines`` are headers, each ended by CRLF.
+        """Send a whole answer, soon and in one write; ``lines`` are headers, each ended by CRLF.
 
         It does not wait for a slow reader: until it has read, its next request is not begun.
 
@@ -203,9 +203,10 @@ class Cycle(Gone):
         if not self.keep_alive:
             lines += b"connection: close\r\n"
         size = len(body)
-        link.transport.write(
+        link.door.outbox.write(
+            link.transport,
             b"%b%b%bcontent-length: %d\r\n\r\n%b"
-            % (STATUS[status], link.door.date, lines, size, b"" if self.bodiless else body)
+            % (STATUS[status], link.door.date, lines, size, b"" if self.bodiless else body),
         )
         self._end()
 
@@ -262,16 +263,19 @@ class Cycle(Gone):
                 raise RuntimeError("the response is not as long as its content-length")
         head, self._head = self._head, b""
         if head or body:
-            self.link.transport.write(head + body if head else body)
+            self._write(head + body if head else body)
         if not more:
             self._end()
+
+    def _write(self, data: bytes) -> None:
+        self.link.door.outbox.write(self.link.transport, data)
 
     def _end(self) -> None:
         self.complete = True
         if self.waiter is not None:
             self.wake()
         if not self.keep_alive:
-            self.link.transport.close()
+            self.link.door.outbox.close(self.link.transport)
         self.link.answered()
 
     def hang_up(self) -> None:

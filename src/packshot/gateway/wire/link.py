@@ -18,6 +18,7 @@ import httptools
 
 from packshot.core.errors import UpstreamBroken, UpstreamError, UpstreamTimeout
 from packshot.gateway.wire.narrow import Narrow
+from packshot.gateway.wire.outbox import Outbox
 from packshot.gateway.wire.upstream import Call
 
 __all__ = ["SAFE", "Answer", "Link", "LinkLimits", "StaleLink"]
@@ -288,6 +289,7 @@ class Link(asyncio.Protocol):
         "loop",
         "lost",
         "on_header",
+        "outbox",
         "parser",
         "peer",
         "rest",
@@ -301,12 +303,14 @@ class Link(asyncio.Protocol):
         limits: LinkLimits,
         rest: Callable[[Link], None],
         lost: Callable[[Link], None],
+        outbox: Outbox | None = None,
     ) -> None:
         self.loop = loop
         self.peer = peer
         self.limits = limits
         self.rest = rest
         self.lost = lost
+        self.outbox = outbox or Outbox()
         self.transport: asyncio.Transport | None = None
         self._given: dict[bytes, bytes] = {}
         """Headers and trailers, as they came; the last of a name wins."""
@@ -343,7 +347,7 @@ class Link(asyncio.Protocol):
         if len(call.body) > LONGEST_JOIN:
             transport.writelines(pieces)
         else:
-            transport.write(b"".join(pieces))
+            self.outbox.write(transport, b"".join(pieces))
         return answer, waiter
 
     def usable(self) -> bool:
@@ -452,6 +456,7 @@ class Link(asyncio.Protocol):
                     text += f" ({exc.args[-1]})"
                 answer.fail(UpstreamBroken(text, sent=True, began=answer.began))
             self.lost(self)
+        self.outbox.waiting.pop(cast("asyncio.Transport", self.transport), None)
         self.transport = None
 
     def _never_arrived(self, call: Call) -> bool:
@@ -466,6 +471,8 @@ class Link(asyncio.Protocol):
         if call.method in SAFE:
             return True
         transport = cast("asyncio.Transport", self.transport)
+        if transport in self.outbox.waiting:
+            return True
         pending = transport.get_write_buffer_size() + unacknowledged(transport)
         return pending >= len(call.target) + len(call.headers) + len(call.body)
 
@@ -504,7 +511,8 @@ class Link(asyncio.Protocol):
         self.answer = answer.link = None
         transport: Any = self.transport
         # An answer before the end of the request: what is still to be sent would spoil the next.
-        if self._keep and not transport.is_closing() and not transport.get_write_buffer_size():
+        unsent = transport.get_write_buffer_size() or transport in self.outbox.waiting
+        if self._keep and not transport.is_closing() and not unsent:
             if self._paused:
                 self._paused = False
                 transport.resume_reading()

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from packshot.core.errors import UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
 from packshot.gateway.wire.link import Answer, Link, LinkLimits, StaleLink
+from packshot.gateway.wire.outbox import Outbox
 from packshot.gateway.wire.resolve import Resolver
 from packshot.gateway.wire.upstream import Call, Origin
 
@@ -85,6 +86,7 @@ class Pool:
         self._links: set[Link] = set()
         self._idle: list[Link] = []
         self._waiters: deque[_Waiter] = deque()
+        self._outbox = Outbox()
         self._open = 0
         self._closed = False
         self._emptied: asyncio.Future[None] | None = None
@@ -108,6 +110,7 @@ class Pool:
         else:
             link = await self._acquire(call, now)
             now = time.monotonic()
+        self._outbox.alone = self._open - len(idle) == 1
         try:
             return await self._exchange(link, call, now)
         except StaleLink:
@@ -243,7 +246,7 @@ class Pool:
 
     def _new_link(self) -> Link:
         loop = asyncio.get_running_loop()
-        return Link(loop, self._peer, self.limits.link, self._rest, self._lost)
+        return Link(loop, self._peer, self.limits.link, self._rest, self._lost, self._outbox)
 
     # ---------------------------------------------------------------- giving it back
 

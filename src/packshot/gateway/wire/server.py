@@ -26,6 +26,7 @@ import httptools
 
 from packshot.core.ids import new_id
 from packshot.gateway.wire.cycle import STATUS, UNREAD, Application, Cycle, Gone
+from packshot.gateway.wire.outbox import Outbox
 
 __all__ = ["Connection", "Door", "DoorLimits", "Gone"]
 
@@ -96,6 +97,7 @@ class Door:
         """Requests under way."""
         self.draining = False
         self.lingering = 0
+        self.outbox = Outbox()
         self.hosts: set[bytes] = set()
         """Values of Host that were looked at and are fine."""
         self.targets: dict[bytes, tuple[str, bytes, bytes]] = {}
@@ -268,6 +270,7 @@ class Connection(asyncio.Protocol):
         self.door.connections.discard(self)
         self._abandon()
         self.resume_writing()
+        self.door.outbox.waiting.pop(self.transport, None)
         self.door.left()
         del self.parser, self._feed  # which refer to this connection
 
@@ -284,7 +287,7 @@ class Connection(asyncio.Protocol):
     def shutdown(self) -> None:
         """Close now, or once the answer that is under way has ended."""
         if self._running is None:
-            self.transport.close()
+            self.door.outbox.close(self.transport)
         else:
             self._running.keep_alive = False
 
@@ -498,6 +501,7 @@ class Connection(asyncio.Protocol):
         # The cycle takes it out again: a callback at its end would be one more turn of the loop.
         cycle.task = task = self.loop.create_task(cycle.run(self.door.app, scope))
         self.door.tasks.add(task)
+        self.door.outbox.alone = len(self.door.tasks) == 1
 
     def _next(self) -> None:
         """Start the next request in line, if there is one and its answer can be written."""
@@ -512,7 +516,7 @@ class Connection(asyncio.Protocol):
         if self._waiting:
             self._next()
         elif self.door.draining:
-            self.transport.close()
+            self.door.outbox.close(self.transport)
         elif self._phase == BUSY:
             self._phase, self._spare = IDLE, SPARE
             self._since = time.perf_counter()
@@ -521,6 +525,7 @@ class Connection(asyncio.Protocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Answer and part; a client that waits for another answer too is only cut off."""
+        self.door.outbox.flush()  # answers of requests before this one
         running = self._running
         other = running is not None and (
             running.started or running is not self.cycle or self._phase == HEAD
@@ -533,8 +538,7 @@ class Connection(asyncio.Protocol):
             return
         body = b'{"error":{"message":"%b","type":"invalid_request_error","param":null,"code":null}}'
         body %= message.encode()
-        name = new_id()
-        more = b"x-packshot-request-id: %b\r\n" % name.encode()
+        more = b"x-packshot-request-id: %b\r\n" % (name := new_id()).encode()
         if status == 503:
             more += b"retry-after: 1\r\n"  # and no line in the log: it would be more load
         else:
@@ -547,6 +551,7 @@ class Connection(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Part, but read on for a while: to close at once would reset our answer on its way."""
+        self.door.outbox.flush()
         self._phase = CLOSING
         self.door.lingering += 1
         self._since = time.perf_counter()
@@ -591,7 +596,5 @@ class Connection(asyncio.Protocol):
 
 def _address(found: object) -> tuple[str, int] | None:
     """Return host and port of an address of the socket module; None for a local socket's."""
-    if not isinstance(found, tuple):
-        return None
     address = cast("tuple[str, int]", found)
-    return str(address[0]), int(address[1])
+    return (str(address[0]), int(address[1])) if isinstance(found, tuple) else None
