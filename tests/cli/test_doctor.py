@@ -7,6 +7,7 @@ import re
 import shutil
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from packshot.engine.folder import make_manifest
 from packshot.engine.outlook import Outlook
 
 ROOT = Path(__file__).parent.parent.parent
-GPU_WORLD = Outlook(device="cuda", precision="bf16", threads=16, cuda="13.0", gpus=("H100",))
+GPU_WORLD = Outlook("cuda", "bf16", threads=16, cuda="13.0", gpus=("H100",), fp8=True)
 CPU_WORLD = Outlook(device="cpu", precision="fp32", threads=2, cuda=None, gpus=())
 
 
@@ -41,7 +42,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def is_like(
         *, driver: str | None = None, outlook: Outlook = CPU_WORLD, **versions: str | None
     ) -> None:
-        have = {"torch": "2.13.0+cpu", **dict.fromkeys(module.LIBRARIES, "1.0"), **versions}
+        have = {
+            "torch": "2.13.0+cpu",
+            "triton": "3.6.0",
+            **dict.fromkeys(module.LIBRARIES, "1.0"),
+            **versions,
+        }
         monkeypatch.setattr("packshot.cli.machine.driver_version", lambda: driver)
         monkeypatch.setattr(module, "installed", have.get)
         monkeypatch.setattr("packshot.engine.outlook.outlook", lambda: outlook)
@@ -102,7 +108,36 @@ def test_a_gpu_is_named(model: Path, machine: Callable[..., None]) -> None:
     findings = diagnose(str(model))
     assert one(findings, "NVIDIA driver").value == "570.86.15"
     assert one(findings, "device").value == "cuda (H100)"
-    assert one(findings, "precision").value == "bf16"
+    assert one(findings, "precision").value == "bf16; fp8 on request"
+    assert one(findings, "kernels").value == "packshot's, by Triton 3.6.0"
+
+
+def test_an_older_gpu_has_no_fp8(model: Path, machine: Callable[..., None]) -> None:
+    machine(driver="570.86.15", outlook=replace(GPU_WORLD, fp8=False))
+    assert "has no fp8" in one(diagnose(str(model)), "precision").value
+
+
+def test_a_gpu_without_triton_cannot_render(model: Path, machine: Callable[..., None]) -> None:
+    machine(driver="570.86.15", outlook=GPU_WORLD, triton=None)
+    findings = diagnose(str(model))
+    assert not healthy(findings)
+    assert "PACKSHOT_TORCH_INDEX" in one(findings, "kernels").cure
+    machine(triton=None)
+    assert one(diagnose(str(model)), "kernels").state == "ok", "a CPU needs none"
+
+
+def test_the_cache_s_model_is_told_and_missed_by_no_render(
+    model: Path, machine: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    machine(onnxruntime="1.31.1", numpy="2.4.6")
+    findings = diagnose(str(model))
+    assert "packshot cache model" in one(findings, "cache's model").value
+    assert healthy(findings)
+    folder = tmp_path / "packshot" / "all-minilm-l6-v2-int8"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text("{}")
+    assert one(diagnose(str(model)), "cache's model").value == "MiniLM, onnxruntime 1.31.1"
 
 
 def test_a_driver_that_torch_cannot_use_is_a_warning_with_a_cure(

@@ -22,6 +22,8 @@ from packshot.studio import defaults
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from packshot.engine.outlook import Outlook
+
 __all__ = ["Finding", "State", "diagnose", "doctor", "healthy"]
 
 State = Literal["ok", "warning", "missing"]
@@ -71,7 +73,7 @@ def diagnose(model: str = defaults.MODEL) -> list[Finding]:
     """Return every finding about this machine, its libraries, ``model``, and a render here."""
     machine = look(Path.cwd())
     libraries = [_torch(installed("torch")), _libraries()]
-    findings = [*_machine(machine), *libraries, _model(model)]
+    findings = [*_machine(machine), *libraries, _model(model), _cache_model()]
     if all(finding.state == "ok" for finding in libraries):
         findings.extend(_outlook(machine))
     return findings
@@ -140,6 +142,18 @@ def _model_cure(model: str, error: PackshotError) -> str:
     return RESTORE if isinstance(error, ModelCorrupt) else INSTALL
 
 
+def _cache_model() -> Finding:
+    """Look for the semantic cache's model: no render needs it, so its absence is no fault."""
+    version = installed("onnxruntime")
+    if version is not None and installed("numpy") is not None:
+        from packshot.gateway.cache.minilm import default_folder
+
+        if (default_folder() / "manifest.json").is_file():
+            return Finding("installed", "cache's model", f"MiniLM, onnxruntime {version}")
+    value = "none; only a semantic cache needs it (`packshot cache model`)"
+    return Finding("installed", "cache's model", value)
+
+
 def _outlook(machine: Machine) -> Iterator[Finding]:
     topic: Topic = "a render will use"
     try:
@@ -157,8 +171,27 @@ def _outlook(machine: Machine) -> Iterator[Finding]:
         yield Finding(topic, "device", value, "warning", CUDA_TORCH)
     else:
         yield Finding(topic, "device", f"{found.device}{names}")
-    yield Finding(topic, "precision", found.precision)
+    yield Finding(topic, "precision", found.precision + _fp8(found))
+    yield _kernels(found)
     yield Finding(topic, "threads", str(found.threads))
+
+
+def _fp8(found: Outlook) -> str:
+    """Say of a GPU whether it can be asked for fp8, which "auto" is never."""
+    if not found.gpus:
+        return ""
+    return "; fp8 on request" if found.fp8 else "; this GPU has no fp8 (it begins with Ada, Hopper)"
+
+
+def _kernels(found: Outlook) -> Finding:
+    """Say what multiplies: on a GPU the project's own kernels, which are Triton's to compile."""
+    topic: Topic = "a render will use"
+    if not found.gpus:
+        return Finding(topic, "kernels", "torch's")
+    version = installed("triton")
+    if version is None:
+        return Finding(topic, "kernels", "no Triton, which compiles them", "missing", CUDA_TORCH)
+    return Finding(topic, "kernels", f"packshot's, by Triton {version}")
 
 
 def show(findings: Iterable[Finding], console: Console) -> None:

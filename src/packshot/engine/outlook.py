@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from packshot.core.types import Precision
-from packshot.engine.devices import pick_device, pick_precision
+from packshot.engine.devices import has_fp8, pick_device, pick_precision
 from packshot.engine.threads import thread_count
 
 __all__ = ["Outlook", "outlook"]
@@ -18,7 +18,7 @@ class Outlook:
     """What "auto" comes to. ``cuda`` is the CUDA version that torch was built for, or None.
 
     ``gpus`` are the names of those that torch can use, ``threads`` how many it computes with on a
-    CPU.
+    CPU, ``fp8`` whether the device multiplies in it.
     """
 
     device: str
@@ -26,6 +26,7 @@ class Outlook:
     threads: int
     cuda: str | None
     gpus: tuple[str, ...]
+    fp8: bool = False
 
 
 def outlook() -> Outlook:
@@ -38,4 +39,5 @@ def outlook() -> Outlook:
         threads=thread_count(),
         cuda=torch.version.cuda,
         gpus=tuple(torch.cuda.get_device_name(index) for index in range(count)),
+        fp8=has_fp8(device),
     )
