@@ -94,11 +94,13 @@ def test_parquet_without_pyarrow_says_what_to_do(
         ("t.csv", "breif\nmug\n", "Did you mean 'brief'"),
         ("t.csv", "id,brief,brief\na,b,c\n", "these columns twice: brief"),
         ("t.csv", "id,brief\na,mug,more\n", "line 2: 3 cells, expected 2"),
-        ("t.csv", 'id,brief\na,"mug\n', "line 2"),
+        ("t.csv", 'id,brief\na,"mug\n', "line 2: unexpected end of data; is a quote not closed"),
         ("t.csv", b"brief\nm\xfcg\n", "byte 0xfc): save it as UTF-8"),
-        ("t.csv", "brief,seed\nmug,-1\n", "row 2: seed is '-1', expected a whole number"),
+        ("t.csv", "brief,seed\nmug,-1\n", "line 2: seed is '-1', expected a whole number"),
         ("t.csv", "brief,seed\nmug,one\n", "seed is 'one'"),
-        ("t.csv", "id,brief\na,\n", "row 2: the brief is empty"),
+        ("t.csv", "id,brief\na,mug\nb,\n", "line 3: the brief is empty"),
+        ("t.csv", "id,size\na,512\n", "no row has a brief, and the recipe needs one"),
+        ("t.jsonl", '{"id":"a"}\n{"id":"b"}\n', "no row has a brief"),
         ("t.csv", f"brief\n{'mug ' * 300}\n", "at most 1000"),
         ("t.csv", "brief,mask\nmug,m.png\n", "which photo is it the mask of"),
         ("t.csv", f"id,brief\n{'x' * 300},mug\n", "1 to 200 printable"),
@@ -127,9 +129,9 @@ def test_bad_rows_are_counted_and_the_first_named(tmp_path: Path) -> None:
         items_in(write(tmp_path, "t.csv", "brief,seed\n" + rows))
     said = str(caught.value)
     assert "8 rows of 10 cannot be used" in said
-    assert "row 3" in said
-    assert "row 7" in said
-    assert "row 8" not in said
+    assert "line 3" in said
+    assert "line 7" in said
+    assert "line 8" not in said
     assert "and 3 more" in said
 
 

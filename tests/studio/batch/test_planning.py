@@ -101,11 +101,11 @@ def test_variants_are_works_of_their_own(tmp_path: Path, state: RunState) -> Non
         ("id,brief\na,mug\na,mug\n", "these ids come more than once"),
         ("brief,render.stpes\nmug,3\n", "Did you mean 'steps'"),
         ("brief,rendr.steps\nmug,3\n", "Did you mean 'render'"),
-        ("brief,render.steps\nmug,many\n", "row 2: the step render"),
-        ("brief,render.steps\nmug,-3\n", "row 2"),
-        ("brief,size\nmug,huge\n", "row 2"),
+        ("brief,render.steps\nmug,many\n", "line 2: the step render"),
+        ("brief,render.steps\nmug,-3\n", "line 2"),
+        ("brief,size\nmug,huge\n", "line 2"),
         ("brief,photo\nmug,x.png\n", "has no use for it"),
-        ("id\na\n", "the brief is empty"),
+        ("id\na\n", "no row has a brief"),
     ],
 )
 def test_what_can_never_be_is_refused_and_the_plan_before_stands(
@@ -174,7 +174,15 @@ def test_bad_photographs_are_said_before_anything_is_done(tmp_path: Path, state:
         plan_batch(state, Source(table, with_photos(recipe_in(tmp_path))))
     said = str(caught.value)
     assert "4 rows of 5 cannot be used" in said
-    for part in ("row 3", "cut.png", "row 4", "text.png", "row 5", "No such file", "needs a photo"):
+    for part in (
+        "line 3",
+        "cut.png",
+        "line 4",
+        "text.png",
+        "line 5",
+        "No such file",
+        "needs a photo",
+    ):
         assert part in said
     assert not state.plan
 

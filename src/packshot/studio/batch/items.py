@@ -99,8 +99,10 @@ def read_items(
     """
     problems: list[Problem] = []
     bad = count = 0
+    briefs = not brief
     for number, cells in _reader(path)(path):
         count += 1
+        briefs = briefs or "brief" in cells
         if count > MAX_ITEMS:
             raise InvalidRequest(f"{path} has more than {MAX_ITEMS} rows: divide it")
         try:
@@ -114,14 +116,20 @@ def read_items(
             continue
         if not bad:
             yield number, item
-    if bad:
-        raise InvalidRequest(_all_of(path, problems, bad, count))
     if not count:
         raise InvalidRequest(f"{path} has no rows: expected one for each picture")
+    if not briefs:
+        raise InvalidRequest(
+            f"{path}: no row has a brief, and the recipe needs one: expected a column brief, "
+            "what to photograph, or what to put the product on"
+        )
+    if bad:
+        raise InvalidRequest(_all_of(path, problems, bad, count))
 
 
 def _all_of(path: Path, problems: Sequence[Problem], bad: int, count: int) -> str:
-    said = "; ".join(f"row {problem.row}: {problem.why}" for problem in problems)
+    number = "row" if path.suffix.lower() == ".parquet" else "line"
+    said = "; ".join(f"{number} {problem.row}: {problem.why}" for problem in problems)
     more = f"; and {bad - len(problems)} more" if bad > len(problems) else ""
     rows = "row" if bad == 1 else "rows"
     return f"{path}: {bad} {rows} of {count} cannot be used, nothing was begun. {said}{more}"
@@ -245,7 +253,9 @@ def _csv(path: Path) -> Iterator[Row]:
                 pairs = zip(names, cells, strict=True)
                 yield rows.line_num, {name: cell for name, cell in pairs if cell.strip()}
         except csv.Error as error:
-            raise InvalidRequest(f"{path}, line {rows.line_num}: {error}") from error
+            raise InvalidRequest(
+                f"{path}, line {rows.line_num}: {error}; is a quote not closed, or one too many?"
+            ) from error
 
 
 def _delimiter(head: str) -> str:
@@ -269,7 +279,7 @@ def _known(path: Path, name: str) -> None:
     if name not in COLUMNS and PARAMETER.fullmatch(name) is None:
         error = unknown_name("column", name, COLUMNS)
         raise InvalidRequest(
-            f"{path}: {error} A recipe's parameter is named with its step: render.steps."
+            f"{path}: {error} A recipe's parameter is named with its step, such as render.steps."
         )
 
 
@@ -289,7 +299,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
                 cells = _flat(decode(line))
             except msgspec.MsgspecError as error:
                 raise InvalidRequest(
-                    f"{path}, line {number}: expected one JSON object a line, {error}"
+                    f"{path}, line {number}: expected one JSON object a line: {error}"
                 ) from error
             for name in cells.keys() - seen:
                 _known(path, name)
