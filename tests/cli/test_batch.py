@@ -13,6 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from packshot.cli.batch_report import show
+from packshot.studio.batch.report import Cost, Report
+from packshot.studio.batch.state import Counts
 from tests.cli.conftest import Packshot
 from tests.studio.batch.stub import FACTORY
 
@@ -88,7 +91,7 @@ def test_nobody_can_be_asked(packshot: Packshot, model: str) -> None:
     table(*MUGS)
     done = run(packshot, model)
     assert done.code == 2
-    assert "nobody can be asked: say --yes-up-to EUR" in done.err
+    assert "nobody can be asked here, so say --yes-up-to EUR" in " ".join(done.err.split())
     assert not Path("out/objects").exists()
 
 
@@ -98,7 +101,7 @@ def test_a_forecast_above_what_was_agreed_is_refused(packshot: Packshot, model: 
     table(*(f"mug {k}" for k in range(2000)))
     done = run(packshot, model, "--yes-up-to", "0.000000001")
     assert done.code == 5
-    assert "2000 pictures may cost up to" in done.err
+    assert "2,000 pictures may cost up to" in done.err
     assert "--yes-up-to says 0.0000" in done.err
 
 
@@ -140,6 +143,24 @@ def test_what_is_quarantined_is_said_and_may_be_tried_again(packshot: Packshot, 
     assert bad["reason"] == "nobody can photograph this"
     table("red mug", "blue mug", "white shoe")
     assert run(packshot, model, "--yes-up-to", "1", "--retry-quarantined").code == 0
+
+
+def test_the_report_counts_in_plain_words_and_tells_a_reason_whole(capsys) -> None:
+    reason = (
+        f"flat.png: where the product is in it is not certain{' x' * 40}. Give --mask a picture"
+    )
+    costs = (Cost("finish", 1, 0.5, 7_000, priced=True), Cost("denoise", 1, 0.0, 0, priced=True))
+    counts = Counts(items=3, works=3, todo=0, made=0, delivered=1, quarantined=2)
+    hosted = (("stability/sd3.5-large", 1),)
+    show(Report("b", counts, costs, ((reason, 2),), hosted=hosted), "out", "", "")
+    said = capsys.readouterr().out
+    assert all(len(line) <= 80 for line in said.splitlines())
+    flat = " ".join(said.split())
+    assert "1 picture delivered" in flat
+    assert f"2 quarantined: {reason}" in flat
+    assert "1 picture made by stability/sd3.5-large, a hosted provider" in flat
+    assert "finish" in flat
+    assert "denoise" not in flat, "the recipe has no such stage"
 
 
 def test_json_is_one_object(packshot: Packshot, model: str) -> None:

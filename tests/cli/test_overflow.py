@@ -183,6 +183,7 @@ def test_a_batch_on_a_device_that_is_not_there_is_made_there(packshot, model, th
         "--yes-up-to", "5", "--json",
     )  # fmt: skip
     assert done.code == 0, done.err
+    assert done.json["hosted"] == [{"model": SD, "pictures": 2}]
     bought = [row for row in rows(state_home, "provider, batch, tags, amount") if row[0]]
     assert [row[3] for row in bought] == [55_900_000] * 2
     assert {row[2] for row in bought} == {"key=only,overflow=device"}

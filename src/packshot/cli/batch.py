@@ -15,6 +15,7 @@ import typer
 
 from packshot.cli import options as o
 from packshot.cli import terminal
+from packshot.cli.batch_progress import count_of
 from packshot.core.errors import BudgetExceeded, InvalidRequest, PackshotError
 from packshot.core.money import Nanos, decimal_of, nanos_of, show_eur
 from packshot.studio import defaults
@@ -224,8 +225,8 @@ def _may_measure(agreed: Nanos | None) -> bool:
     """Return whether a few pictures may be made to measure; refuse where nobody can say so."""
     if agreed is not None:
         return agreed > 0
-    said = f"the ledger knows no picture of this recipe: make {WARM_UP} of them to measure?"
-    return _ask(said)
+    said = "what the pictures will cost is not known: the ledger has none of this recipe"
+    return _ask(said, f"Make {WARM_UP} of them to measure?")
 
 
 def _consent(
@@ -239,14 +240,15 @@ def _consent(
     high = 0 if forecast is None else forecast.amount_high or forecast.amount
     if agreed is not None and high <= agreed:
         return agreed
-    said = f"{counts.left} pictures may cost up to {show_eur(high, 4)} EUR"
+    many = count_of(counts.left)
+    said = f"{many} may cost up to {show_eur(high, 4)} EUR"
     if forecast is None:
-        said = f"what {counts.left} pictures will cost is not known"
+        said = f"what {many} will cost is not known"
     if agreed is not None and not _can_ask():
         raise BudgetExceeded(
             f"{said}, and --yes-up-to says {show_eur(agreed, 4)}: say more, or divide the batch"
         )
-    if not _ask(f"{said}. Go on?"):
+    if not _ask(said, "Go on?"):
         raise InvalidRequest(f"nothing more was rendered; the plan is kept in {desk.state.folder}")
     return None
 
@@ -255,13 +257,13 @@ def _can_ask() -> bool:
     return sys.stdin.isatty() and sys.stderr.isatty()
 
 
-def _ask(question: str) -> bool:
+def _ask(said: str, question: str) -> bool:
     if not _can_ask():
         raise InvalidRequest(
-            f"{question.partition('?')[0].partition(':')[0]}, and nobody can be asked: say "
-            "--yes-up-to EUR, or look first with --dry-run"
+            f"{said}; nobody can be asked here, so say --yes-up-to EUR, or look first with "
+            "--dry-run"
         )
-    return typer.confirm(question, err=True)
+    return typer.confirm(f"{said}. {question}", err=True)
 
 
 # ------------------------------------------------------------------------------ the run
@@ -406,7 +408,7 @@ def _sheet(desk: Desk, content: bytes | None) -> str:
 def _exit(report: Report, *, stopped: bool) -> None:
     counts = report.counts
     if counts.left:
-        terminal.note(f"{counts.left} pictures are left: run the same command again to go on")
+        terminal.note(f"left to do: {count_of(counts.left)}; run the same command again to go on")
         raise typer.Exit(130 if stopped else NOT_ALL)
     if counts.quarantined:
         raise typer.Exit(NOT_ALL)

@@ -13,7 +13,7 @@ from packshot.core.money import show_eur
 if TYPE_CHECKING:
     from packshot.studio.batch.tally import Tally
 
-__all__ = ["line_of", "shown", "span"]
+__all__ = ["count_of", "line_of", "shown", "span"]
 
 EVERY_S = 30.0
 """Between two lines where the output is no terminal."""
@@ -48,11 +48,17 @@ def line_of(tally: Tally) -> str:
         _speed(tally.speed()),
         f"{show_eur(tally.amount, PLACES)} EUR",
         f"ETA {span(eta)}" if eta is not None else "",
+        f"{tally.elsewhere:,} elsewhere" if tally.elsewhere else "",
         f"{tally.failed_attempts} failed" if tally.failed_attempts else "",
         f"{tally.quarantined} quarantined" if tally.quarantined else "",
         f"no captions: {tally.waiting[:60]}" if tally.waiting else "",
     ]
     return ", ".join(part for part in parts if part)
+
+
+def count_of(pictures: int) -> str:
+    """Return a number of pictures for people: "1 picture", "2,000 pictures"."""
+    return f"{pictures:,} picture" + ("" if pictures == 1 else "s")
 
 
 def span(seconds: float) -> str:

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from packshot.cli import terminal
-from packshot.cli.batch_progress import span
+from packshot.cli.batch_progress import count_of, span
 from packshot.cli.report import print_json
 from packshot.core.clock import SECOND_US
 from packshot.core.money import show_eur
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["print_facts", "print_plan", "show", "show_plan"]
 
 PLACES = 6
-REASON = 60
-"""Characters of a reason in the table; the manifest has it whole."""
+REASON = 400
+"""Characters of a reason in the report, which tells how to mend it; the manifest has it whole."""
 
 
 def show_plan(
@@ -105,19 +105,23 @@ def show(report: Report, where: str, manifest: str, sheet: str) -> None:
     table.add_column("seconds", justify="right")
     table.add_column("EUR", justify="right", footer=show_eur(report.amount, PLACES))
     for cost in report.costs:
+        if cost.priced and not cost.amount and not cost.seconds:
+            continue  # a stage that every render books, and this recipe does not have
         amount = show_eur(cost.amount, PLACES) if cost.priced else "unpriced"
         table.add_row(cost.account, f"{cost.attempts:,}", f"{cost.seconds:,.1f}", amount)
     console.print(table)
     if counts.delivered:
         each = show_eur(report.amount // counts.delivered, 9)
-        console.print(f"{counts.delivered:,} pictures delivered, {each} EUR each")
+        console.print(f"{count_of(counts.delivered)} delivered, {each} EUR each")
+    for model, many in report.hosted:
+        console.print(f"{count_of(many)} made by {model}, a hosted provider")
     use = report.embeddings
     if use.hits:
         texts = f"{use.rate:.1%} of {use.hits + use.misses:,} texts encoded before"
         console.print(f"{texts}, which saved {use.saved_s:,.1f} s".replace("%", " %"))
     for reason, works in report.reasons:
         said = reason if len(reason) <= REASON else f"{reason[:REASON]}…"
-        console.print(f"{works:,} quarantined: {said}", soft_wrap=True)
+        console.print(f"{works:,} quarantined: {said}")
     for what, key in (("manifest", manifest), ("samples", sheet)):
         if key:
             console.print(f"{what} {where}/{key}", soft_wrap=True)

@@ -44,13 +44,17 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """A batch, as its ledger and its state have it."""
+    """A batch, as its ledger and its state have it.
+
+    ``hosted`` are the models of providers that made pictures of it, and how many each.
+    """
 
     batch: str
     counts: Counts
     costs: tuple[Cost, ...]
     reasons: tuple[tuple[str, int], ...]
     embeddings: EmbeddingUse = NOTHING_READ
+    hosted: tuple[tuple[str, int], ...] = ()
 
     @property
     def amount(self) -> Nanos:
@@ -66,6 +70,7 @@ class Report:
             "costs": [asdict(cost) for cost in self.costs],
             "quarantined": [{"reason": why, "works": works} for why, works in self.reasons],
             "embeddings": asdict(self.embeddings),
+            "hosted": [{"model": model, "pictures": many} for model, many in self.hosted],
         }
 
 
@@ -88,6 +93,17 @@ def costs_of(store: LedgerStore, batch: str) -> tuple[Cost, ...]:
         Cost(str(account), int(attempts), int(micros) / 1e6, int(amount), not unpriced)
         for account, attempts, micros, amount, unpriced in rows
     )
+
+
+def hosted_of(store: LedgerStore, batch: str) -> tuple[tuple[str, int], ...]:
+    """Return which models of providers made pictures of a batch, and how many each."""
+    rows = store.query(
+        "SELECT provider, model, sum(attempts) FROM rollups WHERE batch = ?"
+        " AND account = 'denoise' AND provider <> ''"
+        " GROUP BY provider, model ORDER BY 3 DESC, 1, 2",
+        (batch,),
+    )
+    return tuple((f"{provider}/{model}", int(many)) for provider, model, many in rows)
 
 
 def true_costs(store: LedgerStore, batch: str) -> Iterator[tuple[str, Nanos]]:
@@ -136,7 +152,8 @@ def report_of(state: RunState, store: LedgerStore, batch: str) -> Report:
     """Return the report of a batch; the state takes over what the ledger says of each render."""
     state.settle(true_costs(store, batch))
     costs, reasons = costs_of(store, batch), tuple(state.reasons())
-    return Report(batch, state.counts(), costs, reasons, state.embeddings())
+    hosted = hosted_of(store, batch)
+    return Report(batch, state.counts(), costs, reasons, state.embeddings(), hosted)
 
 
 def sample_sheet(state: RunState, store: Reader) -> bytes | None:
