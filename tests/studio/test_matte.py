@@ -95,7 +95,7 @@ def test_the_sample_on_a_sweep_is_found_without_its_shadow() -> None:
 def test_where_nothing_is_certain_a_mask_is_asked_for(pixels: np.ndarray, why: str) -> None:
     with pytest.raises(MaskNeeded, match=why) as caught:
         matte_of(photo_of(pixels.astype(np.uint8), name="shop.jpg"))
-    assert "Give --mask a picture of the same size" in str(caught.value)
+    assert "the column mask, a picture of the same size" in str(caught.value)
     assert "shop.jpg" in str(caught.value)
 
 

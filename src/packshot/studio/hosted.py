@@ -268,8 +268,8 @@ class HostedRenderer:
             if not route:
                 raise HostedFailed(
                     "a render that keeps a part of a picture is not one for "
-                    f"{order.route}: name a model that replaces grounds in "
-                    "studio.overflow.ground_to"
+                    f"{order.route}: name one that replaces grounds in studio.overflow.ground_to, "
+                    "such as stability/replace-background-and-relight"
                 )
         ask = partial(
             PictureAsk,

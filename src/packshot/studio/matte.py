@@ -100,7 +100,8 @@ def matte_of(photo: Photo, mask: NDArray[np.uint8] | None = None) -> Matte:
             raise MaskNeeded(
                 f"{photo.name} has no alpha, and where the product is in it is not certain: "
                 f"{matte.reason} (confidence {matte.confidence:.2f}, expected {MIN_CONFIDENCE:.2f} "
-                "or more). Give --mask a picture of the same size, white where the product is"
+                "or more). Give --mask, in a table the column mask, a picture of the same size, "
+                "white where the product is"
             )
     full = int((matte.alpha == FULL).sum())
     if full < MIN_FULL:

@@ -89,7 +89,7 @@ def load_photo(source: Path | bytes, name: str = "") -> Photo:
     notes += _wrong_name(name, image)
     notes += _dropped_bits(image, name)
     profile = image.info.get("icc_profile")
-    image = _upright(image, notes)
+    image = _upright(image, name, notes)
     pixels, alpha = _arrays(image, profile, name, notes)
     if alpha is not None and not alpha.any():
         raise BadPhoto(f"{name} is transparent everywhere: there is no product in it")
@@ -109,7 +109,7 @@ def load_mask(source: Path | bytes, photo: Photo, name: str = "") -> NDArray[np.
 
     data, name = _bytes(source, name)
     image, notes = _open(data, name)
-    image = _upright(image, notes)
+    image = _upright(image, name, notes)
     if image.size != photo.size:
         raise BadPhoto(
             f"the mask {name} is {_by(image.size)} pixels, and {photo.name} is {_by(photo.size)}: "
@@ -201,19 +201,19 @@ def _dropped_bits(image: Image, name: str) -> list[str]:
     return [f"{name} has 16 bits a channel; the upper 8 are used"] if deep else []
 
 
-def _upright(image: Image, notes: list[str]) -> Image:
+def _upright(image: Image, name: str, notes: list[str]) -> Image:
     """Turn the picture as its EXIF says; what cannot be read there is left alone."""
     from PIL.ImageOps import exif_transpose
 
     try:
         turn = image.getexif().get(0x0112, 1)  # Orientation, EXIF 2.32
     except Exception as error:  # noqa: BLE001 - metadata of any kind of damage
-        notes.append(f"its EXIF cannot be read and is left out ({error})")
+        notes.append(f"the EXIF of {name} cannot be read and is left out ({error})")
         return image
     if turn not in range(2, 9):
         return image
-    loaded = _decoded(image, "the photograph")
-    notes.append("it was turned as its EXIF says")
+    loaded = _decoded(image, name)
+    notes.append(f"{name} was turned as its EXIF says")
     return exif_transpose(loaded)
 
 
