@@ -25,6 +25,7 @@ from packshot.studio.overflow import (
     Overflow,
     State,
     device_is_dead,
+    late,
     place,
     step,
     wait_s,
@@ -72,6 +73,37 @@ def test_a_deadline_sends_one_render_away_alone() -> None:
     assert place(HOME, load, 12.0) == ""
     assert place(HOME, load, 11.9) == "deadline"
     assert place(State("wait", 0.0), load, 1000.0) == "wait"
+
+
+def test_of_a_known_line_those_go_that_would_end_too_late() -> None:
+    dues = [("a", 4.0), ("b", 8.0), ("c", 8.0), ("d", 12.0), ("e", 12.0)]
+    assert list(late(dues, 0.0, 4.0)) == ["c", "e"]  # a goes at 4, b at 8, d in c's place
+    assert list(late(dues, 0.0, 4.0, busy_s=1.0)) == ["a", "c", "e"]
+    assert list(late(dues, 100.0, 4.0)) == ["a", "b", "c", "d", "e"]
+
+
+@given(
+    st.lists(st.integers(1, 40), max_size=12).map(sorted),
+    st.sampled_from([0.0, 3.0]),
+    st.sampled_from([0.0, 1.0, 4.0]),
+)
+def test_what_stays_is_in_time_and_no_more_go_than_must(
+    dues: list[int], now: float, busy_s: float
+) -> None:
+    """Of a line by deadlines, pictures alike: as many stay as any choice could keep in time."""
+    line = list(enumerate(map(float, dues)))
+    gone = set(late(line, now, 4.0, busy_s))
+    ends = now + busy_s
+    for at, due in line:
+        if at not in gone:
+            ends += 4.0
+            assert ends <= due
+    most = 0
+    for stay in range(2 ** len(dues) if len(dues) <= 8 else 0):
+        kept = [due for at, due in line if stay >> at & 1]
+        if all(now + busy_s + 4.0 * (k + 1) <= due for k, due in enumerate(kept)):
+            most = max(most, len(kept))
+    assert len(dues) > 8 or len(dues) - len(gone) == most
 
 
 LOADS = st.builds(

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from math import inf
 from time import monotonic
@@ -38,6 +38,7 @@ __all__ = [
     "State",
     "Why",
     "device_is_dead",
+    "late",
     "place",
     "step",
     "wait_s",
@@ -119,6 +120,23 @@ def place(state: State, load: Load, left_s: float | None) -> Why:
     if state.away or left_s is None:
         return state.away
     return "deadline" if wait_s(load) + load.seconds > left_s else ""
+
+
+def late(
+    line: Iterable[tuple[T, float]], now: float, seconds: float, busy_s: float = 0.0
+) -> Iterator[T]:
+    """Yield those of a known line that are to go: here each would end after it is due.
+
+    ``line`` has (what, when it is due) in the order in which one device makes them, ``seconds``
+    each; ``busy_s`` is what the one in the making still takes. Those that go make room: of what
+    stays, nothing is predicted to be late.
+    """
+    ahead_s = busy_s
+    for what, due in line:
+        if now + ahead_s + seconds > due:
+            yield what
+        else:
+            ahead_s += seconds
 
 
 class Gauge:

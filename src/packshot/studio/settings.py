@@ -61,7 +61,8 @@ class OverflowEntry:
     picture (Stability's replace-background-and-relight), "" for none. Renders go there when they
     would wait longer than ``when_wait_exceeds_s``, and return when that is ``back_below_s`` or less
     (0: half of it), ``dwell_s`` after the last change at the earliest. ``deadline_s`` is how long a
-    hosted picture may take. ``budget`` None leaves them to the caps of the ledger.
+    hosted picture may take. ``budget`` None leaves them to the caps of the ledger. ``batch`` has
+    the length of a batch's own line count as a wait, too, which then needs a budget.
     """
 
     to: str
@@ -71,6 +72,7 @@ class OverflowEntry:
     dwell_s: float = 30.0
     deadline_s: float = 120.0
     budget: BudgetEntry | None = None
+    batch: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what could never be meant, and fill in the threshold to return at."""
@@ -123,11 +125,21 @@ class StudioSettings:
         if self.gateway_key and not self.gateway_url:
             raise InvalidRequest("gateway_key is for a gateway elsewhere: give its gateway_url")
         check_place(self.store)
+        if self.overflow is not None and self.overflow.batch:
+            _check_bounded(self.overflow, self.gateway_url)
         if self.gateway_url and self.overflow is not None and self.overflow.budget is not None:
             raise InvalidRequest(
                 "overflow.budget cannot bound what a gateway elsewhere spends: give the virtual "
                 "key that it knows us by a budget, and leave this one out"
             )
+
+
+def _check_bounded(entry: OverflowEntry, gateway_url: str) -> None:
+    if entry.budget is None and not gateway_url:
+        raise InvalidRequest(
+            "overflow.batch sends works of every long batch to the hosted provider: say what they "
+            "may cost, such as overflow.budget: {eur: 50, per: month}"
+        )
 
 
 def load_studio(path: Path | None = None) -> StudioSettings:

@@ -9,6 +9,8 @@ recipe needs no brief):
 - ``seed``: 0 to 2**63 - 1; without one it follows from the brief and the photo's name, so that the
   same row gives the same picture again;
 - ``size``: "WxH" or one number, in pixels; without one the recipe's;
+- ``deadline_s``: seconds after the run began by which it is to be made, above 0; it decides the
+  place in the line, and whether a hosted provider makes it, and nothing of the picture;
 - ``step.parameter``: a parameter of a step of the recipe, for this item alone. In JSON it may be an
   object by the name of the step, too.
 """
@@ -33,7 +35,7 @@ from packshot.engine.limits import MAX_SEED
 
 __all__ = ["FORMATS", "MAX_ITEMS", "Item", "Value", "read_items"]
 
-COLUMNS = ("id", "brief", "photo", "mask", "seed", "size")
+COLUMNS = ("id", "brief", "photo", "mask", "seed", "size", "deadline_s")
 PARAMETER = re.compile(r"[a-z][a-z0-9_-]*\.[a-z][a-z0-9_]*")
 
 MAX_ITEMS = 10_000_000
@@ -41,6 +43,9 @@ MAX_ITEMS = 10_000_000
 
 MAX_LINE = 1 << 20
 """Bytes of one row of text: a brief has 1000 characters."""
+
+MAX_DEADLINE_S = 30 * 86400.0
+"""Of an item's deadline: no batch runs for longer than a month."""
 
 MAX_ID = 200
 """Characters of an id."""
@@ -64,7 +69,8 @@ class Item(msgspec.Struct, frozen=True, gc=False):
 
     ``photo`` and ``mask`` are absolute paths or addresses of objects, "" for none. ``size`` is
     "WxH", "" for the recipe's. ``parameters`` are by "step.parameter", as they were written.
-    ``named`` tells whether the caller gave the id.
+    ``named`` tells whether the caller gave the id. ``deadline_s`` is seconds after the run began,
+    0 for none.
     """
 
     id: str
@@ -75,6 +81,7 @@ class Item(msgspec.Struct, frozen=True, gc=False):
     size: str = ""
     parameters: dict[str, Value] = {}
     named: bool = True
+    deadline_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +163,7 @@ def _item(cells: Mapping[str, Any], folder: Path, *, brief: bool) -> Item:
         _place(_text(cells, "mask"), folder),
         _text(cells, "size"),
         parameters,
+        deadline_s=_deadline(cells["deadline_s"]) if "deadline_s" in cells else 0.0,
     )
     if item.mask and not item.photo:
         raise InvalidRequest("mask is given and photo is not: which photo is it the mask of?")
@@ -166,7 +174,8 @@ def _item(cells: Mapping[str, Any], folder: Path, *, brief: bool) -> Item:
     item = msgspec.structs.replace(item, seed=seed)
     if "id" in cells:
         return msgspec.structs.replace(item, id=_id(_text(cells, "id")))
-    return msgspec.structs.replace(item, id=_sum_of(sorted(cells.items())).hex()[:16], named=False)
+    asked = sorted(cell for cell in cells.items() if cell[0] != "deadline_s")
+    return msgspec.structs.replace(item, id=_sum_of(asked).hex()[:16], named=False)
 
 
 def _sum_of(what: object) -> bytes:
@@ -196,6 +205,20 @@ def _seed(value: object) -> int:
     if not 0 <= seed <= MAX_SEED:
         raise InvalidRequest(f"seed is {value!r}, expected a whole number from 0 to {MAX_SEED}")
     return seed
+
+
+def _deadline(value: object) -> float:
+    try:
+        known = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        seconds = float(value) if known else 0.0  # type: ignore[arg-type]
+    except (ValueError, OverflowError):
+        seconds = 0.0
+    if not 0 < seconds <= MAX_DEADLINE_S:
+        raise InvalidRequest(
+            f"deadline_s is {value!r}, expected seconds after the run began, above 0, at most "
+            f"{MAX_DEADLINE_S:.0f}"
+        )
+    return seconds
 
 
 def _place(text: str, folder: Path) -> str:

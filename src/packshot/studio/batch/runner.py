@@ -3,7 +3,8 @@
 ::
 
     waiting works ─► make (one worker) ─► the run's folder ─► send (a few threads) ─► delivered
-                       │ fails: to the end of the line, or quarantined
+                │      │ fails: to the end of the line, or quarantined
+                └────► make (a hosted provider, some threads) what would be late here
 
 Each arrow is a transaction of the state, so whatever dies, the next run goes on from there. Money
 is held before a work is made and posted when it is, as `packshot render` does; so is what storing
@@ -24,6 +25,7 @@ from packshot.core.errors import (
     CheckFailed,
     ContentFiltered,
     DeviceMissing,
+    HostedFailed,
     InvalidRequest,
     LedgerError,
     OutputError,
@@ -33,17 +35,16 @@ from packshot.core.errors import (
 from packshot.core.ids import new_id
 from packshot.core.money import Nanos, show_eur
 from packshot.core.types import STAGES, Stage, Usage
-from packshot.studio.accounts import Ledger, Prices
-from packshot.studio.batch.captions import Ahead
-from packshot.studio.batch.elsewhere import Elsewhere
+from packshot.studio.batch.elsewhere import AT_ONCE
 from packshot.studio.batch.frames import Do
+from packshot.studio.batch.line import Line
+from packshot.studio.batch.setup import Books, Rules, Setup
 from packshot.studio.batch.spool import Spool
 from packshot.studio.batch.state import Attempt, Delivered, Made, RunState, Todo
-from packshot.studio.batch.supervise import Order, Watch, Worker
+from packshot.studio.batch.supervise import Worker
 from packshot.studio.batch.tally import Tally
 from packshot.studio.booking import Bookkeeper
 from packshot.studio.overflow import Why
-from packshot.studio.recipes.step import Store
 from packshot.studio.session import DeviceSession
 
 __all__ = ["Books", "Rules", "Run", "Setup"]
@@ -55,59 +56,11 @@ TICK_S = 0.2
 WAKES_S = 1.0
 """Between two looks of a sender that has nothing to send."""
 
+_BESIDE: tuple[Why, ...] = ("deadline", "wait")
+"""Why a work is made elsewhere though a worker is well."""
+
 BESIDE_RENDER: tuple[Stage, ...] = ("caption", "finish")
 """What is made here of a work that is rendered elsewhere."""
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The limits of a run.
-
-    ``attempts``: tries at a work, of making and of storing it, before it is quarantined.
-    ``in_a_row``: works that fail at their first try, one after the other, before the run stops:
-    then it is not the works. ``senders``: pictures that are stored at once. ``waiting``: made
-    pictures that may wait to be stored before making waits, too. ``resend_s``: before a picture is
-    sent again, doubled each time.
-    """
-
-    attempts: int = 3
-    in_a_row: int = 10
-    senders: int = 4
-    waiting: int = 64
-    resend_s: float = 1.0
-
-
-@dataclass(frozen=True, slots=True)
-class Books:
-    """Where the run books: a ledger, its prices, and on what.
-
-    ``model`` is the name that costs are booked on, ``agreed`` the nano-EUR that the run may cost
-    before it stops; None: no limit but those of the ledger.
-    """
-
-    ledger: Ledger
-    book: Prices
-    recipe: str
-    batch: str
-    model: str = ""
-    agreed: Nanos | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """What a run needs: the worker, the store, the books, and its limits.
-
-    ``captions`` are written ahead; None leaves them to the worker's rules. ``elsewhere`` makes
-    works while no worker can be started; None ends the run then.
-    """
-
-    order: Order
-    store: Store
-    books: Books
-    watch: Watch = field(default_factory=Watch)
-    rules: Rules = field(default_factory=Rules)
-    captions: Ahead | None = None
-    elsewhere: Elsewhere | None = None
 
 
 @dataclass(slots=True)
@@ -134,6 +87,7 @@ class Run:
         self.stop = Stop()
         self.worker = Worker(setup.order, setup.watch)
         self.spool = Spool(state.folder)
+        self.line = Line(state)
         self._setup = setup
         self._books = setup.books
         self._rules = setup.rules
@@ -147,6 +101,7 @@ class Run:
         self._refused = 0
         self._pending = 0
         self._closed = False
+        self._made_all = threading.Event()
         self._lock = threading.Lock()
 
     def go(self, tick: Callable[[Tally], None] | None = None, *, most: int | None = None) -> Tally:
@@ -161,6 +116,10 @@ class Run:
         self.state.abandon()
         self.spool.sweep()
         maker = threading.Thread(target=self._guarded, args=(self._make_all, most), daemon=True)
+        beside = [
+            threading.Thread(target=self._guarded, args=(self._make_beside,), daemon=True)
+            for _ in range(self._hands(most))
+        ]
         senders = [
             threading.Thread(target=self._guarded, args=(self._send_all,), daemon=True)
             for _ in range(self._rules.senders)
@@ -168,10 +127,10 @@ class Run:
         captions = self._setup.captions
         if captions is not None:
             captions.start()
-        for thread in (maker, *senders):
+        for thread in (maker, *beside, *senders):
             thread.start()
         try:
-            self._watch(maker, senders, tick)
+            self._watch([maker, *beside], senders, tick)
         finally:
             if captions is not None:
                 captions.stop()
@@ -181,6 +140,8 @@ class Run:
                 self.worker.close()
             if self._setup.elsewhere is not None:
                 self._setup.elsewhere.close()
+                for thread in beside:
+                    thread.join(0.5)
             self._end_session()
         if self._error is not None:
             raise self._error
@@ -188,15 +149,17 @@ class Run:
 
     def _watch(
         self,
-        maker: threading.Thread,
+        makers: Sequence[threading.Thread],
         senders: Sequence[threading.Thread],
         tick: Callable[[Tally], None] | None,
     ) -> None:
         """Wait for the threads; at an end at once, only a moment."""
         patience, told = None, False
-        while any(thread.is_alive() for thread in (maker, *senders)):
-            maker.join(TICK_S)
-            if not maker.is_alive():
+        while any(thread.is_alive() for thread in (*makers, *senders)):
+            at_work = [maker for maker in makers if maker.is_alive()]
+            if at_work:
+                at_work[0].join(TICK_S)
+            else:
                 if not told:
                     told = True
                     for _ in senders:
@@ -229,15 +192,59 @@ class Run:
         for todo in self.state.waiting("made"):
             if todo.made is not None:
                 self._hand_over(todo.work, todo.made)
-        done, again = 0, True
-        while again and not self.stop.level:
-            again = False
-            for todo in self.state.waiting("todo"):
+        try:
+            self._make_here(most)
+        finally:
+            self._made_all.set()
+
+    def _make_here(self, most: int | None) -> None:
+        """Make what waits, in turn, but for what those beside have or are to take."""
+        done, left = 0, True
+        while left and not self.stop.level:
+            before, left = done, False
+            for todo in self.line.works():
                 if self.stop.level or (most is not None and done >= most):
                     return
+                left = True
+                if self._is_left(todo, most) or self.line.take(todo.work) is None:
+                    continue
+                done += 1
+                try:
+                    self._check_agreed()
+                    self._make(todo, self._place())
+                finally:
+                    self.line.leave(todo.work)
+            if done == before:  # what is left, others have
+                self.stop.heard.wait(TICK_S)
+
+    def _make_beside(self) -> None:
+        """Have made elsewhere what would be late here, until all is made."""
+        elsewhere = self._setup.elsewhere
+        while elsewhere is not None and not self.stop.level and not self._made_all.is_set():
+            picked = elsewhere.pick(self.line)
+            if picked is None:
+                self._made_all.wait(TICK_S)
+                continue
+            todo, why = picked
+            try:
                 self._check_agreed()
-                self._make(todo)
-                again, done = True, done + 1
+                self._make(todo, why)
+            finally:
+                self.line.leave(todo.work)
+
+    def _hands(self, most: int | None) -> int:
+        """Return how many threads have works made beside the worker; none while it is measured."""
+        elsewhere = self._setup.elsewhere
+        if elsewhere is None:
+            return 0
+        elsewhere.begin(self.state.counts().todo)
+        if most is not None or elsewhere.beside is None:
+            return 0
+        return AT_ONCE if elsewhere.beside.whole or self.state.dated() else 0
+
+    def _is_left(self, todo: Todo, most: int | None) -> bool:
+        elsewhere = self._setup.elsewhere
+        return elsewhere is not None and most is None and elsewhere.wants(todo)
 
     def _check_agreed(self) -> None:
         agreed, captions = self._books.agreed, self._setup.captions
@@ -248,9 +255,10 @@ class Run:
                 " run it again with a higher --yes-up-to"
             )
 
-    def _make(self, todo: Todo) -> None:
-        """Make one work, and see to what comes of it."""
-        why = self._place()
+    def _make(self, todo: Todo, why: Why | None) -> None:
+        """Make one work, in the worker or for the reason ``why`` elsewhere, and see to what comes
+        of it; None: the run is to end.
+        """
         if why is None:
             return
         begun = self._begun(todo)
@@ -276,12 +284,14 @@ class Run:
             if self.stop.level > 1:
                 self.state.ended(attempt, "abandoned", "the run was stopped")
                 return
+            if why in _BESIDE and isinstance(error, HostedFailed):
+                self._not_taken(attempt, error)
+                return
             lost = isinstance(error, WorkerLost)
             self.state.ended(attempt, "lost" if lost else "failed", str(error))
-            self._failed(todo, attempt.number, error)
+            self._failed(todo, attempt.number, error, why)
         else:
-            self._unlucky = self._starts = 0
-            self.tally.made += 1
+            self._done(why)
             self._hand_over(todo.work, made[0])
         finally:
             self._charge(attempt.render, keeper)
@@ -306,8 +316,11 @@ class Run:
     ) -> Made:
         """Return what was made of a work, in the worker or elsewhere."""
         elsewhere = self._setup.elsewhere
-        if not why or elsewhere is None:
+        if elsewhere is None:
             return self.worker.ask(do, meter, tags).made
+        if not why:
+            with elsewhere.here():
+                return self.worker.ask(do, meter, tags).made
         try:
             return elsewhere.make(do, why, meter, tags)
         finally:
@@ -325,21 +338,47 @@ class Run:
         caption, attempt = taken
         return attempt or self.state.begin(todo.work), caption
 
-    def _failed(self, todo: Todo, number: int, error: PackshotError) -> None:
+    def _done(self, why: Why) -> None:
+        """Count a work that was made."""
+        with self._lock:
+            self._unlucky = 0
+            self.tally.made += 1
+            self.tally.elsewhere += bool(why)
+        if why not in _BESIDE:
+            self._starts = 0
+        if why:  # the worker's own were measured on their way
+            self._left_line()
+
+    def _not_taken(self, attempt: Attempt, error: HostedFailed) -> None:
+        """Let a work that nobody elsewhere made be made here: that says nothing against it."""
+        self.state.ended(attempt, "abandoned", str(error))
+        self.tally.not_taken = str(error)
+        if self._setup.elsewhere is not None:
+            self._setup.elsewhere.rest()
+
+    def _left_line(self) -> None:
+        if self._setup.elsewhere is not None:
+            self._setup.elsewhere.gone()
+
+    def _failed(self, todo: Todo, number: int, error: PackshotError, why: Why) -> None:
         """Quarantine a work that failed too often, or cannot be done; or let it wait."""
-        self.tally.failed_attempts += 1
-        if not self.worker.alive:
+        with self._lock:
+            self.tally.failed_attempts += 1
+        if why not in _BESIDE and not self.worker.alive:
             self._end_session()
         final = isinstance(error, (InvalidRequest, ContentFiltered, CheckFailed))
         if final or number >= self._rules.attempts:
             tries = "" if final else f" ({number} attempts)"
             self._quarantine(todo.work, f"{error}{tries}")
+            self._left_line()
         if number > 1:
             return
-        self._unlucky += 1
-        if self._unlucky >= self._rules.in_a_row:
+        with self._lock:
+            self._unlucky += 1
+            unlucky = self._unlucky
+        if unlucky >= self._rules.in_a_row:
             raise type(error)(
-                f"{self._unlucky} works in a row failed at their first try, the last one so: "
+                f"{unlucky} works in a row failed at their first try, the last one so: "
                 f"{error}. The run stops, for it does not seem to be the works"
             )
 

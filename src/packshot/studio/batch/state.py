@@ -41,21 +41,28 @@ the run was stopped, or died, meanwhile, which says nothing against the work."""
 
 T = TypeVar("T")
 
-FORMAT = 1
+FORMAT = 2
 PAGE = 512
+NEVER = 1e18
+"""When a work without a deadline is due: last."""
+
+DATED = 10_000
+"""Works with a deadline that are looked at, the first due first: those behind wait for their
+turn, which comes while these are made."""
 """Rows that are in memory at once."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS items (
     id TEXT PRIMARY KEY, row INTEGER NOT NULL, work BLOB NOT NULL, copies INTEGER NOT NULL,
-    named INTEGER NOT NULL, content BLOB NOT NULL) STRICT, WITHOUT ROWID;
+    named INTEGER NOT NULL, content BLOB NOT NULL, due REAL NOT NULL DEFAULT 1e18)
+    STRICT, WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS items_by_row ON items (row);
 CREATE TABLE IF NOT EXISTS works (
     work BLOB PRIMARY KEY, plan INTEGER NOT NULL, row INTEGER NOT NULL, item TEXT NOT NULL,
     state TEXT NOT NULL, turn INTEGER NOT NULL DEFAULT 0, made BLOB, delivered BLOB,
-    reason TEXT NOT NULL DEFAULT '') STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS works_to_do ON works (plan, state, turn, row);
+    reason TEXT NOT NULL DEFAULT '', due REAL NOT NULL DEFAULT 1e18) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS works_in_line ON works (plan, state, due, turn, row);
 CREATE TABLE IF NOT EXISTS attempts (
     render TEXT PRIMARY KEY, work BLOB NOT NULL, at INTEGER NOT NULL,
     ended TEXT NOT NULL DEFAULT '', reason TEXT NOT NULL DEFAULT '',
@@ -69,6 +76,15 @@ CREATE TABLE IF NOT EXISTS captions (
 CREATE TABLE IF NOT EXISTS files (
     place TEXT PRIMARY KEY, mark TEXT NOT NULL, digest TEXT NOT NULL) STRICT, WITHOUT ROWID;
 """
+
+
+MIGRATION = """
+ALTER TABLE items ADD COLUMN due REAL NOT NULL DEFAULT 1e18;
+ALTER TABLE works ADD COLUMN due REAL NOT NULL DEFAULT 1e18;
+DROP INDEX works_to_do;
+PRAGMA user_version = 2;
+"""
+"""From format 1, which knew no deadlines."""
 
 
 class Made(msgspec.Struct, frozen=True, gc=False):
@@ -106,12 +122,15 @@ class Delivered(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Todo:
-    """A work whose turn has come: ``turn`` counts the times that it was put back."""
+    """A work whose turn has come: ``turn`` counts the times that it was put back, ``due`` is the
+    earliest deadline of its items in seconds after the run began, `NEVER` without one.
+    """
 
     work: bytes
     item: Item
     turn: int
     made: Made | None
+    due: float = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,10 +251,13 @@ class RunState:
         with self._transaction() as base:
             base.execute("DELETE FROM items")
             base.executemany(
-                "INSERT INTO items VALUES (?, ?, ?, 1, ?, ?)"
+                "INSERT INTO items VALUES (?, ?, ?, 1, ?, ?, ?)"
                 " ON CONFLICT (id) DO UPDATE SET copies = copies + 1,"
-                " named = max(named, excluded.named)",
-                ((item.id, row, work, item.named, encode(item)) for row, work, item in rows),
+                " named = max(named, excluded.named), due = min(due, excluded.due)",
+                (
+                    (item.id, row, work, item.named, encode(item), item.deadline_s or NEVER)
+                    for row, work, item in rows
+                ),
             )
             twice = base.execute(
                 "SELECT id, copies FROM items WHERE copies > 1 AND named ORDER BY row"
@@ -251,8 +273,13 @@ class RunState:
                 "INSERT INTO works (work, plan, row, item, state)"
                 " SELECT work, ?, min(row), id, 'todo' FROM items WHERE true GROUP BY work"
                 " ON CONFLICT (work) DO UPDATE SET plan = excluded.plan, row = excluded.row,"
-                " item = excluded.item, turn = 0",
+                " item = excluded.item, turn = 0, due = excluded.due",
                 (plan,),
+            )
+            base.execute(
+                "UPDATE works SET due = first.due FROM (SELECT work, min(due) AS due FROM items"
+                " WHERE due < ? GROUP BY work) AS first WHERE works.work = first.work",
+                (NEVER,),
             )
             for name, value in (("plan", str(plan)), ("source", source)):
                 base.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
@@ -287,29 +314,50 @@ class RunState:
     # -------------------------------------------------------------------------- works
 
     def waiting(self, state: Literal["todo", "made"]) -> Iterator[Todo]:
-        """Yield the works in a state, in the order of their turns and rows, put back ones last.
+        """Yield the works in a state: the first due first, then by row, put back ones last.
 
         What is put back meanwhile comes again; a work must have left the state, or been put back,
         before the next one is asked for beyond the page in memory.
         """
-        plan, last = self.plan, (-1, -1, b"")
+        plan, last = self.plan, (-1.0, -1, -1, b"")
         while True:
             rows = self._rows(
-                "SELECT w.work, i.content, w.turn, w.row, w.made FROM works w"
+                "SELECT w.work, i.content, w.turn, w.row, w.made, w.due FROM works w"
                 " JOIN items i ON i.id = w.item WHERE w.plan = ? AND w.state = ?"
-                " AND (w.turn, w.row, w.work) > (?, ?, ?) ORDER BY w.turn, w.row, w.work LIMIT ?",
+                " AND (w.due, w.turn, w.row, w.work) > (?, ?, ?, ?)"
+                " ORDER BY w.due, w.turn, w.row, w.work LIMIT ?",
                 (plan, state, *last, PAGE),
             )
             if not rows:
                 return
-            for work, content, turn, row, made in rows:
-                last = (turn, row, work)
+            for work, content, turn, row, made, due in rows:
+                last = (due, turn, row, work)
                 yield Todo(
                     work,
                     msgspec.msgpack.decode(content, type=Item),
                     turn,
                     _read(made, Made),
+                    float(due),
                 )
+
+    def dated(self) -> list[tuple[bytes, float]]:
+        """Return works that wait and have a deadline with it, the first due first; see `DATED`."""
+        return self._rows(
+            "SELECT work, due FROM works WHERE plan = ? AND state = 'todo' AND due < ?"
+            " ORDER BY due, turn, row, work LIMIT ?",
+            (self.plan, NEVER, DATED),
+        )
+
+    def todo(self, work: bytes) -> Todo | None:
+        """Return one work that is to be made, None where it is not any more."""
+        rows = self._rows(
+            "SELECT i.content, w.turn, w.due FROM works w JOIN items i ON i.id = w.item"
+            " WHERE w.work = ? AND w.state = 'todo'",
+            (work,),
+        )
+        for content, turn, due in rows:
+            return Todo(work, msgspec.msgpack.decode(content, type=Item), turn, None, float(due))
+        return None
 
     def begin(self, work: bytes) -> Attempt:
         """Note that a work is tried, before it costs anything."""
@@ -531,6 +579,8 @@ def _opened(path: Path) -> sqlite3.Connection:
             raise InvalidRequest(
                 f"{path} is of format {found}, this packshot knows {FORMAT}: use the newer one"
             )
+        if found == 1:
+            base.executescript(f"BEGIN; {MIGRATION} COMMIT;")
         base.executescript(SCHEMA)
         base.execute(f"PRAGMA user_version = {FORMAT}")
     except sqlite3.Error as error:

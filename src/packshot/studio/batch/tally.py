@@ -26,7 +26,8 @@ class Tally:
 
     ``before`` is what the state had when the run began. ``stages`` are nano-EUR by stage,
     ``unpriced`` the devices without a price. ``problem`` is what could not be booked, ``waiting``
-    why captions are waited for, ``captions`` what their calls have cost.
+    why captions are waited for, ``captions`` what their calls have cost. Of those made,
+    ``elsewhere`` were a hosted provider's; ``not_taken`` is why it made none at last.
     """
 
     before: Counts
@@ -40,6 +41,8 @@ class Tally:
     problem: str = ""
     waiting: str = ""
     captions: Nanos = 0
+    elsewhere: int = 0
+    not_taken: str = ""
     begun: float = field(default_factory=monotonic)
     _seen: deque[tuple[float, int]] = field(
         default_factory=lambda: deque[tuple[float, int]](maxlen=SAMPLES)

@@ -1,0 +1,55 @@
+"""Who makes which work of a run: nothing that waits is made by two at a time.
+
+The worker takes the first in line, and the threads that have works made elsewhere, beside it, those
+that would be late or wait too long (`packshot.studio.batch.elsewhere`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+from packshot.studio.batch.state import RunState, Todo
+
+__all__ = ["Line"]
+
+
+class Line:
+    """The works that wait, and which of them somebody has. Safe to use from any thread."""
+
+    def __init__(self, state: RunState) -> None:
+        self._state = state
+        self._taken: set[bytes] = set()
+        self._lock = threading.Lock()
+
+    def take(self, work: bytes) -> Todo | None:
+        """Return a work that is to be made by whoever asks; None where somebody else has it, or
+        has made it. `leave` it afterwards.
+        """
+        with self._lock:
+            todo = None if work in self._taken else self._state.todo(work)
+            if todo is not None:
+                self._taken.add(work)
+            return todo
+
+    def leave(self, work: bytes) -> None:
+        """Let go of a work, whatever came of it."""
+        with self._lock:
+            self._taken.discard(work)
+
+    def dated(self) -> list[tuple[bytes, float]]:
+        """Return what has a deadline and nobody has yet, with it; the first due first."""
+        with self._lock:
+            return [pair for pair in self._state.dated() if pair[0] not in self._taken]
+
+    def first(self) -> Todo | None:
+        """Take the first work that nobody has."""
+        for todo in self._state.waiting("todo"):
+            found = self.take(todo.work)
+            if found is not None:
+                return found
+        return None
+
+    def works(self) -> Iterator[Todo]:
+        """Yield all that wait, in their order, those that somebody has among them."""
+        return self._state.waiting("todo")
