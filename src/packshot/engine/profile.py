@@ -80,7 +80,7 @@ class Hint:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What was found. ``gaps_s``: of the profiled render's time, what no kernel ran in."""
+    """What was found. ``gaps_s``: of a render's time, what no kernel ran in."""
 
     stages: tuple[Usage, ...]
     kinds: tuple[Kind, ...]
@@ -113,19 +113,17 @@ def profile_render(engine: Engine, request: RenderRequest, trace: Path | None = 
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities = [ProfilerActivity.CUDA]
-    start = perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the profiler's own, of its cycles
         with profile(activities=activities) as recorded:
             engine.render(request)
-        wall_s = perf_counter() - start
     if trace is not None:
         recorded.export_chrome_trace(str(trace))
     kinds, busy_s, spanned_s = _kinds(recorded.events() or [], device)
     found = Profile(
         stages=stages,
         kinds=kinds,
-        gaps_s=max(0.0, (spanned_s or wall_s) - busy_s),
+        gaps_s=max(0.0, (spanned_s or sum(stage.seconds for stage in stages)) - busy_s),
         syncs=_syncs(engine, request),
         tflop=_tflop(engine.model.folder, request),
         ceilings=_ceilings(device, DTYPES[engine.model.precision]),
