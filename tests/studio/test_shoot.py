@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from packshot.core.errors import BadPhoto, InvalidRequest, MaskNeeded, OutputError
+from packshot.studio.recipes.recipe import load_recipe
 from packshot.studio.record import read_making, read_record
 from packshot.studio.shoot import Choices, plan_shoot, take
 from tests.studio.products import colours, disc
@@ -51,6 +52,15 @@ def core_of(path: Path, facts) -> np.ndarray:
         for dx in range(-margin, margin + 1):
             core &= np.roll(full, (dy, dx), (0, 1))
     return picture[core]
+
+
+def test_a_shoot_is_the_shipped_recipe_with_what_was_chosen(choices) -> None:
+    shipped = load_recipe("background").changed({"background.steps": 2})
+    assert plan_shoot(choices).recipe == shipped
+    white = load_recipe("white-background").changed({"finish.format": "jpeg"})
+    assert plan_shoot(replace(choices, white=True, format="jpeg")).recipe == white
+    bare = plan_shoot(replace(choices, white=True, format="jpeg", shadow=False)).recipe
+    assert bare.steps == tuple(step for step in white.steps if step.name != "shadow")
 
 
 def test_a_picture_is_delivered_with_its_product_and_its_record(choices, tmp_path) -> None:

@@ -24,11 +24,10 @@ from packshot.studio.encoding import FORMATS
 from packshot.studio.models import open_model
 from packshot.studio.photo import load_mask, load_photo
 from packshot.studio.plan import check_device, one_of, seeds_of
-from packshot.studio.recipes.product import Background, Shadow, Verify, White
-from packshot.studio.recipes.recipe import Recipe
+from packshot.studio.recipes.recipe import Recipe, load_recipe
 from packshot.studio.recipes.run import by_rules, prepared, run
-from packshot.studio.recipes.step import Kept, Shot, Step, Tools
-from packshot.studio.recipes.steps import EXTENSIONS, Finish, Put
+from packshot.studio.recipes.step import Kept, Shot, Tools
+from packshot.studio.recipes.steps import EXTENSIONS
 from packshot.studio.store import FORMATS as SUFFIXES
 from packshot.studio.store import Target, probe, targets, write_file
 
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from packshot.engine.embeddings import EmbeddingCache
     from packshot.engine.folder import ModelFolder
     from packshot.engine.results import OnStep, Progress
-    from packshot.studio.ground import Mode
     from packshot.studio.render import Booking, Renderer
 
 __all__ = ["QUARANTINE", "Choices", "Shoot", "Taken", "load", "plan_shoot", "take"]
@@ -214,29 +212,25 @@ def take(
 
 
 def _recipe(choices: Choices, kind: str) -> Recipe:
-    """Return the steps that were chosen, as the shipped recipes of the same names have them."""
-    mode: Mode = one_of("mode", choices.mode, ("blend", "ground"))
-    ground: Step = (
-        White()
-        if choices.white
-        else Background(
-            mode=mode,
-            attempts=choices.attempts,
-            raw=choices.raw,
-            steps=choices.steps,
-            guidance=choices.guidance,
-            negative=choices.negative,
-            sampler=choices.sampler,
-            schedule=choices.schedule,
-            spacing=choices.spacing,
-        )
-    )
-    shadow: Sequence[Step] = (Shadow(),) if choices.shadow else ()
-    finish = Finish(
-        format=one_of("format", kind, ("png", "jpeg", "webp")), sharpen=None, profile="srgb"
-    )
-    name = "white-background" if choices.white else "background"
-    return Recipe(name, 1, "", (ground, *shadow, finish, Verify(), Put()))
+    """Return the shipped recipe, with what was chosen."""
+    file = {"finish.format": one_of("format", kind, ("png", "jpeg", "webp"))}
+    if choices.white:
+        recipe = load_recipe("white-background").changed(file)
+        steps = (step for step in recipe.steps if choices.shadow or step.name != "shadow")
+        return replace(recipe, steps=tuple(steps))
+    ground = {
+        "mode": one_of("mode", choices.mode, ("blend", "ground")),
+        "attempts": choices.attempts,
+        "raw": choices.raw,
+        "steps": choices.steps,
+        "guidance": choices.guidance,
+        "negative": choices.negative,
+        "sampler": choices.sampler,
+        "schedule": choices.schedule,
+        "spacing": choices.spacing,
+    }
+    chosen = {f"background.{name}": value for name, value in ground.items()}
+    return load_recipe("background").changed(file | chosen)
 
 
 def _files(choices: Choices, brief: str, seeds: Sequence[int]) -> tuple[str, tuple[Target, ...]]:

@@ -146,12 +146,6 @@ class Shot:
             raise InvalidRequest(f"{self.id}: no step before this one has made a picture")
         return self.picture
 
-    def photographed(self) -> Photo:
-        """Return the customer's photo, for a step that `needs` one."""
-        if self.photo is None:
-            raise InvalidRequest(f"{self.id}: this recipe needs a photo of the product")
-        return self.photo
-
 
 @runtime_checkable
 class Step(Protocol):
