@@ -11,7 +11,7 @@ refer to numbers, text and each other, never in a circle, and a drain holds very
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -19,7 +19,6 @@ from packshot.core.errors import LedgerCorrupt
 from packshot.core.money import Nanos
 
 __all__ = [
-    "OUTCOMES",
     "Dimensions",
     "Dispatched",
     "Event",
@@ -35,8 +34,6 @@ Outcome: TypeAlias = Literal[
 """How an attempt ended. ``failed_free`` is a void: it cost nothing. ``unknown`` is booked like
 ``failed_billed`` until the provider's invoice says otherwise. The last two are no attempts: a
 reversing or repricing entry, and what accrues with time (idle devices, stored bytes)."""
-
-OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 
 
 class Dimensions(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -9,11 +9,8 @@ from pathlib import Path
 
 from packshot.core.errors import ModelNotFound, OutputError
 from packshot.engine.folder import MANIFEST, ModelFolder
-from packshot.studio import defaults
 
-__all__ = ["DEFAULT_MODEL", "PACKAGED", "export_model", "find_model", "open_model"]
-
-DEFAULT_MODEL = defaults.MODEL
+__all__ = ["PACKAGED", "export_model", "find_model", "open_model"]
 
 PACKAGED = {"packshot-mini": "packshot_mini"}
 """Models that come as a Python package, and its module; ``model_path()`` of it is the folder."""
