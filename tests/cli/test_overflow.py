@@ -12,6 +12,7 @@ from packshot.providers.fake import Fake
 from packshot.providers.fake_script import Fault, Rule, Settings
 from packshot.studio.record import read_record
 from tests.cli.conftest import Done, Packshot
+from tests.studio.batch.stub import FACTORY
 from tests.studio.provider import provider
 
 BRIEF = "white sneakers on a sandy beach"
@@ -159,6 +160,8 @@ def test_config_check_knows_it_and_warns_where_nothing_bounds_it(packshot, there
         ("s: 20}", "s: 20, budget: {eur: -1}}", "eur is 0 to"),
         ("s: 20}", "s: 20, ground_to: openai/x}", "unknown provider 'openai'"),
         ("s: 20}", "s: 20, whn: 1}", "unknown key 'whn'"),
+        ("s: 20}", "s: 20, batch: true}", "say what they may cost"),
+        ("s: 20}", "s: 20, batch: maybe}", "batch"),
         ("to: stability/sd3.5-large, ", "", "to must be given"),
         (
             "s: 20}",
@@ -189,6 +192,88 @@ def test_a_batch_on_a_device_that_is_not_there_is_made_there(packshot, model, th
     assert {row[2] for row in bought} == {"key=only,overflow=device"}
     assert all(row[1] for row in bought)
     assert len(there.truth) == 2
+
+
+@pytest.fixture
+def batch(packshot: Packshot, model: str, there: Fake, monkeypatch: pytest.MonkeyPatch):
+    """``packshot batch`` with a stub in the worker; the ledger knows what its pictures take."""
+    monkeypatch.setattr("packshot.studio.batch.perform.FACTORY", FACTORY)
+
+    def run(*words: str) -> Done:
+        return packshot("batch", "t.csv", "--out", "out", "--model", model, *words)
+
+    Path("t.csv").write_text("id,brief\na,mug\nb,cup\nc,jug\nd,pot\n")
+    assert run("--yes-up-to", "1").code == 0
+    return run
+
+
+LATE = "id,brief,deadline_s\na,red mug,0.000001\nb,red cup,0.000001\nc,red jug,86400\nd,red pot,\n"
+
+
+def test_the_plan_says_what_goes_out_and_what_that_costs(batch, there) -> None:
+    Path("t.csv").write_text(LATE)
+    done = batch("--dry-run")
+    assert done.code == 0
+    assert "up to 2 pictures to stability/sd3.5-large, 0.0559 EUR each" in done.out
+    assert "up to 0.1118 EUR beside the cost here" in done.out
+    assert all(len(line) <= 80 for line in done.out.splitlines())
+    assert batch("--dry-run", "--json").json["elsewhere"] == {
+        "works": 2,
+        "to": SD,
+        "each": 55_900_000,
+        "budget": None,
+        "period": "",
+        "cost_nano_eur": 111_800_000,
+    }
+    assert there.truth == []
+
+
+def test_what_goes_out_counts_against_what_was_agreed(batch, there, state_home) -> None:
+    Path("t.csv").write_text(LATE)
+    done = batch("--yes-up-to", "0.10")
+    assert done.code == 5
+    assert "up to 2 pictures to stability/sd3.5-large, 0.0559 EUR each" in " ".join(
+        done.err.split()
+    )
+    assert there.truth == []
+    assert batch("--yes-up-to", "0.12").code == 0
+    bought = [row for row in rows(state_home, "provider, tags, amount, stage") if row[0]]
+    assert bought == [("stability", "key=only,overflow=deadline", 55_900_000, "denoise")] * 2
+    assert len(there.truth) == 2
+
+
+def test_the_budget_bounds_what_is_expected_and_what_is_spent(batch, there, state_home) -> None:
+    path = Path("packshot.yaml")
+    path.write_text(path.read_text().replace("s: 20}", "s: 20, budget: {eur: 0.06}}"))
+    Path("t.csv").write_text(LATE)
+    assert batch("--dry-run", "--json").json["elsewhere"]["cost_nano_eur"] == 60_000_000
+    assert "the overflow's budget: 0.06 EUR (month)" in batch("--dry-run").out
+    done = batch("--yes-up-to", "0.07")
+    assert done.code == 0
+    assert "stayed here" in " ".join(done.err.split())
+    assert "studio/overflow" in done.err
+    assert len(there.truth) == 1
+
+
+def test_a_long_batch_stays_where_nobody_said_otherwise(batch, there) -> None:
+    path = Path("packshot.yaml")
+    path.write_text(path.read_text().replace("s: 20}", "s: 0.000001}"))
+    Path("t.csv").write_text(LATE.replace("0.000001", "").replace("86400", ""))
+    assert "elsewhere" not in batch("--dry-run").out
+    assert batch("--yes-up-to", "1").code == 0
+    assert (there.truth, there.connections) == ([], set())
+
+
+def test_a_long_batch_goes_out_where_the_operator_says_so(batch, there, state_home) -> None:
+    path = Path("packshot.yaml")
+    with_budget = "s: 0.000001, batch: true, budget: {eur: 5}}"
+    path.write_text(path.read_text().replace("s: 20}", with_budget))
+    Path("t.csv").write_text("id,brief\n" + "".join(f"m{n},mug {n}\n" for n in range(40)))
+    assert batch("--dry-run", "--json").json["elsewhere"]["works"] == 40
+    assert batch("--yes-up-to", "5").code == 0
+    bought = [row for row in rows(state_home, "provider, tags, amount") if row[0]]
+    assert set(bought) == {("stability", "key=only,overflow=wait", 55_900_000)}
+    assert len(there.truth) == len(bought)
 
 
 # ---------------------------------------------------------------- shoot

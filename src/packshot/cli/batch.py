@@ -9,12 +9,14 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from packshot.cli import options as o
 from packshot.cli import terminal
+from packshot.cli.batch_overflow import Out, beside_of, out_of
 from packshot.cli.batch_progress import count_of
 from packshot.core.errors import BudgetExceeded, InvalidRequest, PackshotError
 from packshot.core.money import Nanos, decimal_of, nanos_of, show_eur
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from packshot.cli.booking import Books
     from packshot.ledger.reports.forecast import Forecast
     from packshot.studio.batch.captions import Ahead
+    from packshot.studio.batch.elsewhere import Beside
     from packshot.studio.batch.planning import Source
     from packshot.studio.batch.report import Report
     from packshot.studio.batch.runner import Run, Setup
@@ -180,15 +183,17 @@ def _go(desk: Desk, agreed: Nanos | None, *, dry_run: bool, as_json: bool) -> No
         _show_plan(desk, counts, forecast, as_json=as_json)
     if dry_run:
         return
-    stopped = False
+    stopped, began = False, None
     if counts.left:
         if forecast is None and _may_measure(agreed):
-            stopped = _run(desk, agreed, WARM_UP)
+            began = monotonic()
+            stopped = _run(desk, agreed, WARM_UP, None)
             forecast = _forecast(desk)
         counts = desk.state.counts()
     if counts.left and not stopped:
         limit = _consent(desk, counts, forecast, agreed)
-        stopped = _run(desk, limit, None)
+        beside = beside_of(desk.source.recipe, forecast, began)
+        stopped = _run(desk, limit, None, beside)
     _end(desk, stopped=stopped, as_json=as_json)
 
 
@@ -238,12 +243,16 @@ def _consent(
         BudgetExceeded: the forecast is above ``agreed``, and nobody can be asked.
     """
     high = 0 if forecast is None else forecast.amount_high or forecast.amount
-    if agreed is not None and high <= agreed:
+    out = _out(desk, forecast)
+    there = 0 if out is None else out.cost
+    if agreed is not None and there is not None and high + there <= agreed:
         return agreed
     many = count_of(counts.left)
-    said = f"{many} may cost up to {show_eur(high, 4)} EUR"
-    if forecast is None:
+    said = f"{many} may cost up to {show_eur(high + (there or 0), 4)} EUR"
+    if forecast is None or there is None:
         said = f"what {many} will cost is not known"
+    if out is not None:
+        said += f" ({out.said()})"
     if agreed is not None and not _can_ask():
         raise BudgetExceeded(
             f"{said}, and --yes-up-to says {show_eur(agreed, 4)}: say more, or divide the batch"
@@ -283,7 +292,7 @@ def _books_of(desk: Desk, agreed: Nanos | None) -> Any:  # noqa: ANN401 - `runne
     )
 
 
-def _setup(desk: Desk, agreed: Nanos | None) -> Setup:
+def _setup(desk: Desk, agreed: Nanos | None, beside: Beside | None) -> Setup:
     from packshot.cli.overflow import elsewhere_of
     from packshot.studio.batch.perform import FACTORY
     from packshot.studio.batch.runner import Setup
@@ -298,7 +307,7 @@ def _setup(desk: Desk, agreed: Nanos | None) -> Setup:
     }
     order = Order(FACTORY, settings, desk.state.folder)
     elsewhere = elsewhere_of(
-        desk.books, desk.source.recipe.name, desk.name, settings, desk.state.folder
+        desk.books, desk.source.recipe.name, desk.name, settings, desk.state.folder, beside
     )
     books = _books_of(desk, agreed)
     return Setup(order, desk.store, books, captions=_ahead(desk), elsewhere=elsewhere)
@@ -334,13 +343,13 @@ def _sweep_up(store: Objects) -> None:
         )
 
 
-def _run(desk: Desk, agreed: Nanos | None, most: int | None) -> bool:
+def _run(desk: Desk, agreed: Nanos | None, most: int | None, beside: Beside | None) -> bool:
     """Run, with progress; return whether the user stopped it."""
     from packshot.cli.batch_progress import shown
     from packshot.studio.batch.runner import Run
 
     _sweep_up(desk.store)
-    run = Run(desk.state, _setup(desk, agreed))
+    run = Run(desk.state, _setup(desk, agreed, beside))
     with _interrupts(run), shown(run.tally) as tell:
 
         def tick(tally: Tally) -> None:
@@ -350,6 +359,8 @@ def _run(desk: Desk, agreed: Nanos | None, most: int | None) -> bool:
         tally = run.go(tick, most=most)
     if tally.problem:
         terminal.warn(f"some of the cost is not booked: {tally.problem}")
+    if tally.not_taken:
+        terminal.warn(f"pictures that were to be made elsewhere stayed here: {tally.not_taken}")
     return bool(run.stop.level)
 
 
@@ -419,4 +430,8 @@ def _show_plan(desk: Desk, counts: Counts, forecast: Forecast | None, *, as_json
 
     where = desk.store.place.shown
     show: Callable[..., None] = batch_report.print_plan if as_json else batch_report.show_plan
-    show(desk.name, desk.source, where, counts, forecast)
+    show(desk.name, desk.source, where, counts, forecast, _out(desk, forecast))
+
+
+def _out(desk: Desk, forecast: Forecast | None) -> Out | None:
+    return out_of(desk.state, desk.source.recipe, forecast, desk.books.book)

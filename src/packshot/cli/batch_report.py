@@ -12,6 +12,7 @@ from packshot.core.clock import SECOND_US
 from packshot.core.money import show_eur
 
 if TYPE_CHECKING:
+    from packshot.cli.batch_overflow import Out
     from packshot.ledger.reports.forecast import Forecast
     from packshot.studio.batch.planning import Source
     from packshot.studio.batch.report import Report
@@ -25,7 +26,12 @@ REASON = 400
 
 
 def show_plan(
-    name: str, source: Source, where: str, counts: Counts, forecast: Forecast | None
+    name: str,
+    source: Source,
+    where: str,
+    counts: Counts,
+    forecast: Forecast | None,
+    out: Out | None,
 ) -> None:
     """Print what is to be done, what is done already, and what it will take."""
     from rich.table import Table
@@ -41,6 +47,8 @@ def show_plan(
     ]
     if counts.left:
         rows += _foretold(forecast)
+    if out is not None:
+        rows += out.rows()
     for what, said in rows:
         grid.add_row(what, said)
     grid.columns[0].style = "dim"
@@ -74,7 +82,12 @@ def _foretold(found: Forecast | None) -> list[tuple[str, str]]:
 
 
 def print_plan(
-    name: str, source: Source, where: str, counts: Counts, forecast: Forecast | None
+    name: str,
+    source: Source,
+    where: str,
+    counts: Counts,
+    forecast: Forecast | None,
+    out: Out | None,
 ) -> None:
     """Print the plan as one JSON object."""
     print_json(
@@ -84,6 +97,7 @@ def print_plan(
             "out": where,
             "items": _counted(counts),
             "forecast": None if forecast is None else asdict(forecast),
+            "elsewhere": None if out is None else out.facts(),
         }
     )
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from packshot.gateway.plan import Plan
     from packshot.ledger.caps import Cap
     from packshot.ledger.settings import Settings
-    from packshot.studio.batch.elsewhere import Elsewhere, OnCall
+    from packshot.studio.batch.elsewhere import Beside, Elsewhere, OnCall
     from packshot.studio.hosted import HostedProvider
     from packshot.studio.overflow import Overflow, Pool, Why
     from packshot.studio.settings import OverflowEntry, StudioSettings
@@ -89,11 +89,17 @@ def rendered(
 
 
 def elsewhere_of(
-    books: Books, recipe: str, batch: str, settings: dict[str, Any], folder: Path
+    books: Books,
+    recipe: str,
+    batch: str,
+    settings: dict[str, Any],
+    folder: Path,
+    beside: Beside | None,
 ) -> Elsewhere | None:
-    """Return who makes works of a batch while no worker can be started; None where nobody does.
+    """Return who makes works of a batch that are not made here; None where nobody does.
 
-    ``settings`` are the worker's, ``folder`` is the run's.
+    ``settings`` are the worker's, ``folder`` is the run's, ``beside`` says what goes though a
+    worker is well.
     """
     from packshot.studio.batch.elsewhere import Elsewhere
     from packshot.studio.batch.perform import with_engine
@@ -108,6 +114,7 @@ def elsewhere_of(
         Limits(entry.when_wait_exceeds_s, entry.back_below_s, entry.dwell_s),
         lambda on_call: hosted_of(studio, entry, books, recipe, batch, on_call),
         lambda engine: with_engine(settings, folder, engine),
+        beside=beside,
     )
 
 

@@ -13,7 +13,7 @@ has loaded its model and the stay is over (`packshot.studio.overflow`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from packshot.studio.hosted import HostedProvider
     from packshot.studio.render import Renderer
 
-__all__ = ["Beside", "Elsewhere", "OnCall"]
+__all__ = ["Beside", "Elsewhere", "OnCall", "expected_out"]
 
 RETRY_S = 30.0
 """Between two tries to start a worker while works are made elsewhere, and before works go there
@@ -58,6 +58,20 @@ class Beside:
     seconds: float = 0.0
     whole: bool = False
     began: float | None = None
+
+
+def expected_out(
+    dues: Sequence[float], left: int, seconds: float, wait_s: tuple[float, float] | None
+) -> int:
+    """Return how many of ``left`` works go beside the worker at most, if each takes ``seconds``.
+
+    ``dues`` are the deadlines of those that have one, the first first. ``wait_s`` are the waits
+    above which works go, and down to which; None: the length of the line does not count.
+    """
+    due = sum(1 for _ in late([(None, due) for due in dues], 0.0, seconds))
+    if wait_s is None or left * seconds <= wait_s[0]:
+        return due
+    return max(due, left - int(wait_s[1] / seconds))
 
 
 class _Job:
