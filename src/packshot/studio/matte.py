@@ -58,7 +58,7 @@ it lies, half its width in working pixels, and the distance in hue, in tens of C
 GUIDE_SIDE, GUIDE_NOISE = 1600, 1e-4
 """Longer side of the copy in which the soft edge is found, and the variance that counts as none."""
 
-EDGE, SOFT = 0.5, 0.35
+EDGE, SOFT = 0.6, 0.35
 """Of the guided filter's result, what is product; and how soft its outline becomes: a pixel on the
 edge has this alpha, and the softness falls inwards, where the product's own colours are."""
 

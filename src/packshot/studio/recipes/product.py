@@ -50,7 +50,7 @@ class Background(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     name: ClassVar[str] = "background"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[Need]] = frozenset(("photo", "engine"))
     gives: ClassVar[frozenset[Need]] = frozenset(("picture", "caption"))
     mode: Mode = "blend"
@@ -120,7 +120,7 @@ class White(msgspec.Struct, frozen=True, kw_only=True):
     """Puts the photo's product on pure white; nothing is rendered. ``size`` as in `background`."""
 
     name: ClassVar[str] = "white"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     needs: ClassVar[frozenset[Need]] = PHOTO
     gives: ClassVar[frozenset[Need]] = PICTURE
     size: str = ""
