@@ -32,6 +32,13 @@ WHO = {
 }
 """Where credentials come from, by the scheme of the address."""
 
+WHERE = {
+    "s3": "AWS_ENDPOINT_URL or AWS_REGION",
+    "gs": "the bucket's name",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME",
+}
+"""What says which server is asked."""
+
 
 class Different(OutputError):
     """An object does not hold what was, or should have been, written to it."""
@@ -97,7 +104,10 @@ def _why(error: Exception, scheme: str, bucket: str) -> str:
             "place, AWS_CONDITIONAL_PUT=disabled does without"
         )
     answered = f"the server answered {status}{said}" if status else _last(text)
-    return answered if is_lasting(error, scheme) else f"{answered}, until the deadline"
+    if is_lasting(error, scheme):
+        return answered
+    unheard = "" if status else f". Is the server up, and is {WHERE[scheme]} right?"
+    return f"{answered}, until the deadline{unheard}"
 
 
 def _status(text: str) -> int:
