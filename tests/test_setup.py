@@ -99,7 +99,7 @@ def test_a_render_installs_torch_first_and_then_runs(world: World) -> None:
     assert done.stdout == "ran: render white sneakers --steps 4\n"
     first, *_, last = world.installs()
     assert first == "torch==2.13.0"
-    assert last.endswith(f"--editable {world.root}[gateway,render]")
+    assert last.endswith(f"--editable {world.root}[gateway,render,parquet]")
     assert "WARNING" not in done.stderr
 
 
