@@ -24,6 +24,7 @@ from packshot.studio.batch.elsewhere import Beside, Elsewhere
 from packshot.studio.batch.items import read_items
 from packshot.studio.batch.line import Line
 from packshot.studio.batch.perform import with_engine
+from packshot.studio.batch.report import hosted_of
 from packshot.studio.batch.runner import Rules, Run
 from packshot.studio.batch.state import NEVER, RunState
 from packshot.studio.batch.supervise import Worker
@@ -130,6 +131,8 @@ class Beyond(Here):
             for row in self.state.rows()
         )
         assert run.tally.elsewhere == sum(why.values()) - why["here"]
+        with self.opened() as store:
+            assert sum(many for _, many in hosted_of(store, "batch-1")) == run.tally.elsewhere
         return why
 
 

@@ -99,7 +99,7 @@ def hosted_of(store: LedgerStore, batch: str) -> tuple[tuple[str, int], ...]:
     """Return which models of providers made pictures of a batch, and how many each."""
     rows = store.query(
         "SELECT provider, model, sum(attempts) FROM rollups WHERE batch = ?"
-        " AND account = 'denoise' AND provider <> ''"
+        " AND account = 'denoise' AND outcome = 'succeeded' AND provider <> ''"
         " GROUP BY provider, model ORDER BY 3 DESC, 1, 2",
         (batch,),
     )
