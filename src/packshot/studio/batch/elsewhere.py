@@ -152,6 +152,7 @@ class Elsewhere:
         self._began = 0.0
         self._since: float | None = None
         self._rests_until = -inf
+        self._picking = threading.Lock()
 
     # -------------------------------------------------------------------------- devices
 
@@ -190,8 +191,12 @@ class Elsewhere:
             self._since = None
 
     def gone(self) -> None:
-        """Hear that a work left the line otherwise: made elsewhere, or quarantined."""
+        """Hear that a work left the line otherwise: made for want of a worker, or quarantined."""
         self._gauge.left()
+
+    def returned(self) -> None:
+        """Hear that a work which was picked came to nothing, and is in the line again."""
+        self._gauge.entered()
 
     def rest(self) -> None:
         """Hear that nobody there took a work: none goes there for a while."""
@@ -206,9 +211,16 @@ class Elsewhere:
         return bool(seconds) and any(late(line, self._clock() - self._began, seconds))
 
     def pick(self, line: Line) -> tuple[Todo, Why] | None:
-        """Take the next work that is to go beside the worker; None where none is."""
+        """Take the next work that is to go beside the worker from the line; None: none is."""
         if self.beside is None or self._at_rest():
             return None
+        with self._picking:
+            picked = self._late_in(line) or self._next_in(line, whole=self.beside.whole)
+            if picked is not None:
+                self._gauge.left()
+        return picked
+
+    def _late_in(self, line: Line) -> tuple[Todo, Why] | None:
         seconds = self._gauge.load().seconds
         dated = line.dated() if seconds else []
         now, since = self._clock(), self._since
@@ -217,10 +229,11 @@ class Elsewhere:
             todo = line.take(work)
             if todo is not None:
                 return todo, "deadline"
-        if self.beside.whole and self._line.where():
-            todo = line.first()
-            return None if todo is None else (todo, "wait")
         return None
+
+    def _next_in(self, line: Line, *, whole: bool) -> tuple[Todo, Why] | None:
+        todo = line.first() if whole and self._line.where() else None
+        return None if todo is None else (todo, "wait")
 
     def _at_rest(self) -> bool:
         """Tell whether nothing goes beside: nobody took the last one, or there is no worker."""

@@ -54,7 +54,7 @@ TICK_S = 0.2
 """Between two looks at the run, and two lines of its progress."""
 
 WAKES_S = 1.0
-"""Between two looks of a sender that has nothing to send."""
+"""Between two looks of a sender that has nothing to send, or a thread that has none to pick."""
 
 _BESIDE: tuple[Why, ...] = ("deadline", "wait")
 """Why a work is made elsewhere though a worker is well."""
@@ -223,7 +223,7 @@ class Run:
         while elsewhere is not None and not self.stop.level and not self._made_all.is_set():
             picked = elsewhere.pick(self.line)
             if picked is None:
-                self._made_all.wait(TICK_S)
+                self._made_all.wait(WAKES_S)
                 continue
             todo, why = picked
             try:
@@ -231,6 +231,8 @@ class Run:
                 self._make(todo, why)
             finally:
                 self.line.leave(todo.work)
+                if self.state.todo(todo.work) is not None:
+                    elsewhere.returned()
 
     def _hands(self, most: int | None) -> int:
         """Return how many threads have works made beside the worker; none while it is measured."""
@@ -347,7 +349,7 @@ class Run:
         if why not in _BESIDE:
             self._starts = 0
         if why:  # the worker's own were measured on their way
-            self._left_line()
+            self._left_line(why)
 
     def _not_taken(self, attempt: Attempt, error: HostedFailed) -> None:
         """Let a work that nobody elsewhere made be made here: that says nothing against it."""
@@ -356,8 +358,8 @@ class Run:
         if self._setup.elsewhere is not None:
             self._setup.elsewhere.rest()
 
-    def _left_line(self) -> None:
-        if self._setup.elsewhere is not None:
+    def _left_line(self, why: Why) -> None:
+        if why not in _BESIDE and self._setup.elsewhere is not None:
             self._setup.elsewhere.gone()
 
     def _failed(self, todo: Todo, number: int, error: PackshotError, why: Why) -> None:
@@ -370,7 +372,7 @@ class Run:
         if final or number >= self._rules.attempts:
             tries = "" if final else f" ({number} attempts)"
             self._quarantine(todo.work, f"{error}{tries}")
-            self._left_line()
+            self._left_line(why)
         if number > 1:
             return
         with self._lock:
