@@ -214,8 +214,8 @@ def test_the_plan_says_what_goes_out_and_what_that_costs(batch, there) -> None:
     Path("t.csv").write_text(LATE)
     done = batch("--dry-run")
     assert done.code == 0
-    assert "up to 2 pictures to stability/sd3.5-large, 0.0559 EUR each" in done.out
-    assert "up to 0.1118 EUR beside the cost here" in done.out
+    assert "about 2 pictures to stability/sd3.5-large, 0.0559 EUR each" in done.out
+    assert "about 0.1118 EUR beside the cost here" in done.out
     assert all(len(line) <= 80 for line in done.out.splitlines())
     assert batch("--dry-run", "--json").json["elsewhere"] == {
         "works": 2,
@@ -232,7 +232,7 @@ def test_what_goes_out_counts_against_what_was_agreed(batch, there, state_home) 
     Path("t.csv").write_text(LATE)
     done = batch("--yes-up-to", "0.10")
     assert done.code == 5
-    assert "up to 2 pictures to stability/sd3.5-large, 0.0559 EUR each" in " ".join(
+    assert "about 2 pictures to stability/sd3.5-large, 0.0559 EUR each" in " ".join(
         done.err.split()
     )
     assert there.truth == []
@@ -248,7 +248,8 @@ def test_the_budget_bounds_what_is_expected_and_what_is_spent(batch, there, stat
     Path("t.csv").write_text(LATE)
     assert batch("--dry-run", "--json").json["elsewhere"]["cost_nano_eur"] == 60_000_000
     assert "the overflow's budget: 0.06 EUR (month)" in batch("--dry-run").out
-    done = batch("--yes-up-to", "0.07")
+    assert batch("--yes-up-to", "0.05").code == 5
+    done = batch("--yes-up-to", "1")
     assert done.code == 0
     assert "stayed here" in " ".join(done.err.split())
     assert "studio/overflow" in done.err

@@ -192,7 +192,7 @@ def _go(desk: Desk, agreed: Nanos | None, *, dry_run: bool, as_json: bool) -> No
         counts = desk.state.counts()
     if counts.left and not stopped:
         limit = _consent(desk, counts, forecast, agreed)
-        beside = beside_of(desk.source.recipe, forecast, began)
+        beside = beside_of(desk.source.recipe, forecast, began, _out(desk, forecast))
         stopped = _run(desk, limit, None, beside)
     _end(desk, stopped=stopped, as_json=as_json)
 

@@ -26,9 +26,9 @@ __all__ = ["Out", "beside_of", "out_of"]
 class Out:
     """What is expected to be made by ``to``, a route or "provider/model".
 
-    ``works`` at most, None where nobody knows how long a picture takes here; ``each`` nano-EUR,
-    None where no price is known; ``budget`` is that of the overflow, in its ``period``, None
-    without one.
+    ``works`` as the pace is foretold, None where nobody knows how long a picture takes here;
+    ``each`` nano-EUR, None where no price is known; ``budget`` is that of the overflow, in its
+    ``period``, None without one.
     """
 
     works: int | None
@@ -39,7 +39,7 @@ class Out:
 
     @property
     def cost(self) -> Nanos | None:
-        """What they cost at most, in nano-EUR: never more than the budget; None: not known."""
+        """What they cost, in nano-EUR: never more than the budget; None: not known."""
         if self.works is None or self.each is None:
             return self.budget
         cost = self.works * self.each
@@ -52,13 +52,13 @@ class Out:
         price = "without a known price"
         if self.each is not None:
             price = f"{show_eur(self.each, 4)} EUR each"
-        return f"up to {count_of(self.works)} to {self.to}, {price}"
+        return f"about {count_of(self.works)} to {self.to}, {price}"
 
     def rows(self) -> list[tuple[str, str]]:
         """Return the rows of the plan."""
         rows = [("elsewhere", self.said())]
         if self.works and self.cost is not None:
-            rows.append(("", f"up to {show_eur(self.cost, 4)} EUR beside the cost here"))
+            rows.append(("", f"about {show_eur(self.cost, 4)} EUR beside the cost here"))
         if self.budget is not None:
             bound = f"{show_eur(self.budget, 2)} EUR ({self.period})"
             rows.append(("", f"the overflow's budget: {bound}"))
@@ -69,10 +69,13 @@ class Out:
         return {**asdict(self), "cost_nano_eur": self.cost}
 
 
-def beside_of(recipe: Recipe, forecast: Forecast | None, began: float | None) -> Beside | None:
+def beside_of(
+    recipe: Recipe, forecast: Forecast | None, began: float | None, out: Out | None
+) -> Beside | None:
     """Return how works go beside a worker; None where none does.
 
-    ``began`` is when the command began to render, on the monotonic clock.
+    ``began`` is when the command began to render, on the monotonic clock; ``out`` is what the plan
+    expects to go.
     """
     from packshot.studio.batch.elsewhere import Beside
     from packshot.studio.settings import load_studio
@@ -80,7 +83,8 @@ def beside_of(recipe: Recipe, forecast: Forecast | None, began: float | None) ->
     entry = load_studio().overflow
     if entry is None or not _route(recipe, entry):
         return None
-    return Beside(_seconds(forecast), entry.batch, began)
+    price = (out.each if out else None) or 0
+    return Beside(_seconds(forecast), entry.batch, began, price)
 
 
 def out_of(

@@ -65,6 +65,7 @@ class Beyond(Here):
         limits: Limits,
         cap: int = 0,
         stop_at: int = 0,
+        agreed: int | None = None,
     ) -> Run:
         self.time = time = Time()
         self_ = self
@@ -83,7 +84,7 @@ class Beyond(Here):
             caps.append(Cap("virtual_key", ACCOUNT, cap, "ever", "refuse"))
         ledger = local_ledger(self.ledger_settings, self.book, caps)
         try:
-            setup = self.setup(ledger, QUICK, Rules(attempts=2))
+            setup = self.setup(ledger, QUICK, Rules(attempts=2), agreed)
             run = Run(self.state, replace(setup, elsewhere=self.out(ledger, limits, beside)))
             run.go()
         finally:
@@ -215,6 +216,19 @@ def test_the_budget_ends_it_and_the_rest_is_made_here(
     assert "studio/overflow" in run.tally.not_taken
     assert run.tally.failed_attempts == 0
     assert sum(amount for *_, amount in here.bought()) == 3 * PRICE
+
+
+def test_no_more_goes_than_what_was_agreed_covers(
+    tmp_path: Path, fake: Fake, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = world(tmp_path, fake, folder, 10)
+    here.due(**{f"i{number}": 1.0 for number in range(10)})
+    agreed = 2 * PRICE + 30_000_000  # what is made here costs far less than the rest of it
+    beside = Beside(seconds=EACH_S, price=PRICE)
+    run = here.run_beside(monkeypatch, beside, Limits(dwell_s=1e9), agreed=agreed)
+    assert here.check(run) == {"here": 8, "deadline": 2}
+    assert run.tally.amount <= agreed
+    assert "agreed" in run.tally.not_taken
 
 
 def test_a_run_that_was_stopped_goes_on_and_makes_nothing_twice(

@@ -52,12 +52,14 @@ class Beside:
 
     ``seconds`` is what one is expected to take here before any was made; 0 where nobody knows, and
     then none goes before the first is. ``whole`` has the length of the line count, too. ``began``
-    is when deadlines count from, on the clock; None: when the run begins.
+    is when deadlines count from, on the clock; None: when the run begins. ``price`` is the most
+    that one costs there, in nano-EUR: none goes that what was agreed for the run does not cover.
     """
 
     seconds: float = 0.0
     whole: bool = False
     began: float | None = None
+    price: Nanos = 0
 
 
 def expected_out(

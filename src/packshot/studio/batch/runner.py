@@ -94,6 +94,7 @@ class Run:
         self._session: DeviceSession | None = None
         self._error: BaseException | None = None
         self._unlucky = 0
+        self._out = 0
         self._starts = 0
         self._cost: Nanos = 0
         self._unsent: Queue[tuple[bytes, Made, int, float] | None] = Queue()
@@ -227,12 +228,27 @@ class Run:
                 continue
             todo, why = picked
             try:
-                self._check_agreed()
-                self._make(todo, why)
+                if self._reserved(elsewhere.beside.price if elsewhere.beside else 0):
+                    self._make(todo, why)
+                else:
+                    elsewhere.rest()
             finally:
+                with self._lock:
+                    self._out -= 1
                 self.line.leave(todo.work)
                 if self.state.todo(todo.work) is not None:
                     elsewhere.returned()
+
+    def _reserved(self, price: Nanos) -> bool:
+        """Count a work as under way elsewhere; return whether what was agreed covers all those."""
+        agreed, captions = self._books.agreed, self._setup.captions
+        with self._lock:
+            self._out += 1
+            cost = self._cost + (captions.cost if captions else 0) + self._out * price
+            if agreed is None or cost <= agreed:
+                return True
+        self.tally.not_taken = f"the {show_eur(agreed)} EUR that were agreed are used up"
+        return False
 
     def _hands(self, most: int | None) -> int:
         """Return how many threads have works made beside the worker; none while it is measured."""
