@@ -6,8 +6,6 @@ other. How long ago a value was used is known to the hour, so that reading seldo
 
 from __future__ import annotations
 
-import contextlib
-import os
 import sqlite3
 import threading
 import time
@@ -17,6 +15,7 @@ from pathlib import Path
 
 from packshot.core.errors import StateUnavailable
 from packshot.state.blobs import OVERHEAD, Found, Held, check_key, check_limit, check_put
+from packshot.state.sqlite_file import opened, set_up, transaction
 
 __all__ = ["SqliteBlobs"]
 
@@ -65,13 +64,9 @@ class SqliteBlobs:
         self._clock = clock
         self._lock = threading.Lock()
         with self._told():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._file = sqlite3.connect(
-                path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
-            )
+            self._file = opened(path, BUSY_S)
             try:
-                self._set_up()
+                set_up(self._file, path, TABLES, VERSION)
             except BaseException:
                 self._file.close()
                 raise
@@ -95,7 +90,7 @@ class SqliteBlobs:
         """As `Blobs.put`."""
         check_put(key, ttl_s)
         size = len(value) + OVERHEAD
-        with self._lock, self._told(), self._writing():
+        with self._lock, self._told(), transaction(self._file):
             self._file.execute("DELETE FROM blobs WHERE key = ?", (key,))
             if size > self.max_bytes:
                 return
@@ -136,20 +131,6 @@ class SqliteBlobs:
         with self._lock:
             self._file.close()
 
-    def _set_up(self) -> None:
-        self._file.execute("PRAGMA journal_mode = WAL")
-        self._file.execute("PRAGMA synchronous = NORMAL")
-        with self._writing():  # of several processes that come first at once, one makes the tables
-            (version,) = self._file.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in TABLES:
-                    self._file.execute(statement)
-            elif version != VERSION:
-                raise StateUnavailable(
-                    f"{self.path} is of version {version}, expected {VERSION}: another packshot "
-                    "made it. It holds nothing that cannot be made again: remove it"
-                )
-
     def _make_room(self, size: int) -> None:
         """Throw away what was not used for longest, until ``size`` more bytes fit."""
         while True:
@@ -159,18 +140,6 @@ class SqliteBlobs:
             self._file.execute(
                 "DELETE FROM blobs WHERE key = (SELECT key FROM blobs ORDER BY used LIMIT 1)"
             )
-
-    @contextmanager
-    def _writing(self) -> Generator[None]:
-        """Do all of what is inside, or nothing of it."""
-        self._file.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # the first error is the one to hear of
-                self._file.execute("ROLLBACK")
-            raise
-        self._file.execute("COMMIT")
 
     @contextmanager
     def _told(self) -> Generator[None]:

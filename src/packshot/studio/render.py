@@ -21,8 +21,8 @@ from packshot.core.types import (
     Usage,
 )
 from packshot.studio.caption import Caption
-from packshot.studio.embeddings import cache_folder
 from packshot.studio.finish import Sharpen, finish
+from packshot.studio.loading import load_model
 from packshot.studio.plan import Plan
 from packshot.studio.record import Hosted, Maker, Record, code_mark, library_versions, metadata
 from packshot.studio.store import format_of, write_picture
@@ -138,22 +138,19 @@ def load_engine(
     before anything is loaded there; what it raises comes out. ``embeddings`` keeps those of texts
     (`packshot.studio.embeddings`).
     """
-    from packshot.engine.devices import device_kind, pick_device
-    from packshot.engine.engine import Engine
-    from packshot.engine.model import Model
-    from packshot.engine.runner import pick_runner
-    from packshot.engine.threads import use_threads
-
     if plan.threads is not None:
+        from packshot.engine.threads import use_threads
+
         use_threads(plan.threads)
-    device = pick_device(plan.device)
-    if on_device is not None:
-        on_device(device_kind(device))
-    model = Model(plan.folder, device, plan.precision, plan.vae_precision)
-    runner = pick_runner(
-        model, graphs=plan.graphs, invariant=plan.invariant, tuning=cache_folder() / "tuning"
+    return load_model(
+        plan.folder,
+        plan.device,
+        (plan.precision, plan.vae_precision),
+        on_device,
+        embeddings,
+        graphs=plan.graphs,
+        invariant=plan.invariant,
     )
-    return Engine(model, embeddings, runner)
 
 
 def render(

@@ -19,8 +19,8 @@ from packshot.core.types import PRECISIONS, VAE_PRECISIONS, Precision, Usage
 from packshot.studio import defaults
 from packshot.studio.background import ATTEMPTS
 from packshot.studio.caption import check_brief
-from packshot.studio.embeddings import cache_folder
 from packshot.studio.encoding import FORMATS
+from packshot.studio.loading import load_model
 from packshot.studio.models import open_model
 from packshot.studio.photo import load_mask, load_photo
 from packshot.studio.plan import check_device, one_of, seeds_of
@@ -162,18 +162,10 @@ def load(
     ``on_device`` is told the kind of the device before anything is loaded there; ``embeddings``
     keeps those of texts (`packshot.studio.embeddings`).
     """
-    from packshot.engine.devices import device_kind, pick_device
-    from packshot.engine.engine import Engine
-    from packshot.engine.model import Model
-    from packshot.engine.runner import pick_runner
-
     if shoot.folder is None:
         raise InvalidRequest("a shoot on white renders nothing: it needs no engine")
-    device = pick_device(shoot.device)
-    if on_device is not None:
-        on_device(device_kind(device))
-    model = Model(shoot.folder, device, shoot.precision, shoot.vae_precision)
-    return Engine(model, embeddings, pick_runner(model, tuning=cache_folder() / "tuning"))
+    precisions = (shoot.precision, shoot.vae_precision)
+    return load_model(shoot.folder, shoot.device, precisions, on_device, embeddings)
 
 
 def take(

@@ -71,13 +71,15 @@ class Dense:
 class DenseFp8:
     """``weight`` [out,in] in e4m3, one scale per tensor; the result is ``dtype``.
 
-    Inputs come times ``quant``; ``scale_in`` and ``scale_weight`` undo both scales.
+    Inputs come times ``quant``; ``scale_in`` and ``scale_weight`` undo both scales, and ``scale``
+    is their product, for a kernel that takes one.
     """
 
     weight: Tensor
     quant: Tensor
     scale_in: Tensor
     scale_weight: Tensor
+    scale: Tensor
     dtype: torch.dtype
 
     @classmethod
@@ -87,12 +89,8 @@ class DenseFp8:
         top = weight.abs().amax().float().clamp(min=TINY)
         quant = torch.tensor(FP8_MAX / max(largest, TINY), device=weight.device)
         rounded = to_fp8(weight, FP8_MAX / top)
-        return cls(rounded, quant, 1 / quant, top / FP8_MAX, weight.dtype)
-
-    @property
-    def scale(self) -> Tensor:
-        """What undoes both scales, for a kernel that takes one."""
-        return self.scale_in * self.scale_weight
+        undo, undo_weight = 1 / quant, top / FP8_MAX
+        return cls(rounded, quant, undo, undo_weight, undo * undo_weight, weight.dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [M,in], fp8, to [M,out]."""

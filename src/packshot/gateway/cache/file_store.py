@@ -7,8 +7,6 @@ has the file. What cannot be written costs a hit and no error; it is tried again
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
 import sqlite3
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +20,7 @@ from packshot.core.errors import StateUnavailable
 from packshot.gateway.cache.entry import Entry, Purge, decoded, encoded
 from packshot.gateway.cache.store import Mark, News, rank
 from packshot.state.blobs import Held, check_limit
+from packshot.state.sqlite_file import opened, set_up, transaction
 
 __all__ = ["FileStore"]
 
@@ -94,11 +93,7 @@ class FileStore:
         self._waiting = 0
         self._thread = ThreadPoolExecutor(1, "answers")
         with self._told():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._file = sqlite3.connect(
-                path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
-            )
+            self._file = opened(path, BUSY_S)
             try:
                 self._set_up()
             except BaseException:
@@ -146,7 +141,7 @@ class FileStore:
 
     def purge_now(self, what: Purge) -> int:
         """As `Store.purge`, for a command line: it blocks."""
-        with self._told(), self._writing():
+        with self._told(), transaction(self._file):
             gone = self._file.execute(
                 f"DELETE FROM entries WHERE {WHERE[what.by]}",  # noqa: S608 - of the table above
                 (what.value,),
@@ -193,7 +188,7 @@ class FileStore:
             return entry
 
     def _put(self, key: str, entry: Entry) -> None:
-        with self._told(), self._writing():
+        with self._told(), transaction(self._file):
             self._file.execute("DELETE FROM entries WHERE key = ?", (key,))
             if entry.size > self.max_bytes or entry.until <= self._clock():
                 return
@@ -250,30 +245,8 @@ class FileStore:
         return News(new, entries, [Purge(by, value) for _, by, value in purges])
 
     def _set_up(self) -> None:
-        self._file.execute("PRAGMA journal_mode = WAL")
-        self._file.execute("PRAGMA synchronous = NORMAL")
         self._file.execute("PRAGMA secure_delete = ON")
-        with self._writing():  # of several processes that come first at once, one makes the tables
-            (version,) = self._file.execute("PRAGMA user_version").fetchone()
-            if version == 0:
-                for statement in TABLES:
-                    self._file.execute(statement)
-            elif version != VERSION:
-                raise StateUnavailable(
-                    f"{self.path} is of version {version}, expected {VERSION}: another packshot "
-                    "made it. It holds nothing that cannot be made again: remove it"
-                )
-
-    @contextmanager
-    def _writing(self) -> Generator[None]:
-        self._file.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(sqlite3.Error):  # the first error is the one to hear of
-                self._file.execute("ROLLBACK")
-            raise
-        self._file.execute("COMMIT")
+        set_up(self._file, self.path, TABLES, VERSION)
 
     @contextmanager
     def _told(self) -> Generator[None]:

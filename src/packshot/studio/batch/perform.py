@@ -18,12 +18,8 @@ from packshot.studio.batch.spool import Spool
 from packshot.studio.batch.state import Made
 from packshot.studio.batch.worker import Job, Performer
 from packshot.studio.caption import Caption
-from packshot.studio.embeddings import (
-    EmbeddingSettings,
-    KeptEmbeddings,
-    cache_folder,
-    open_embeddings,
-)
+from packshot.studio.embeddings import EmbeddingSettings, KeptEmbeddings, open_embeddings
+from packshot.studio.loading import load_model
 from packshot.studio.models import open_model
 from packshot.studio.recipes.recipe import Recipe
 from packshot.studio.recipes.registry import known_steps
@@ -115,16 +111,9 @@ def _with_engine(
     on_device: Callable[[str], None],
     kept: KeptEmbeddings | None,
 ) -> Tools:
-    from packshot.engine.devices import device_kind, pick_device
-    from packshot.engine.engine import Engine
-    from packshot.engine.model import Model
-    from packshot.engine.runner import pick_runner
-
     folder = open_model(told.model)
-    device = pick_device(told.device)
-    on_device(device_kind(device))
-    model = Model(folder, device, told.precision, told.vae_precision)  # type: ignore[arg-type]
-    engine: Any = Engine(model, kept, pick_runner(model, tuning=cache_folder() / "tuning"))
+    precisions: Any = (told.precision, told.vae_precision)  # checked when the batch was planned
+    engine = load_model(folder, told.device, precisions, on_device, kept)
     engine.warm(buckets_of(engine.default_size, told.buckets) or (engine.default_size,))
     return replace(
         tools,
