@@ -27,6 +27,7 @@ import uvloop
 from packshot.core.clock import wall_us
 from packshot.gateway.bench import SECRET, VARIABLE, request_of
 from packshot.gateway.wire.cycle import Cycle
+from packshot.gateway.wire.outbox import Outbox
 from packshot.gateway.worker import Worker
 from packshot.state.limits import Ask
 
@@ -89,7 +90,8 @@ class Link:
     read_paused = write_paused = False
 
     def __init__(self) -> None:
-        self.door = SimpleNamespace(date=b"date: Wed, 25 Nov 2026 20:00:00 GMT\r\n")
+        date = b"date: Wed, 25 Nov 2026 20:00:00 GMT\r\n"
+        self.door = SimpleNamespace(date=date, outbox=Outbox())
         self.transport = self
         self.said = b""
 
