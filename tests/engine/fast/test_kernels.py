@@ -16,9 +16,13 @@ import pytest
 
 CASES = Path(__file__).with_name("kernel_cases.py")
 NAMES = (
-    "join", "group_norm", "group_norm_of_many_strips", "affine", "layer_norm", "layer_norm_adds",
-    "geglu", "gate", "int8", "attend_text", "interleave", "softmax", "to_uint8", "advance",
+    "join", "group_norm", "group_norm_of_many_strips",
+    "group_norm_to_fp8", "convolve", "convolve_in_fp8", "layer_norm", "layer_norm_adds", "geglu",
+    "gate", "int8", "attend", "interleave", "softmax", "to_uint8", "advance",
 )  # fmt: skip
+
+LOOSE = {"group_norm_to_fp8": 0.12}
+"""The interpreter cuts to fp8, where a GPU rounds: up to an eighth."""
 
 
 @pytest.fixture(scope="module")
@@ -39,4 +43,4 @@ def errors() -> dict[str, float]:
 @pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this machine")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_kernel_computes_what_its_reference_does(errors, name):
-    assert errors[name] < 1e-5
+    assert errors[name] < LOOSE.get(name, 1e-5)

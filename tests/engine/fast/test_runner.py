@@ -220,9 +220,9 @@ def test_after_warming_up_mixed_renders_prepare_nothing(model):
     assert runner.captures == made + 2
 
 
-def test_warming_up_is_told_of_tiers_and_noise_and_what_is_too_much(model):
+def test_warming_up_is_told_of_tiers_and_what_is_too_much(model):
     runner = FastRunner(model)
-    assert runner.warm(((64, 64),), (1,), ("exact", "int8"), noisy=(False, True)) == 1 + 4 + 1
+    assert runner.warm(((64, 64),), (1,), ("exact", "int8")) == 1 + 2 + 1
     many = tuple((64, 64 + 8 * n) for n in range(GRAPHS // 2 + 1))
     with pytest.raises(InvalidRequest, match=r"13 sizes .* are 26 shapes, and 24 stay prepared"):
         runner.warm(many, (3,))

@@ -7,7 +7,9 @@ a kernel is named, and one that cannot run is an error.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +19,21 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from packshot.core.errors import RenderFailed
 from packshot.engine.fast.graphs import beside
 
-__all__ = ["BACKENDS", "Attention"]
+if TYPE_CHECKING:
+    from packshot.engine.fast.maps import Kernels
+
+__all__ = ["NAMES", "Attention"]
 
 BACKENDS: dict[str, SDPBackend] = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
+
+OURS, OUR_KEYS = "packshot", 256
+"""The name of our own kernel, and how many keys it takes."""
+
+NAMES = (*BACKENDS, OURS)
 
 Shape = tuple[int, ...]
 
@@ -32,13 +42,18 @@ class Attention:
     """An `unet.Attend` that measures the backends for each new shape, and keeps the fastest.
 
     Args:
-        names: the backends to choose from, by name.
+        kernels: whose `attend` is our own kernel, for few keys.
+        names: what to choose from, of `NAMES`.
         chosen: what was measured before, by the shapes of queries and keys; it is added to.
     """
 
     def __init__(
-        self, names: Sequence[str] = tuple(BACKENDS), chosen: dict[Shape, str] | None = None
+        self,
+        kernels: Kernels,
+        names: Sequence[str] = NAMES,
+        chosen: dict[Shape, str] | None = None,
     ) -> None:
+        self._kernels = kernels
         self.names = tuple(names)
         self.chosen: dict[Shape, str] = {} if chosen is None else chosen
 
@@ -48,8 +63,15 @@ class Attention:
             return F.scaled_dot_product_attention(q, k, v)
         key = (*q.shape, k.shape[2])
         name = self.chosen.get(key)
+        if name is None and self._kernels.rehearsing():
+            return torch.empty_like(q)  # the run after the rehearsal measures
         if name is None:
             name = self.chosen[key] = self._fastest(q, k, v)
+        return self._run(name, q, k, v)
+
+    def _run(self, name: str, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if name == OURS:
+            return self._kernels.attend(q, k, v)
         with sdpa_kernel(BACKENDS[name]):
             return F.scaled_dot_product_attention(q, k, v)
 
@@ -57,8 +79,10 @@ class Attention:
         times: dict[str, float] = {}
         refused: list[str] = []
         for name in self.names:
+            if name == OURS and k.shape[2] > OUR_KEYS:
+                continue
             try:
-                times[name] = _seconds(BACKENDS[name], q, k, v)
+                times[name] = _seconds(partial(self._run, name, q, k, v), q.device)
             except RuntimeError as error:
                 refused.append(f"{name}: {str(error).splitlines()[0]}")
         if not times:
@@ -69,15 +93,14 @@ class Attention:
         return min(times, key=times.__getitem__)
 
 
-def _seconds(backend: SDPBackend, q: Tensor, k: Tensor, v: Tensor) -> float:
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
     """Return the best of three replays of eight, in seconds: of the device, not of its host."""
-    with sdpa_kernel(backend):
-        with beside(q.device):
-            F.scaled_dot_product_attention(q, k, v)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(8):
-                F.scaled_dot_product_attention(q, k, v)
+    with beside(device):
+        run()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(8):
+            run()
     best = float("inf")
     for _ in range(3):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

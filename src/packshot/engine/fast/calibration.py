@@ -53,9 +53,11 @@ def calibrate(unet: FastUNet, step: Callable[[], object], steps: int) -> list[fl
 
 
 def to_fp8(unet: FastUNet, largest: list[float]) -> None:
-    """Turn ``unet``'s blocks to fp8, by what `calibrate` saw."""
+    """Turn ``unet``'s blocks to fp8, by what `calibrate` saw, and its resnets."""
     for block, top in zip(unet.blocks(), largest, strict=True):
         block.in_fp8(MARGIN * top)
+    for resnet in unet.resnets():
+        resnet.in_fp8()
 
 
 def to_int8(unet: FastUNet) -> None:

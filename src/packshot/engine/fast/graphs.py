@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -41,7 +41,6 @@ class Shape:
     height: int
     width: int
     guided: bool = True
-    noisy: bool = False
 
     @property
     def rows(self) -> int:
@@ -70,17 +69,25 @@ def beside(device: torch.device) -> Generator[None]:
 class Captured(Generic[T]):
     """A function without arguments as a graph; on a CPU, or with graphs off, just the function.
 
-    What it returned when it was captured is what it returns ever after: with other numbers in it.
+    It is run once in ``rehearsal``, in which its own kernels are only compiled. What it returned
+    when it was captured is what it returns ever after: with other numbers in it.
     """
 
-    def __init__(self, run: Callable[[], T], device: torch.device, pool: object | None) -> None:
+    def __init__(
+        self,
+        run: Callable[[], T],
+        device: torch.device,
+        pool: object | None,
+        rehearsal: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         self._run = run
         self._graph: torch.cuda.CUDAGraph | None = None
         if pool is None or device.type != "cuda":
             return
-        with beside(device):
-            for _ in range(2):  # lets libraries choose and kernels compile before the capture
+        with beside(device):  # our kernels compile and libraries choose before the capture
+            with rehearsal():
                 run()
+            run()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=pool):  # type: ignore[arg-type]
             self._returned = run()
@@ -115,7 +122,7 @@ class StepGraph:
         self.first = made(shape.pictures, 4, shape.height, shape.width)
         self.latents = made(shape.pictures, pixels, 4)
         self.clean = torch.zeros_like(self.latents)
-        self.noise = made(shape.pictures, pixels, 4) if shape.noisy else None
+        self.noise = made(shape.pictures, pixels, 4)
         self.guidance = made(shape.pictures) if shape.guided else None
         self.network_in = made(shape.rows, pixels, 4, dtype=dtype)
         self.shifts = made(WINDOW, shape.rows, sum(unet.widths), dtype=dtype)
@@ -127,7 +134,7 @@ class StepGraph:
         if shape.rows not in texts:
             texts[shape.rows] = made(shape.rows, TOKENS, len(unet.kv_weight), dtype=dtype)
         self.kv = texts[shape.rows]
-        self._captured = Captured(self._step, device, pool)
+        self._captured = Captured(self._step, device, pool, unet.kernels.rehearsal)
 
     def _step(self) -> None:
         shape = self.shape
@@ -145,6 +152,7 @@ class StepGraph:
         """Begin with ``latents`` [n,4,h,w] fp32, made of ``noise``; ``scale`` as `put` takes it."""
         self.first = noise
         self.clean.zero_()
+        self.noise.zero_()
         self.put(latents, scale)
 
     def put(self, latents: Tensor, scale: Tensor) -> None:

@@ -6,19 +6,21 @@ the data, which is mostly a normalisation: a `Map` carries such debts along.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol, TypeVar
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from packshot.engine.fast.dense import Dense
-from packshot.engine.fast.reference import Affine, GroupNorm
+from packshot.engine.fast.dense import LAYER_NORM_SIGMAS, TINY, Dense
+from packshot.engine.fast.reference import FP8, FP8_MAX, GroupNorm, to_fp8
 from packshot.engine.networks import blocks
 
 __all__ = [
     "Convolution",
+    "Fp8",
     "Kernels",
     "Map",
     "Resnet",
@@ -66,10 +68,14 @@ class Kernels(Protocol):
         self, x: Tensor, add: Tensor | None, bias: Tensor | None, skip: Tensor | None = None
     ) -> Tensor: ...
     def group_norm(
-        self, x: Tensor, norm: GroupNorm, *, add: Tensor | None = None, bias: Tensor | None = None,
-        skip: Tensor | None = None, shift: Tensor | None = None,
-    ) -> tuple[Tensor, Affine]: ...  # fmt: skip
-    def affine(self, x: Tensor, norm: Affine, *, silu: bool) -> Tensor: ...
+        self, x: Tensor, norm: GroupNorm, *, silu: bool, add: Tensor | None = None,
+        bias: Tensor | None = None, skip: Tensor | None = None, shift: Tensor | None = None,
+        quant: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+    def convolve(
+        self, x: Tensor, weight: Tensor, size: tuple[int, int], dtype: torch.dtype, *,
+        scale: Tensor | None = None,
+    ) -> Tensor: ...  # fmt: skip
     def layer_norm(
         self, x: Tensor, weight: Tensor, bias: Tensor, eps: float, *, add: Tensor | None = None,
         shift: Tensor | None = None, quant: Tensor | None = None,
@@ -83,14 +89,17 @@ class Kernels(Protocol):
     def from_int32(
         self, sums: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype
     ) -> Tensor: ...
-    def attend_text(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor: ...
+    def convolve_pays(self, pixels: int, channels: int, *, fp8: bool) -> bool: ...
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
     def interleave(self, phases: Tensor, size: tuple[int, int], bias: Tensor) -> Tensor: ...
     def softmax(self, x: Tensor, dtype: torch.dtype) -> Tensor: ...
     def to_uint8(self, x: Tensor) -> Tensor: ...
     def advance(
         self, latents: Tensor, clean: Tensor, output: Tensor, network_in: Tensor,
-        noise: Tensor | None, table: Tensor, index: Tensor, guidance: Tensor | None,
+        noise: Tensor, table: Tensor, index: Tensor, guidance: Tensor | None,
     ) -> None: ...  # fmt: skip
+    def rehearsal(self) -> AbstractContextManager[None]: ...
+    def rehearsing(self) -> bool: ...
 
 
 @dataclass(slots=True, eq=False)
@@ -110,22 +119,43 @@ class Map:
         return self.main
 
     def normed(
-        self, kernels: Kernels, norm: GroupNorm, *, silu: bool, skip: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, kernels: Kernels, norm: GroupNorm, *, silu: bool, skip: Tensor | None = None,
+        quant: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Settle, and return that (beside ``skip``), and it through ``norm``."""
-        y, by = kernels.group_norm(self.main, norm, add=self.add, bias=self.bias, skip=skip)
+        y, h = kernels.group_norm(
+            self.main, norm, silu=silu, add=self.add, bias=self.bias, skip=skip, quant=quant
+        )
         if skip is None:
             self.main, self.add, self.bias = y, None, None
-        return y, kernels.affine(y, by, silu=silu)
+        return y, h
 
 
-class Convolution(NamedTuple):
-    """A convolution as data. Its ``bias`` [C'] is for whoever reads the result to add."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Fp8:
+    """A convolution's weight [C',3,3,C] in e4m3; inputs come times ``quant``.
+
+    ``scale`` [C'] undoes both scales.
+    """
+
+    weight: Tensor
+    quant: Tensor
+    scale: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Convolution:
+    """A convolution as data. Its ``bias`` [C'] is for whoever reads the result to add.
+
+    ``own``: whether `Kernels.convolve` computes it, where that pays; ``fp8`` is for that.
+    """
 
     weight: Tensor
     bias: Tensor
     stride: int
     padding: int
+    own: bool = False
+    fp8: Fp8 | None = None
 
     @classmethod
     def of(cls, conv: nn.Conv2d) -> Convolution:
@@ -133,25 +163,61 @@ class Convolution(NamedTuple):
         padding = 1 if conv.padding == (1, 1) else 0
         return cls(conv.weight, _bias_of(conv), conv.stride[0], padding)
 
-    def __call__(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+    def owned(self) -> Convolution:
+        """Return this for our own kernel, which takes 3x3 taps and channels by the 64."""
+        return replace(self, own=all(c % 64 == 0 for c in self.weight.shape[:2]))
+
+    def after(self, norm: GroupNorm) -> Convolution:
+        """Return this in fp8, for what comes out of ``norm`` and SiLU; a scale for each output."""
+        if not self.own:
+            return self
+        gain, bias = norm.weight.abs().amax().float(), norm.bias.abs().amax().float()
+        quant = FP8_MAX / (LAYER_NORM_SIGMAS * gain + bias).clamp(min=TINY)
+        rows = self.weight.permute(0, 2, 3, 1)
+        top = rows.abs().amax(dim=(1, 2, 3), keepdim=True).float().clamp(min=TINY)
+        rounded = to_fp8(rows, FP8_MAX / top).contiguous()
+        return replace(self, fp8=Fp8(rounded, quant, (top / FP8_MAX).flatten() / quant))
+
+    def quant(self, kernels: Kernels, pixels: int) -> Tensor | None:
+        """Return what inputs of so many pixels are to be brought to fp8 with; None: as they are."""
+        fp8, channels = self.fp8, self.weight.shape[1]
+        pays = fp8 is not None and kernels.convolve_pays(pixels, channels, fp8=True)
+        return fp8.quant if fp8 is not None and pays else None
+
+    def __call__(self, kernels: Kernels, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Map [B,P,C] of ``size`` (h, w) to [B,P',C'], without the bias."""
-        b, _, c = x.shape
+        b, p, c = x.shape
+        if x.dtype == FP8 and self.fp8 is not None:
+            scale = self.fp8.scale
+            return kernels.convolve(x, self.fp8.weight, size, self.weight.dtype, scale=scale)
+        if self.own and kernels.convolve_pays(b * p, c, fp8=False):
+            return kernels.convolve(x, self.weight.permute(0, 2, 3, 1), size, x.dtype)
         image = x.view(b, *size, c).permute(0, 3, 1, 2)
         y = F.conv2d(image, self.weight, None, self.stride, self.padding)
         return y.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 class Resnet:
-    """`networks.blocks.ResnetBlock`; the second normalisation takes the first bias along."""
+    """`networks.blocks.ResnetBlock`; the second normalisation takes the first bias along.
 
-    def __init__(self, block: blocks.ResnetBlock) -> None:
+    ``own``: whether `Kernels.convolve` runs here.
+    """
+
+    def __init__(self, block: blocks.ResnetBlock, *, own: bool = False) -> None:
         self.norms = (group_norm_of(block.norm1), group_norm_of(block.norm2))
         self.convs = (Convolution.of(block.conv1), Convolution.of(block.conv2))
+        if own:
+            self.convs = (self.convs[0].owned(), self.convs[1].owned())
         self.shortcut: Dense | None = None
         self.bias = self.convs[1].bias
         if isinstance(block.conv_shortcut, nn.Conv2d):
             weight, bias = linear_of(block.conv_shortcut)
             self.shortcut, self.bias = Dense(weight), self.bias + bias
+
+    def in_fp8(self) -> None:
+        """Turn the convolutions that are ours to fp8; nothing has to be calibrated for it."""
+        first, second = self.convs
+        self.convs = (first.after(self.norms[0]), second.after(self.norms[1]))
 
     def __call__(
         self, kernels: Kernels, x: Map, shift: Tensor | None, skip: Tensor | None = None
@@ -160,12 +226,15 @@ class Resnet:
 
         ``shift`` [B,C'] has the first convolution's bias in it; None is that alone.
         """
-        y, h = x.normed(kernels, self.norms[0], silu=True, skip=skip)
-        h = self.convs[0](h, x.size)
+        first, second = self.convs
+        pixels = x.main.shape[0] * x.main.shape[1]
+        quant, quant_2 = first.quant(kernels, pixels), second.quant(kernels, pixels)
+        y, h = x.normed(kernels, self.norms[0], silu=True, skip=skip, quant=quant)
+        h = first(kernels, h, x.size)
         if shift is None:
-            shift = self.convs[0].bias.expand(len(h), -1).contiguous()
-        h, by = kernels.group_norm(h, self.norms[1], shift=shift)
-        h = self.convs[1](kernels.affine(h, by, silu=True), x.size)
+            shift = first.bias.expand(len(h), -1).contiguous()
+        _, h = kernels.group_norm(h, self.norms[1], silu=True, shift=shift, quant=quant_2)
+        h = second(kernels, h, x.size)
         if self.shortcut is not None:
             y = self.shortcut(y.flatten(0, 1)).view(*y.shape[:2], -1)
         return Map(x.size, y, h, self.bias)
@@ -188,4 +257,4 @@ class Upsample:
             return Map(size, kernels.interleave(phases, x.size, self.conv.bias))
         image = F.interpolate(image, size=size, mode="nearest")
         y = image.permute(0, 2, 3, 1).reshape(len(y), size[0] * size[1], -1)
-        return Map(size, self.conv(y, size), bias=self.conv.bias)
+        return Map(size, self.conv(kernels, y, size), bias=self.conv.bias)

@@ -6,6 +6,7 @@ written has the type of the input, unless an operation says otherwise.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor
 __all__ = [
     "FP8",
     "FP8_MAX",
-    "Affine",
     "GroupNorm",
     "advance",
-    "affine",
-    "attend_text",
+    "attend",
+    "convolve",
+    "convolve_pays",
     "from_int32",
     "gate",
     "geglu",
@@ -27,6 +28,8 @@ __all__ = [
     "interleave",
     "join",
     "layer_norm",
+    "rehearsal",
+    "rehearsing",
     "softmax",
     "to_fp8",
     "to_int8",
@@ -35,13 +38,6 @@ __all__ = [
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
-
-
-class Affine(NamedTuple):
-    """What a group normalisation does to each channel: fp32 [B,C]."""
-
-    scale: Tensor
-    offset: Tensor
 
 
 class GroupNorm(NamedTuple):
@@ -68,31 +64,49 @@ def group_norm(
     x: Tensor,
     norm: GroupNorm,
     *,
+    silu: bool,
     add: Tensor | None = None,
     bias: Tensor | None = None,
     skip: Tensor | None = None,
     shift: Tensor | None = None,
-) -> tuple[Tensor, Affine]:
-    """Join as `join` does, and return that and what GroupNorm (arXiv:1803.08494) does to it.
+    quant: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Join as `join` does, and return that and its GroupNorm (arXiv:1803.08494), through SiLU.
 
-    ``shift`` [B,C] is added before the norm, and is part of the affine. Where there is nothing to
-    join, ``x`` itself is returned.
+    ``shift`` [B,C] is added before the norm. Where there is nothing to join, ``x`` itself is
+    returned. With ``quant``, an fp32 scalar, the second is fp8 (e4m3, saturating): times ``quant``.
     """
     if add is not None or bias is not None or skip is not None:
         x = join(x, add, bias, skip)
-    b, p, c = x.shape
-    size = c // norm.groups
     y = x.float() if shift is None else x.float() + shift.float()[:, None]
-    variance, mean = torch.var_mean(y.reshape(b, p, norm.groups, size), dim=(1, 3), correction=0)
-    scale = (variance + norm.eps).rsqrt().repeat_interleave(size, dim=1) * norm.weight.float()
-    offset = norm.bias.float() - mean.repeat_interleave(size, dim=1) * scale
-    return x, Affine(scale, offset if shift is None else offset + shift.float() * scale)
+    y = y.transpose(1, 2)
+    y = F.group_norm(y, norm.groups, norm.weight.float(), norm.bias.float(), norm.eps)
+    y = (F.silu(y) if silu else y).transpose(1, 2).contiguous()
+    return x, to_fp8(y, quant) if quant is not None else y.to(x.dtype)
 
 
-def affine(x: Tensor, norm: Affine, *, silu: bool) -> Tensor:
-    """Return ``x`` * scale + offset, through SiLU if asked."""
-    y = x.float() * norm.scale[:, None] + norm.offset[:, None]
-    return (F.silu(y) if silu else y).to(x.dtype)
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    *,
+    scale: Tensor | None = None,
+) -> Tensor:
+    """Return the convolution [B,P,N] of a map of ``size`` (h, w) with ``weight`` [N,3,3,C].
+
+    Outside the map there are zeros. fp8 comes with ``scale`` [N] fp32, which undoes its scales.
+    """
+    image = x.float().view(len(x), *size, -1).permute(0, 3, 1, 2)
+    y = F.conv2d(image, weight.float().permute(0, 3, 1, 2), padding=1)
+    y = y.permute(0, 2, 3, 1).flatten(1, 2)
+    return (y if scale is None else y * scale).to(dtype)
+
+
+def convolve_pays(pixels: int, channels: int, *, fp8: bool) -> bool:
+    """Tell whether `convolve` is to be used for so many pixels; here where there is no other."""
+    del pixels, channels
+    return fp8
 
 
 def layer_norm(
@@ -146,11 +160,9 @@ def gate(x: Tensor, bias: Tensor, *, quant: Tensor | None = None) -> Tensor:
     return to_fp8(out, quant) if quant is not None else out.to(x.dtype)
 
 
-def attend_text(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Return the attention [B,N,C] of ``q`` [B,N,C] to a text's ``k`` and ``v`` [B,T,C]."""
-    b, _, c = q.shape
-    q, k, v = (x.reshape(b, -1, heads, c // heads).transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return the attention [B,heads,N,D] of queries to few keys [B,heads,T,D]."""
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def interleave(phases: Tensor, size: tuple[int, int], bias: Tensor) -> Tensor:
@@ -199,7 +211,7 @@ def advance(
     clean: Tensor,
     output: Tensor,
     network_in: Tensor,
-    noise: Tensor | None,
+    noise: Tensor,
     table: Tensor,
     index: Tensor,
     guidance: Tensor | None,
@@ -208,7 +220,7 @@ def advance(
 
     ``output`` is the network's: [n,P,4], or with ``guidance`` [n] first the rows without the prompt
     and then those with it. ``table`` [steps,9] has a `samplers.Step` in each row; ``index`` [1]
-    int32 is the row. ``noise`` [n,P,4] unit normals.
+    int32 is the row. ``noise`` [n,P,4] unit normals, or zeros where none is drawn.
     """
     _, skip, out, keep, now, before, amount, _, following = table[int(index)]
     said = output.float()
@@ -216,10 +228,18 @@ def advance(
         without, told = said.chunk(2)
         said = without + guidance[:, None, None] * (told - without)
     estimate = skip * latents + out * said
-    new = keep * latents + now * estimate + before * clean
-    if noise is not None:
-        new = new + amount * noise
+    new = keep * latents + now * estimate + before * clean + amount * noise
     latents.copy_(new)
     clean.copy_(estimate)
     scaled = (new * following).to(network_in.dtype)
     network_in.copy_(scaled if guidance is None else torch.cat([scaled, scaled]))
+
+
+def rehearsal() -> AbstractContextManager[None]:
+    """Return a context in which kernels are made ready instead of run; here there is nothing to."""
+    return nullcontext()
+
+
+def rehearsing() -> bool:
+    """Tell whether a `rehearsal` is under way."""
+    return False

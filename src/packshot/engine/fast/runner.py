@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import product
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -74,7 +73,7 @@ class FastRunner:
         self.model = model
         self.kernels = fused(model.device) if kernels is None else kernels
         self.tuning = Tuning(tuning, key_of(model))
-        self.attention = Attention(chosen=self.tuning.attention)
+        self.attention = Attention(self.kernels, chosen=self.tuning.attention)
         self._unets: dict[Tier, FastUNet] = {}
         self.decoder = FastDecoder(model.vae, self.kernels)
         self.invariant = invariant
@@ -116,10 +115,8 @@ class FastRunner:
         pictures: Sequence[int] = (1,),
         tiers: Sequence[Tier] = ("exact",),
         tell: Tell | None = None,
-        *,
-        noisy: Sequence[bool] = (False,),
     ) -> int:
-        """As `runner.Runner.warm`, with guidance; ``noisy`` for samplers that draw noise, or not.
+        """As `runner.Runner.warm`, with guidance.
 
         Raises:
             InvalidRequest: these are more than `GRAPHS` shapes.
@@ -132,10 +129,10 @@ class FastRunner:
             return self.batches(count, prod(size) * SIDE_MULTIPLE**2)
 
         shapes: list[tuple[Tier, Shape]] = [
-            (tier, Shape(batch, *size, noisy=drawn))
+            (tier, Shape(batch, *size))
             for size in latents
             for batch in sorted({b for n in pictures for b in fit(n, size)}, reverse=True)
-            for tier, drawn in product(dict.fromkeys(tiers), dict.fromkeys(noisy))
+            for tier in dict.fromkeys(tiers)
         ]
         if len(shapes) > GRAPHS:
             raise InvalidRequest(
@@ -200,7 +197,7 @@ class FastRunner:
         for index, step in enumerate(plan.steps):
             if index % WINDOW == 0:
                 self._load(graph, task, index)
-            if graph.noise is not None:
+            if plan.draws_noise:
                 graph.noise.copy_(graph.rows_of(next(noise)))
             graph.step()
             if kept:
@@ -232,7 +229,6 @@ class FastRunner:
             task.height // SIDE_MULTIPLE,
             task.width // SIDE_MULTIPLE,
             guided=task.guidance != 1,
-            noisy=task.plan.draws_noise,
         )
         return self._step_graph(task.tier, shape)
 
@@ -313,7 +309,7 @@ class DecodeGraph:
     def __init__(self, decoder: FastDecoder, latents: Tensor, pool: object | None) -> None:
         self._latents = torch.zeros_like(latents)
         self._decoder = decoder
-        self.captured = Captured(self._run, latents.device, pool)
+        self.captured = Captured(self._run, latents.device, pool, decoder.kernels.rehearsal)
 
     def _run(self) -> tuple[Tensor, Tensor]:
         levels, finite = self._decoder(self._latents)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 
-from packshot.engine.fast.attention import BACKENDS
+from packshot.engine.fast.attention import NAMES
 
 if TYPE_CHECKING:
     from packshot.engine.model import Model
@@ -162,7 +162,7 @@ def _checked(path: Path) -> _Entry:
     if _sum(file.entry) != file.sum:
         raise ValueError("its sum is wrong")
     entry = msgspec.json.decode(file.entry, type=_Entry)
-    unknown = sorted({choice.kernel for choice in entry.attention} - set(BACKENDS))
+    unknown = sorted({choice.kernel for choice in entry.attention} - set(NAMES))
     if unknown:
         raise ValueError(f"it names kernels that are not there: {', '.join(unknown)}")
     if not all(isfinite(top) and top >= 0 for top in entry.fp8_largest):

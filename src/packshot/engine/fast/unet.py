@@ -5,7 +5,7 @@ What differs from the plain network is where sums are taken, not what is summed:
 - A bias is not added where it arises but with the next pass over the data: by the normalisation
   that reads it, or by the product whose constant it becomes. `maps.Map` and the residual stream of
   the transformers carry such debts along.
-- GroupNorm is an affine of each channel; sums, affine and SiLU are two passes.
+- GroupNorm, SiLU and the rounding to fp8 are one operation.
 - Queries, keys and values are one product; keys and values of the text are given.
 - A product that ends a residual branch adds to the stream in place.
 """
@@ -89,8 +89,9 @@ class Block:
         y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         add = self.out_1.add_to(t, _tokens(y))
         h = self._norm(kernels, 1, t, add, self.q)
-        y = kernels.attend_text(self.q(h).view(batch, -1, t.shape[1]), *kv, self.heads)
-        add = self.out_2.add_to(t, y.flatten(0, 1))
+        q = self.q(h).view(batch, -1, t.shape[1])
+        q, k, v = (_heads(x, self.heads) for x in (q, *kv))
+        add = self.out_2.add_to(t, _tokens(kernels.attend(q, k, v)))
         h = self._norm(kernels, 2, t, add, self.gated)
         return self.out_3.add_to(t, self._gated(kernels, h))
 
@@ -120,6 +121,11 @@ def exact(product: Product) -> Dense:
 def _alternating(x: Tensor) -> Tensor:
     """Return the rows of values and then gates as a value's, its gate's, the next value's."""
     return torch.stack(x.chunk(2), dim=1).flatten(0, 1)
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """Return [B,N,C], heads side by side, as [B,heads,N,D]: a view."""
+    return x.view(len(x), -1, heads, x.shape[-1] // heads).transpose(1, 2)
 
 
 def _tokens(y: Tensor) -> Tensor:
@@ -167,7 +173,8 @@ class Level:
 class FastUNet:
     """The network. Built of a plain one on the same device, whose weights it shares or copies.
 
-    ``one_pass``: whether `Kernels.geglu` runs here; it takes a Hopper GPU or a later one.
+    ``one_pass``: whether `Kernels.geglu` and `Kernels.convolve` run here; they take a Hopper GPU or
+    a later one.
     """
 
     def __init__(
@@ -185,7 +192,10 @@ class FastUNet:
         ) -> Level:
             transformers = each(block.attentions, plain.Transformer)
             return Level(
-                [Resnet(resnet) for resnet in each(block.resnets, blocks.ResnetBlock)],
+                [
+                    Resnet(resnet, own=one_pass)
+                    for resnet in each(block.resnets, blocks.ResnetBlock)
+                ],
                 [Transformer(transformer, one_pass=one_pass) for transformer in transformers],
                 down,
                 up,
@@ -201,7 +211,7 @@ class FastUNet:
             doubling = each(block.upsamplers, blocks.Upsample)
             self.up.append(level(block, up=Upsample(doubling[0]) if doubling else None))
 
-        resnets = [resnet for part in self.levels() for resnet in part.resnets]
+        resnets = list(self.resnets())
         self.widths = [len(resnet.convs[0].bias) for resnet in resnets]
         self._biases = torch.cat([resnet.convs[0].bias for resnet in resnets])
         texts = [m.attn2 for m in unet.modules() if isinstance(m, plain.TransformerBlock)]
@@ -217,6 +227,11 @@ class FastUNet:
     def levels(self) -> list[Level]:
         """Return all levels, in the order of the network."""
         return [*self.down, self.mid, *self.up]
+
+    def resnets(self) -> Iterator[Resnet]:
+        """Yield the resnets, in the order of the network."""
+        for level in self.levels():
+            yield from level.resnets
 
     def blocks(self) -> Iterator[Block]:
         """Yield the transformer blocks, in the order of the network."""
@@ -242,7 +257,7 @@ class FastUNet:
         """
         given = iter(torch.split(shifts, self.widths, dim=-1))
         kv = iter(cross_kv)
-        state = Map(size, self.conv_in(x, size), bias=self.conv_in.bias)
+        state = Map(size, self.conv_in(self.kernels, x, size), bias=self.conv_in.bias)
         skips = [state]
         for level in self.down:
             for i in range(len(level.resnets)):
@@ -260,7 +275,7 @@ class FastUNet:
                 # To the size of the next skip: it is odd where the way down rounded up.
                 state = level.up(self.kernels, state, skips[-1].size)
         _, y = state.normed(self.kernels, self.norm_out, silu=True)
-        return self.conv_out(y, size) + self.conv_out.bias
+        return self.conv_out(self.kernels, y, size) + self.conv_out.bias
 
     def _stage(
         self,
@@ -279,6 +294,6 @@ class FastUNet:
         return state
 
     def _down(self, state: Map, conv: Convolution) -> Map:
-        y = conv(state.settle(self.kernels), state.size)
+        y = conv(self.kernels, state.settle(self.kernels), state.size)
         size = ((state.size[0] + 1) // 2, (state.size[1] + 1) // 2)
         return Map(size, y, bias=conv.bias)

@@ -58,7 +58,7 @@ class FastDecoder:
         z = z.to(self.conv_in.weight.dtype).permute(0, 2, 3, 1)
         size = (z.shape[1], z.shape[2])
         z = F.linear(z.flatten(1, 2), *self.point)
-        x = Map(size, self.conv_in(z, size), bias=self.conv_in.bias)
+        x = Map(size, self.conv_in(kernels, z, size), bias=self.conv_in.bias)
         first, attention, second = self.mid
         x = second(kernels, attention(kernels, first(kernels, x, None)), None)
         for resnets, upsamples in self.levels:
@@ -67,7 +67,7 @@ class FastDecoder:
             for upsample in upsamples:
                 x = upsample(kernels, x, (2 * x.size[0], 2 * x.size[1]))
         _, y = x.normed(kernels, self.norm_out, silu=True)
-        y = self.conv_out(y, x.size) + self.conv_out.bias
+        y = self.conv_out(kernels, y, x.size) + self.conv_out.bias
         return kernels.to_uint8(y).view(len(y), *x.size, 3), y.isfinite().all()
 
 

@@ -1,0 +1,63 @@
+# type: ignore  # noqa: PGH003 (Triton's language has no types, nor is it installed everywhere)
+"""How the kernels are started: overlapping the one before, or compiled ahead and not started."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+__all__ = ["LANES", "await_inputs", "launch", "rehearsal", "rehearsing"]
+
+LANES = 64  # channels that one program of a feature map handles: 128 bytes of a row in bf16
+THREADS = 16  # that compile at a time
+
+EARLY = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+_EARLY = tl.constexpr(EARLY)
+_rehearsing = False
+
+
+@triton.jit
+def await_inputs():
+    """Wait for the kernel before this one, beside whose end this one was started.
+
+    Programmatic dependent launch (CUDA's programming guide, from Hopper on); the next may start.
+    """
+    if _EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:
+    """Start ``kernel``, whose first act is `await_inputs`; or compile it, in a `rehearsal`."""
+    if EARLY:
+        options["launch_pdl"] = True
+    if _rehearsing:
+        kernel.warmup(*args, grid=tuple(grid), **options)
+    else:
+        kernel[tuple(grid)](*args, **options)
+
+
+@contextmanager
+def rehearsal() -> Generator[None]:
+    """Start nothing of what is launched inside, and have all of it compiled at the end.
+
+    On many threads: one after the other takes a quarter of a second each, fifteen in all.
+    """
+    global _rehearsing  # noqa: PLW0603 (one process has one compiler)
+    with ThreadPoolExecutor(THREADS) as pool, triton.AsyncCompileMode(pool):
+        _rehearsing = True
+        try:
+            yield
+        finally:
+            _rehearsing = False
+
+
+def rehearsing() -> bool:
+    """Tell whether a `rehearsal` is under way."""
+    return _rehearsing
