@@ -1,6 +1,7 @@
 """How fast SDXL is on this GPU: ours and diffusers' in one run, from a text to bytes.
 
-    python benchmarks/gpu/sdxl.py [--parts latency,throughput,vae,text,small,drift,rival,cold]
+    python benchmarks/gpu/sdxl.py [--parts latency,throughput,vae,small,drift,cold,rival]
+    python benchmarks/gpu/sdxl.py --parts throughput,rival-throughput
 
 Random weights of SDXL's true shape, 1024x1024, guidance on every step. The rival is diffusers with
 UNet and VAE compiled, channels last, guidance in one batch, whatever attention torch picks there.
@@ -80,10 +81,11 @@ class Ours:
         return {u.stage: u.seconds * 1e3 for u in self.engine.render(request).usage}
 
 
-def small_step(engine: Engine) -> Times:
+def small_step(engine: Engine, precision: str) -> Times:
     """Time one step at 512x512, by replaying its graph."""
-    engine.render(replace(LATENCY, width=512, height=512, steps=3))
-    graph = next(g for (_, s), g in engine.runner.steps.items() if s.height == 64)
+    engine.render(replace(LATENCY, width=512, height=512, steps=3, precision=precision))
+    tier = "exact" if precision == "bf16" else precision
+    graph = next(g for (t, s), g in engine.runner.steps.items() if s.height == 64 and t == tier)
     with torch.inference_mode():
         graph.index.zero_()
         return timed(graph.step, 30)
@@ -119,48 +121,66 @@ def drifts(ours: Ours) -> dict[str, float]:
     return {name: drift(end, want) for name, end in ends.items()}
 
 
-def rival(report: dict[str, Any], *, throughput: bool) -> None:
-    """Time diffusers, compiled, on the same folder."""
-    from diffusers import (
-        DPMSolverMultistepScheduler,
-        EulerDiscreteScheduler,
-        StableDiffusionXLPipeline,
-    )
+def diffusers_compiled() -> Any:  # noqa: ANN401 (it has no types)
+    """Return diffusers' pipeline on the same folder, as strong as it gets without other work."""
+    from diffusers import StableDiffusionXLPipeline
 
     pipe = StableDiffusionXLPipeline.from_pretrained(FOLDER, torch_dtype=torch.bfloat16).to("cuda")
     pipe.set_progress_bar_config(disable=True)
     pipe.vae.config.force_upcast = False
     pipe.unet.to(memory_format=torch.channels_last)
     pipe.vae.to(memory_format=torch.channels_last)
-    config = pipe.scheduler.config
-    pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
     pipe.unet = torch.compile(pipe.unet, mode="reduce-overhead", fullgraph=True)
     pipe.vae.decode = torch.compile(pipe.vae.decode, mode="reduce-overhead", fullgraph=True)
+    return pipe
 
-    def run(steps: int = 30, count: int = 1, output: str = "pil") -> object:
-        return pipe(
-            PROMPTS[0], negative_prompt="", num_inference_steps=steps, guidance_scale=5.0,
-            height=1024, width=1024, num_images_per_prompt=count, output_type=output,
-        )  # fmt: skip
 
+def rival_run(
+    pipe: Any,  # noqa: ANN401
+    steps: int,
+    guidance: float,
+    count: int = 1,
+    output: str = "pil",
+) -> object:
+    return pipe(
+        PROMPTS[0], negative_prompt="", num_inference_steps=steps, guidance_scale=guidance,
+        height=1024, width=1024, num_images_per_prompt=count, output_type=output,
+    )  # fmt: skip
+
+
+def rival(report: dict[str, Any]) -> None:
+    """Time diffusers, compiled, for one picture."""
+    from diffusers import DPMSolverMultistepScheduler
+
+    pipe = diffusers_compiled()
+    config = pipe.scheduler.config
+    pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, use_karras_sigmas=True)
     start = time.perf_counter()
-    run(2)
+    rival_run(pipe, 2, 5.0)
     torch.cuda.synchronize()
     report["rival_compile_s"] = time.perf_counter() - start
     say("diffusers compiled: first picture after loading", report["rival_compile_s"], "s")
-    times = timed(run, 7)
+    times = timed(lambda: rival_run(pipe, 30, 5.0), 7)
     report["rival_latency_ms"] = times.median
     say("diffusers compiled: 30 steps, text to PIL", times)
-    times = timed(lambda: run(output="pt"), 5)
+    times = timed(lambda: rival_run(pipe, 30, 5.0, output="pt"), 5)
     report["rival_latency_pt_ms"] = times.median
     say("diffusers compiled: 30 steps, text to tensor", times)
-    if throughput:
-        torch._dynamo.reset()
-        pipe.scheduler = EulerDiscreteScheduler.from_config(config)
-        run(2, 8)
-        times = timed(lambda: run(20, 8), 2, 0)
-        report["rival_throughput"] = 8e3 / times.median
-        say("diffusers compiled: 20 Euler steps, batch 8", 8e3 / times.median, "pictures/s")
+
+
+def rival_throughput(report: dict[str, Any]) -> None:
+    """Time diffusers, compiled, for eight pictures at a time: in a call of its own, it compiles."""
+    from diffusers import EulerDiscreteScheduler
+
+    pipe = diffusers_compiled()
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    start = time.perf_counter()
+    rival_run(pipe, 2, 8.0, 8)
+    torch.cuda.synchronize()
+    say("diffusers compiled: first eight pictures", time.perf_counter() - start, "s")
+    times = timed(lambda: rival_run(pipe, 20, 8.0, 8), 3, 1)
+    report["rival_throughput"] = 8e3 / times.median
+    say("diffusers compiled: 20 Euler steps, batch 8", 8e3 / times.median, "pictures/s")
 
 
 def cold(label: str, env: dict[str, str]) -> float:
@@ -208,11 +228,12 @@ def measure(ours: Ours, report: dict[str, Any], parts: set[str]) -> None:
                 )
                 stages = ours.stages(replace(LATENCY, precision=precision))
                 print("   ", {stage: round(ms, 1) for stage, ms in stages.items()})
-    with part("small", parts) as wanted:
-        if wanted:
-            times = small_step(ours.engine)
-            report["step_512_ms"] = times.median
-            say("ours bf16: one step at 512x512", times)
+    for precision in ("bf16", "fp8"):
+        with part("small", parts) as wanted:
+            if wanted:
+                times = small_step(ours.engine, precision)
+                report[f"step_512_{precision}_ms"] = times.median
+                say(f"ours {precision}: one step at 512x512", times)
     for precision in ("bf16", "fp8"):
         with part("throughput", parts) as wanted:
             if wanted:
@@ -265,7 +286,10 @@ def main() -> None:
             report["warm_s"] = cold("compile caches warm", caches)
     with part("rival", parts) as wanted:
         if wanted:
-            rival(report, throughput="throughput" in parts)
+            rival(report)
+    with part("rival-throughput", parts) as wanted:
+        if wanted:
+            rival_throughput(report)
     print(json.dumps(report))
 
 
