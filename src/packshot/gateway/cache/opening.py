@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from packshot.core.errors import InvalidRequest, ModelNotFound
@@ -11,7 +12,7 @@ from packshot.gateway.cache.audit_log import AuditLog
 from packshot.gateway.cache.cache import ResponseCache
 from packshot.gateway.cache.file_store import FileStore
 from packshot.gateway.cache.settings import SemanticCacheEntry
-from packshot.gateway.cache.store import MemoryStore, Store
+from packshot.gateway.cache.store import MemoryStore, Neighbours, Store
 from packshot.gateway.dispatch import Dispatcher
 from packshot.gateway.settings import GatewaySettings
 from packshot.gateway.telemetry import Telemetry
@@ -42,16 +43,9 @@ async def open_cache(
             "semantic_cache.store: memory is one worker's own, and what is purged would stay in the"
             ' others; with more workers leave it out, for a file, or set "valkey://host"'
         )
-    back: Store | None = None
-    if not entry.store:
-        size = entry.file_mb << 20
-        back = await asyncio.to_thread(FileStore, settings.server.folder / ANSWERS, size)
-    elif entry.store != "memory":
-        from packshot.gateway.cache.valkey_store import ValkeyStore
-
-        back = ValkeyStore(entry.store, entry.file_mb << 20)
+    back, far = await asyncio.to_thread(_stores, entry, settings.server.folder)
     front = MemoryStore(entry.memory_mb << 20)
-    tier = await asyncio.to_thread(_tier, entry, telemetry)
+    tier = await asyncio.to_thread(_tier, entry, telemetry, far)
     cache = ResponseCache(entry, dispatcher, telemetry, front, back=back, tier=tier)
     if tier is not None and entry.audit.share:
         from packshot.gateway.cache.audit import Auditor
@@ -62,7 +56,33 @@ async def open_cache(
     return cache
 
 
-def _tier(entry: SemanticCacheEntry, telemetry: Telemetry) -> Semantic | None:
+def _stores(entry: SemanticCacheEntry, folder: Path) -> tuple[Store | None, Neighbours | None]:
+    """Return what lies behind the memory, and the same where it searches vectors itself."""
+    size = entry.file_mb << 20
+    if not entry.store:
+        return FileStore(folder / ANSWERS, size), None
+    if entry.store == "memory":
+        return None, None
+    is_database = entry.store.startswith(("postgresql://", "postgres://"))
+    try:
+        if is_database:
+            from packshot.gateway.cache.postgres_store import PostgresStore
+
+            store = PostgresStore(entry.store, size)
+            return store, store
+        from packshot.gateway.cache.valkey_store import ValkeyStore
+
+        return ValkeyStore(entry.store, size, most_news=entry.max_vectors), None
+    except ImportError as error:
+        extra = "postgres" if is_database else "shared"
+        raise InvalidRequest(
+            f"semantic_cache.store: {error}: pip install 'packshot[{extra}]'"
+        ) from error
+
+
+def _tier(
+    entry: SemanticCacheEntry, telemetry: Telemetry, far: Neighbours | None
+) -> Semantic | None:
     """Return the semantic tier; None where there is to be none, or no model (`plan` says so)."""
     if not entry.max_vectors or not (
         entry.semantic or any(route.semantic for route in entry.routes.values())
@@ -80,4 +100,4 @@ def _tier(entry: SemanticCacheEntry, telemetry: Telemetry) -> Semantic | None:
     except ImportError as error:
         tell(InvalidRequest(f"semantic_cache: {error}: pip install 'packshot[embed]'"))
         return None
-    return Semantic(Offloaded(model), entry.max_vectors, tell)
+    return Semantic(Offloaded(model), entry.max_vectors, tell, far=far)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -33,6 +33,7 @@ from packshot.gateway.cache.guards import compare
 from packshot.gateway.cache.request import CachedRequest, spoken
 from packshot.gateway.cache.similarity import VectorIndex
 from packshot.gateway.cache.slots import SLOT_TYPES, Reading, read
+from packshot.gateway.cache.store import Near, Neighbours
 from packshot.gateway.cache.templates import TemplateMiner
 
 __all__ = ["Semantic"]
@@ -66,7 +67,8 @@ class Semantic:
     """A `SemanticTier` over ``embedder`` that knows up to ``most`` entries; ``tell`` hears of what
     went wrong in its thread.
 
-    Entries whose vectors are another embedder's are not found here.
+    Entries whose vectors are another embedder's are not found here. Where none of its own serves,
+    ``far`` is asked, a store that searches among those of all replicas.
     """
 
     def __init__(
@@ -75,8 +77,10 @@ class Semantic:
         most: int,
         tell: Callable[[BaseException], None],
         clock: Clock = wall_us,
+        far: Neighbours | None = None,
     ) -> None:
         self.embedder = embedder
+        self._far = far
         self._most = most
         self._tell = tell
         self._clock = clock
@@ -107,10 +111,15 @@ class Semantic:
                 must_match = rules.must_match or SLOT_TYPES
                 search = partial(self._search, partition, text, vector, threshold, must_match)
                 key, similarity = await run(self._thread, search)
+                packed = vector.astype(np.float16).tobytes()
+                scent = Scent(partition, text, packed, self.embedder.name)
+                if not key and self._far is not None:
+                    near = await self._far.nearest(scent, CANDIDATES, threshold)
+                    choose = partial(self._choose, scent, near, must_match)
+                    key, similarity = await run(self._thread, choose) if near else ("", 0.0)
         except (TimeoutError, Saturated):
             return NOTHING
-        packed = vector.astype(np.float16).tobytes()
-        return key, similarity, Scent(partition, text, packed, self.embedder.name)
+        return key, similarity, scent
 
     def learn(self, key: str, entry: Entry) -> None:
         """Find this entry from now on."""
@@ -160,6 +169,18 @@ class Semantic:
                 if self._known[key][1].until > self._clock():
                     return key, min(match.similarity, 1.0)
                 self._forget(key)
+        return "", 0.0
+
+    def _choose(
+        self, scent: Scent, near: Sequence[Near], must_match: tuple[str, ...]
+    ) -> tuple[str, float]:
+        """Return the nearest of ``near`` that the guards let pass."""
+        partition = self._partitions.get(scent.partition)
+        reading = read_kept if partition is None else partition.reading
+        asked = reading(scent.text)
+        for key, text, similarity in near:
+            if compare(asked, reading(text), must_match).agree:
+                return key, min(similarity, 1.0)
         return "", 0.0
 
     def _learn(self, key: str, entry: Entry, scent: Scent) -> None:

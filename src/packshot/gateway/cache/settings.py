@@ -90,9 +90,10 @@ class SemanticCacheEntry:
     """The response cache: exact answers, and with ``semantic`` those of similar requests.
 
     ``store`` is where answers are kept beside the worker's memory: "" is a file in the state
-    folder, "memory" nothing, a ``valkey://`` URL a server that replicas share. ``model`` is the
-    folder of the embedding model; "" where ``packshot cache model`` makes it. ``max_entry_kb``
-    bounds one answer, ``max_vectors`` the answers that the semantic tier knows, per worker.
+    folder, "memory" nothing, the URL of a server (``valkey://``, ``postgresql://``) what replicas
+    share. ``model`` is the folder of the embedding model; "" where ``packshot cache model`` makes
+    it. ``max_entry_kb`` bounds one answer, ``max_vectors`` the answers that the semantic tier
+    knows, per worker.
     """
 
     enabled: bool = False
@@ -123,7 +124,10 @@ class SemanticCacheEntry:
         if not 0 <= self.max_vectors <= 10_000_000:
             raise InvalidRequest(f"max_vectors is 0 to 10000000, got {self.max_vectors}")
         if self.store not in {"", "memory"} and "://" not in self.store:
-            raise InvalidRequest('store is "", "memory", or the URL of a server like valkey://host')
+            raise InvalidRequest(
+                'store is "", "memory", or the URL of a server: valkey://host or'
+                " postgresql://user@host/database"
+            )
 
 
 def check_threshold(value: float | None) -> None:

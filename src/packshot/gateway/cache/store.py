@@ -14,17 +14,35 @@ from typing import NamedTuple, Protocol, TypeAlias
 
 from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import InvalidRequest
-from packshot.gateway.cache.entry import BESIDE, Entry, Purge
+from packshot.gateway.cache.entry import BESIDE, Entry, Purge, Scent
 from packshot.state.blobs import Held
 
-__all__ = ["Mark", "MemoryStore", "News", "Store", "rank"]
+__all__ = [
+    "FORGOTTEN",
+    "Mark",
+    "MemoryStore",
+    "Near",
+    "Neighbours",
+    "News",
+    "Store",
+    "rank",
+    "sets_of",
+    "worth_of",
+]
 
 Mark: TypeAlias = tuple[int, int]
 """Up to where one has heard of a store's entries, and of what was purged."""
 
 
+FORGOTTEN = (Purge("all"),)
+"""What one hears who was away for so long that the purges since are remembered no more."""
+
+
 class News(NamedTuple):
-    """What others put into a store, of entries with a scent, and what they purged."""
+    """What others put into a store, of entries with a scent, and what they purged.
+
+    An entry may come without its body. Purges are to be followed before entries are learned.
+    """
 
     mark: Mark
     entries: Sequence[tuple[str, Entry]]
@@ -63,7 +81,10 @@ class Store(Protocol):
         ...
 
     async def news(self, mark: Mark) -> News:
-        """Return what came since ``mark``; (0, 0) is the beginning."""
+        """Return what came since ``mark``; (0, 0) is the beginning.
+
+        It may be a part: until the mark stays as it is, there is more.
+        """
         ...
 
     async def aclose(self) -> None:
@@ -71,9 +92,37 @@ class Store(Protocol):
         ...
 
 
+class Near(NamedTuple):
+    """An entry near another: its exact key, its text, and the cosine."""
+
+    key: str
+    text: str
+    similarity: float
+
+
+class Neighbours(Protocol):
+    """A store that searches its vectors itself, those of all who share it."""
+
+    async def nearest(self, scent: Scent, count: int, at_least: float) -> Sequence[Near]:
+        """Return up to ``count`` entries of the scent's partition and model, the nearest first, of
+        the cosine ``at_least`` or more. None where it cannot be reached, as `Store.get`.
+        """
+        ...
+
+
 def rank(entry: Entry, floor: float) -> float:
     """Return an entry's place among those that go; the lowest goes first, and is the next floor."""
-    return floor + max(entry.worth, 1.0 / entry.size)
+    return floor + worth_of(entry)
+
+
+def worth_of(entry: Entry) -> float:
+    """Return an entry's worth, which is above 0: of two that cost nothing the larger goes first."""
+    return max(entry.worth, 1.0 / entry.size)
+
+
+def sets_of(entry: Entry) -> list[str]:
+    """Return the names by which an entry is purged with others: ``by:value`` of such a `Purge`."""
+    return [f"scope:{entry.scope}", f"route:{entry.route}", *(f"tag:{tag}" for tag in entry.tags)]
 
 
 class MemoryStore:

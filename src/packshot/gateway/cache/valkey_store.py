@@ -2,8 +2,13 @@
 
 A lookup has 5 ms for an answer. After one without, nobody asks for a second: a server that is down
 or slow costs no call more than that, and no call an error. One script does each change, so that
-what is counted is what is there. Similar requests are found by the replica that kept the answer
-(vectors stay in the workers); what any replica purged, all hear of.
+what is counted is what is there.
+
+Each replica searches among vectors of its own. It follows those of the others: entries have numbers
+in the order in which they came, and it asks for what is above the last number that it has heard of.
+So it has them all, one look (a second) later at the most; what went meanwhile it never hears of.
+Purges are numbered likewise. Numbers are the server's µs, or the last one and 1: a server that lost
+its memory goes on above those that it gave before.
 """
 
 from __future__ import annotations
@@ -14,10 +19,12 @@ from collections.abc import Sequence
 from hashlib import sha1
 from typing import TypeAlias, cast
 
+import msgspec
+
 from packshot.core.clock import SECOND_US, Clock, wall_us
 from packshot.core.errors import StateUnavailable
 from packshot.gateway.cache.entry import Entry, Purge, decoded, encoded
-from packshot.gateway.cache.store import Mark, News
+from packshot.gateway.cache.store import FORGOTTEN, Mark, News, sets_of, worth_of
 from packshot.state.blobs import Held, check_limit
 from packshot.state.resp import Client, ReplyError, address_of
 from packshot.state.resp import encoded as command
@@ -33,6 +40,9 @@ PATIENT_S = 2.0
 RETRY_US = SECOND_US
 AT_ONCE = 500
 """Entries that one script throws away, so that others come to their turn."""
+
+NEWS_AT_ONCE = 200
+"""Entries of one answer of `ValkeyStore.news`, of some kB each."""
 
 LONGEST_LOG = 10_000
 """Purges that are remembered for replicas that have not heard of them."""
@@ -50,37 +60,57 @@ local function drop(key)
   redis.call('HDEL', p .. 'of', key)
   redis.call('ZREM', p .. 'rank', key)
   redis.call('ZREM', p .. 'end', key)
-  redis.call('DEL', p .. 'v:' .. key)
+  redis.call('ZREM', p .. 'new', key)
+  redis.call('DEL', p .. 'e:' .. key)
   redis.call('DECRBY', p .. 'size', about[1])
   return 1
 end
+local function number(name)
+  local time = redis.call('TIME')
+  local last = tonumber(redis.call('GET', p .. name) or 0)
+  local next = string.format('%.0f', math.max(time[1] * 1000000 + time[2], last + 1))
+  redis.call('SET', p .. name, next)
+  return next
+end
 """
-"""An entry is ``v:KEY``; ``of`` has [size, worth, sets…] of each; ``rank``, ``end`` order them."""
+"""An entry is ``e:KEY`` with ``head`` and ``body``; ``of`` has [size, worth, sets…] of each;
+``rank``, ``end`` and ``new`` order them, the last those that are found for similar requests."""
 
 GET = """
-local value = redis.call('GET', p .. 'v:' .. ARGV[1])
-if not value then return false end
+local found = redis.call('HMGET', p .. 'e:' .. ARGV[1], 'head', 'body')
+if not found[1] then return false end
 local about = cjson.decode(redis.call('HGET', p .. 'of', ARGV[1]) or '[0,0]')
 local floor = tonumber(redis.call('GET', p .. 'floor') or 0)
 redis.call('ZADD', p .. 'rank', 'XX', floor + about[2], ARGV[1])
-return value
+return found
 """
 
 PUT = """
-local key, value, raw, ends, ms, most = unpack(ARGV)
+local key, head, body, raw, ends, ms, most, scented, heard = unpack(ARGV)
 local about = cjson.decode(raw)
 drop(key)
 if about[1] > tonumber(most) then return 0 end
+if tonumber(heard) >= 0 then
+  local is = {['all:'] = true, ['key:' .. key] = true}
+  for i = 3, #about do is[about[i]] = true end
+  for _, row in ipairs(redis.call('ZRANGEBYSCORE', p .. 'purges', '(' .. heard, '+inf')) do
+    local what = cjson.decode(row:sub(row:find(' ') + 1))
+    if is[what[1] .. ':' .. what[2]] then return 0 end
+  end
+end
 while tonumber(redis.call('GET', p .. 'size') or 0) + about[1] > tonumber(most) do
   local least = redis.call('ZRANGE', p .. 'rank', 0, 0, 'WITHSCORES')
+  if #least == 0 then break end
   redis.call('SET', p .. 'floor', least[2])
   drop(least[1])
 end
-redis.call('SET', p .. 'v:' .. key, value, 'PX', ms)
+redis.call('HSET', p .. 'e:' .. key, 'head', head, 'body', body)
+redis.call('PEXPIRE', p .. 'e:' .. key, ms)
 redis.call('HSET', p .. 'of', key, raw)
 local floor = tonumber(redis.call('GET', p .. 'floor') or 0)
 redis.call('ZADD', p .. 'rank', floor + about[2], key)
 redis.call('ZADD', p .. 'end', ends, key)
+if scented == '1' then redis.call('ZADD', p .. 'new', number('kept'), key) end
 for i = 3, #about do redis.call('SADD', p .. 'by:' .. about[i], key) end
 redis.call('INCRBY', p .. 'size', about[1])
 return 1
@@ -100,10 +130,14 @@ return gone
 """
 
 NOTE = """
-local number = redis.call('INCR', p .. 'purged')
-redis.call('ZADD', p .. 'purges', number, number .. ' ' .. ARGV[1])
-redis.call('ZREMRANGEBYSCORE', p .. 'purges', '-inf', number - tonumber(ARGV[2]))
-return number
+local made = number('purged')
+redis.call('ZADD', p .. 'purges', made, made .. ' ' .. ARGV[1])
+local past = redis.call('ZRANGE', p .. 'purges', 0, -tonumber(ARGV[2]) - 1, 'WITHSCORES')
+if #past > 0 then
+  redis.call('SET', p .. 'forgot', string.format('%.0f', past[#past]))
+  redis.call('ZREMRANGEBYRANK', p .. 'purges', 0, -tonumber(ARGV[2]) - 1)
+end
+return made
 """
 
 HELD = """
@@ -111,32 +145,55 @@ return {redis.call('HLEN', p .. 'of'), tonumber(redis.call('GET', p .. 'size') o
 """
 
 NEWS = """
-local rows = redis.call('ZRANGEBYSCORE', p .. 'purges', '(' .. ARGV[1], '+inf')
-return {redis.call('GET', p .. 'purged') or '0', rows}
+local mark, purge, count, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local from = '(' .. mark
+if mark == '0' then -- it has room for so many: the last ones
+  local first = redis.call('ZRANGE', p .. 'new', -most, -most, 'WITHSCORES')
+  if #first > 0 then from = string.format('%.0f', first[2]) end
+end
+local rows = redis.call('ZRANGEBYSCORE', p .. 'new', from, '+inf', 'WITHSCORES', 'LIMIT', 0, count)
+local entries = {}
+for i = 1, #rows, 2 do
+  mark = string.format('%.0f', rows[i + 1])
+  local head = redis.call('HGET', p .. 'e:' .. rows[i], 'head')
+  if head then table.insert(entries, {rows[i], head}) end
+end
+local purges = {'all'}
+if tonumber(purge) >= tonumber(redis.call('GET', p .. 'forgot') or 0) then
+  purges = redis.call('ZRANGEBYSCORE', p .. 'purges', '(' .. purge, '+inf')
+end
+return {mark, entries, redis.call('GET', p .. 'purged') or purge, purges}
 """
 
 Word: TypeAlias = str | int
 
 
 class ValkeyStore:
-    """A `Store` of ``max_bytes`` at the server ``url``; ``clock`` is in µs.
+    """A `Store` of ``max_bytes`` at the server ``url``; ``clock`` is in µs. Of entries that are
+    there before it starts, it hears of the last ``most_news``.
 
     Raises:
         InvalidRequest: the URL is none of ``valkey://``, ``redis://``, ``rediss://``, ``unix://``.
     """
 
-    def __init__(self, url: str, max_bytes: int, clock: Clock = wall_us) -> None:
+    def __init__(
+        self, url: str, max_bytes: int, clock: Clock = wall_us, most_news: int = 50_000
+    ) -> None:
         self.max_bytes = check_limit(max_bytes)
         self.problem = ""
         self._clock = clock
+        self._most_news = max(most_news, 1)
         self._away_until = 0
+        self._heard = -1
         self._client = Client(address_of(url))
 
     async def get(self, key: str) -> Entry | None:
         """As `Store.get`, in 5 ms at the most."""
-        found = await self._quiet(GET, [key], ANSWER_S)
-        entry = decoded(found) if isinstance(found, bytes) else None
-        return None if entry is None or entry.until <= self._clock() else entry
+        found = cast("list[bytes] | None", await self._quiet(GET, [key], ANSWER_S))
+        entry = decoded(found[0]) if found else None
+        if not found or entry is None or entry.until <= self._clock():
+            return None
+        return msgspec.structs.replace(entry, body=found[1])
 
     async def put(self, key: str, entry: Entry) -> None:
         """As `Store.put`."""
@@ -144,11 +201,10 @@ class ValkeyStore:
         if left_ms <= 0:
             await self._quiet(DROP, ["key", key, 1], PATIENT_S)
             return
-        worth = max(entry.worth, 1.0 / entry.size)
-        sets = ["all:", f"scope:{entry.scope}", f"route:{entry.route}"]
-        about = json.dumps([entry.size, worth, *sets, *(f"tag:{tag}" for tag in entry.tags)])
-        words = [key, encoded(entry), about, entry.until, left_ms, self.max_bytes]
-        await self._quiet(PUT, words, PATIENT_S)
+        about = json.dumps([entry.size, worth_of(entry), "all:", *sets_of(entry)])
+        head = encoded(msgspec.structs.replace(entry, body=b""))
+        words = [key, head, entry.body, about, entry.until, left_ms, self.max_bytes]
+        await self._quiet(PUT, [*words, int(entry.scent is not None), self._heard], PATIENT_S)
 
     async def purge(self, what: Purge) -> int:
         """As `Store.purge`."""
@@ -179,13 +235,18 @@ class ValkeyStore:
         return Held(*found) if found else Held(0, 0)
 
     async def news(self, mark: Mark) -> News:
-        """As `Store.news`: what was purged. A replica that starts has nothing to let go of."""
-        found = await self._quiet(NEWS, [mark[1]], PATIENT_S)
+        """As `Store.news`; entries come without their bodies."""
+        words = [*mark, NEWS_AT_ONCE, self._most_news]
+        found = await self._quiet(NEWS, words, PATIENT_S)
         if found is None:
             return News(mark, (), ())
-        last, rows = cast("tuple[bytes, list[bytes]]", found)
-        purges = [Purge(*json.loads(row.partition(b" ")[2])) for row in rows]
-        return News((0, int(last)), (), purges)
+        kept, rows, purged, notes = cast(
+            "tuple[bytes, list[tuple[bytes, bytes]], bytes, list[bytes]]", found
+        )
+        entries = [(k.decode(), entry) for k, raw in rows if (entry := decoded(raw)) is not None]
+        purges = [Purge(*json.loads(note.partition(b" ")[2])) for note in notes if note != b"all"]
+        self._heard = int(purged)
+        return News((int(kept), int(purged)), entries, FORGOTTEN if notes == [b"all"] else purges)
 
     async def aclose(self) -> None:
         """End the connection."""
