@@ -211,7 +211,7 @@ class FastUNet:
             doubling = each(block.upsamplers, blocks.Upsample)
             self.up.append(level(block, up=Upsample(doubling[0]) if doubling else None))
 
-        resnets = list(self.resnets())
+        resnets = [resnet for part in self.levels() for resnet in part.resnets]
         self.widths = [len(resnet.convs[0].bias) for resnet in resnets]
         self._biases = torch.cat([resnet.convs[0].bias for resnet in resnets])
         texts = [m.attn2 for m in unet.modules() if isinstance(m, plain.TransformerBlock)]
@@ -227,11 +227,6 @@ class FastUNet:
     def levels(self) -> list[Level]:
         """Return all levels, in the order of the network."""
         return [*self.down, self.mid, *self.up]
-
-    def resnets(self) -> Iterator[Resnet]:
-        """Yield the resnets, in the order of the network."""
-        for level in self.levels():
-            yield from level.resnets
 
     def blocks(self) -> Iterator[Block]:
         """Yield the transformer blocks, in the order of the network."""
