@@ -100,4 +100,3 @@ def place(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> Iterator
         elif kind == "postgres":
             url = new_database(request.getfixturevalue("postgres"))
         yield Place(kind, url)
-

@@ -19,6 +19,7 @@ from time import monotonic, perf_counter
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from packshot.core.clock import SECOND_US, Clock, wall_us
+from packshot.core.errors import StateUnavailable
 from packshot.core.types import Usage
 from packshot.gateway.answers import JSON
 from packshot.gateway.cache.control import HEADER, Control, control_of
@@ -143,6 +144,7 @@ class ResponseCache:
         self._tasks: set[asyncio.Task[None]] = set()
         self._mark: Mark = (0, 0)
         self._ticks = 0
+        self._problem = ""
         self._usual = _rules(entry, "")
         self._rules = {route: _rules(entry, route) for route in entry.routes}
 
@@ -363,8 +365,17 @@ class ResponseCache:
         sweeps = self._ticks % SWEEP_TICKS == 1
         if sweeps:
             await self.front.sweep()
-        while self.back is not None:
-            news = await self.back.news(self._mark)
+        if self.back is not None:
+            await self._hear(self.back)
+            if sweeps:
+                await self.back.sweep()
+        if self.shadow is not None:
+            await self.shadow.tick()
+
+    async def _hear(self, back: Store) -> None:
+        """Follow what the store says; tell the log once where it cannot be used."""
+        while True:
+            news = await back.news(self._mark)
             for what in news.purges:
                 self._drop(what)
             if self.tier is not None:
@@ -373,10 +384,10 @@ class ResponseCache:
             if news.mark == self._mark:
                 break
             self._mark = news.mark
-        if sweeps and self.back is not None:
-            await self.back.sweep()
-        if self.shadow is not None:
-            await self.shadow.tick()
+        if back.problem != self._problem:
+            self._problem = back.problem
+            if self._problem:
+                self._telemetry.error(None, StateUnavailable(self._problem))
 
     def _drop(self, what: Purge) -> None:
         self.front.drop(what)

@@ -18,7 +18,7 @@ from typing import TypeVar
 from packshot.core.clock import SECOND_US, Clock, wall_us
 from packshot.core.errors import StateUnavailable
 from packshot.gateway.cache.entry import Entry, Purge, decoded, encoded
-from packshot.gateway.cache.store import Mark, News, rank
+from packshot.gateway.cache.store import FORGOTTEN, Mark, News, rank
 from packshot.state.blobs import Held, check_limit
 from packshot.state.sqlite_file import opened, set_up, transaction
 
@@ -38,7 +38,7 @@ RETRY_S = 60
 MAX_WAITING = 1000
 """Entries that wait to be written; more are not kept."""
 
-AT_ONCE = 1000
+AT_ONCE = 200
 """Entries of one answer of `FileStore.news`."""
 
 SWEPT_AT_ONCE = 200
@@ -90,6 +90,8 @@ class FileStore:
         self.problem = ""
         self._clock = clock
         self._away_until = 0
+        self._heard = -1
+        """Up to which purge the worker has heard; later ones may mean what it puts."""
         self._waiting = 0
         self._thread = ThreadPoolExecutor(1, "answers")
         with self._told():
@@ -192,6 +194,8 @@ class FileStore:
             self._file.execute("DELETE FROM entries WHERE key = ?", (key,))
             if entry.size > self.max_bytes or entry.until <= self._clock():
                 return
+            if self._heard >= 0 and any(what.takes(key, entry) for what in self._since()):
+                return
             floor = self._make_room(entry.size)
             tags = "".join(f"\n{tag}\n" for tag in entry.tags)
             row = (key, entry.scope, entry.route, tags, entry.scent is not None, entry.until)
@@ -232,17 +236,27 @@ class FileStore:
 
     def _news(self, mark: Mark) -> News:
         with self._told():
+            (last,) = self._file.execute("SELECT ifnull(max(seq), 0) FROM purges").fetchone()
+            if not last - LONGEST_LOG <= mark[1] <= last:
+                self._heard = last
+                return News((0, last), (), FORGOTTEN)
+            self._heard = mark[1]
+            purges = self._since()
             rows = self._file.execute(
                 "SELECT seq, key, value FROM entries"
                 " WHERE seq > ? AND scent AND until > ? ORDER BY seq LIMIT ?",
                 (mark[0], self._clock(), AT_ONCE),
             ).fetchall()
-            purges = self._file.execute(
-                "SELECT seq, by, value FROM purges WHERE seq > ? ORDER BY seq", (mark[1],)
-            ).fetchall()
+        self._heard = last
         entries = [(key, entry) for _, key, value in rows if (entry := decoded(value)) is not None]
-        new = (rows[-1][0] if rows else mark[0], purges[-1][0] if purges else mark[1])
-        return News(new, entries, [Purge(by, value) for _, by, value in purges])
+        return News((rows[-1][0] if rows else mark[0], last), entries, purges)
+
+    def _since(self) -> list[Purge]:
+        """Return what was purged that this worker has not heard of."""
+        rows = self._file.execute(
+            "SELECT by, value FROM purges WHERE seq > ? ORDER BY seq", (self._heard,)
+        )
+        return [Purge(*row) for row in rows]
 
     def _set_up(self) -> None:
         self._file.execute("PRAGMA secure_delete = ON")

@@ -42,6 +42,7 @@ ANSWER_S = 0.005
 PATIENT_S = 2.0
 """The same where no call waits."""
 
+EXTENSION = "vector"
 RETRY_US = SECOND_US
 CONNECTIONS = 4
 MAX_BESIDE = 100
@@ -53,6 +54,7 @@ WHERE e.key = $1 AND e.until > $2
 """
 TOUCH = "UPDATE entries SET rank = (SELECT floor FROM total) + worth WHERE key = $1"
 PUT = "put($1, $2, $3, $4, $5, $6, $7, $8)"
+MODELS = "SELECT name, dimension, number FROM models"
 NEAREST = """
 SELECT key, text, 1 - (vector <=> $2) FROM {table}
 WHERE partition = $1 AND until > $3 ORDER BY vector <=> $2 LIMIT $4
@@ -74,6 +76,7 @@ class PostgresStore:
         self._clock = clock
         self._away_until = 0
         self._heard = -1
+        """Up to which purge the replica has heard; later ones may mean what it puts."""
         self._lacks = ""
         self._models: dict[tuple[str, int], str] = {}
         self._tasks: set[asyncio.Task[object]] = set()
@@ -172,6 +175,8 @@ class PostgresStore:
         """As `Store.news`: what was purged. Entries are searched for where they are."""
 
         async def work(connection: Connection) -> News:
+            for name, dimension, number in await connection.fetch(MODELS):
+                self._models[name, dimension] = table_of(number)
             last = await connection.fetchval("SELECT purged FROM total")
             if not last - LONGEST_LOG <= mark[1] <= last:
                 return News((0, last), (), FORGOTTEN)
@@ -237,18 +242,18 @@ class PostgresStore:
     async def _extension(self, connection: Connection) -> str | None:
         """Return the schema of pgvector, installed where it may be; None without it."""
         where = "SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n"
-        where += " ON n.oid = e.extnamespace WHERE e.extname = 'vector'"
-        schema = await connection.fetchval(where)
+        where += " ON n.oid = e.extnamespace WHERE e.extname = $1"
+        schema = await connection.fetchval(where, EXTENSION)
         if schema is None:
             try:
-                await connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+                await connection.execute(f"CREATE EXTENSION IF NOT EXISTS {EXTENSION}")
             except asyncpg.PostgresError as error:
                 self._lacks = (
                     f"only identical requests are found: {error}; have pgvector 0.8 or later"
                     " installed, and CREATE EXTENSION vector"
                 )
                 return None
-            schema = await connection.fetchval(where)
+            schema = await connection.fetchval(where, EXTENSION)
         self._lacks = ""
         return schema
 

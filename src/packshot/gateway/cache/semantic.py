@@ -184,6 +184,8 @@ class Semantic:
         return "", 0.0
 
     def _learn(self, key: str, entry: Entry, scent: Scent) -> None:
+        if key in self._known and self._known[key][1] == entry:
+            return  # it was kept here, and is news of the store's
         self._forget(key)
         vector = np.frombuffer(scent.vector, np.float16).astype(np.float32)
         if vector.shape != (self.embedder.dimension,):

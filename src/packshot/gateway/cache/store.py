@@ -35,7 +35,8 @@ Mark: TypeAlias = tuple[int, int]
 
 
 FORGOTTEN = (Purge("all"),)
-"""What one hears who was away for so long that the purges since are remembered no more."""
+"""What one hears who was away for so long that the purges since are remembered no more. The mark
+that comes with it is that of the beginning: what is there now is learned again."""
 
 
 class News(NamedTuple):

@@ -146,8 +146,12 @@ return {redis.call('HLEN', p .. 'of'), tonumber(redis.call('GET', p .. 'size') o
 
 NEWS = """
 local mark, purge, count, most = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local purged = redis.call('GET', p .. 'purged') or purge
+if tonumber(purge) < tonumber(redis.call('GET', p .. 'forgot') or 0) then
+  return {'0', {}, purged, {'all'}}
+end
 local from = '(' .. mark
-if mark == '0' then -- it has room for so many: the last ones
+if mark == '0' then -- there is room for so many: the last ones
   local first = redis.call('ZRANGE', p .. 'new', -most, -most, 'WITHSCORES')
   if #first > 0 then from = string.format('%.0f', first[2]) end
 end
@@ -158,11 +162,7 @@ for i = 1, #rows, 2 do
   local head = redis.call('HGET', p .. 'e:' .. rows[i], 'head')
   if head then table.insert(entries, {rows[i], head}) end
 end
-local purges = {'all'}
-if tonumber(purge) >= tonumber(redis.call('GET', p .. 'forgot') or 0) then
-  purges = redis.call('ZRANGEBYSCORE', p .. 'purges', '(' .. purge, '+inf')
-end
-return {mark, entries, redis.call('GET', p .. 'purged') or purge, purges}
+return {mark, entries, purged, redis.call('ZRANGEBYSCORE', p .. 'purges', '(' .. purge, '+inf')}
 """
 
 Word: TypeAlias = str | int
@@ -185,6 +185,7 @@ class ValkeyStore:
         self._most_news = max(most_news, 1)
         self._away_until = 0
         self._heard = -1
+        """Up to which purge the replica has heard; later ones may mean what it puts."""
         self._client = Client(address_of(url))
 
     async def get(self, key: str) -> Entry | None:
@@ -244,9 +245,10 @@ class ValkeyStore:
             "tuple[bytes, list[tuple[bytes, bytes]], bytes, list[bytes]]", found
         )
         entries = [(k.decode(), entry) for k, raw in rows if (entry := decoded(raw)) is not None]
-        purges = [Purge(*json.loads(note.partition(b" ")[2])) for note in notes if note != b"all"]
         self._heard = int(purged)
-        return News((int(kept), int(purged)), entries, FORGOTTEN if notes == [b"all"] else purges)
+        purges = [Purge(*json.loads(note.partition(b" ")[2])) for note in notes if note != b"all"]
+        heard = FORGOTTEN if notes == [b"all"] else purges
+        return News((int(kept), self._heard), entries, heard)
 
     async def aclose(self) -> None:
         """End the connection."""
