@@ -372,3 +372,38 @@ def test_an_error_that_is_no_device_s_comes_out_as_it_is(engine, monkeypatch):
     monkeypatch.setattr(engine.runner, "denoise", wrong)
     with pytest.raises(RuntimeError, match="mat1"):
         engine.render(REQUEST)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int8"])
+def test_what_is_too_fine_for_eight_bits_is_prepared_in_bf16(engine, monkeypatch, precision):
+    seen = []
+    monkeypatch.setattr(engine.model, "precision", precision)
+    monkeypatch.setattr(
+        engine.runner, "warm", lambda sizes, pictures, tiers, _: seen.append((*sizes, *tiers)) or 1
+    )
+    tier = "exact" if precision == "bf16" else precision
+    assert engine.warm(((1024, 1024), (2048, 2048))) == len(seen)
+    assert engine.warm(((2048, 2048),)) == 1
+    large, small = (2048, 2048), (1024, 1024)
+    both = [(small, large, tier)] if precision == "bf16" else [(small, tier), (large, "exact")]
+    assert seen == [*both, (large, "exact")]
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_decoder_without_room_gets_that_of_the_steps(engine, monkeypatch, failures):
+    decode, told = engine.runner.decode, []
+
+    def full(latents):
+        told.append("decode")
+        if told.count("decode") <= failures:
+            raise torch.OutOfMemoryError("no room")
+        return decode(latents)
+
+    monkeypatch.setattr(engine.runner, "decode", full)
+    monkeypatch.setattr(engine.runner, "release", lambda: told.append("release"))
+    if failures == 1:
+        assert len(engine.render(REQUEST).images) == 1
+    else:
+        with pytest.raises(OutOfMemory):
+            engine.render(REQUEST)
+    assert told == ["decode", "release", "decode"]

@@ -295,6 +295,7 @@ def _books_of(desk: Desk, agreed: Nanos | None) -> Any:  # noqa: ANN401 - `runne
 def _setup(desk: Desk, agreed: Nanos | None, beside: Beside | None) -> Setup:
     from packshot.cli.overflow import elsewhere_of
     from packshot.studio.batch.perform import FACTORY
+    from packshot.studio.batch.planning import sizes_of
     from packshot.studio.batch.runner import Setup
     from packshot.studio.batch.supervise import Order
     from packshot.studio.settings import load_engine_settings, load_studio
@@ -303,6 +304,7 @@ def _setup(desk: Desk, agreed: Nanos | None, beside: Beside | None) -> Setup:
         "recipe": desk.source.recipe.facts(),
         "embeddings": asdict(load_studio().embeddings),
         "buckets": load_engine_settings().sizes,
+        "sizes": sizes_of(desk.state),
         **asdict(desk.engine),
     }
     order = Order(FACTORY, settings, desk.state.folder)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from packshot.engine.buckets import Size
     from packshot.engine.conditioning import EncodedTexts
     from packshot.engine.denoise import Kept, Watch
-    from packshot.engine.runner import Runner, Tell, Tier
+    from packshot.engine.runner import Decoded, Runner, Tell, Tier
 
 __all__ = ["Engine"]
 
@@ -123,11 +123,16 @@ class Engine:
     ) -> int:
         """Prepare for renders of ``sizes`` in the model's precision, as `runner.Runner.warm` does.
 
+        Of each size the tier is prepared that it will be made in: `FINE_PIXELS` are in bf16.
         Without it, each shape is prepared by the first render that has it: a second or two.
         """
-        precision = self.model.precision
-        tier: Tier = "fp8" if precision == "fp8" else "int8" if precision == "int8" else "exact"
-        return self.runner.warm(sizes, pictures, (tier,), tell)
+        wanted = _tier_of(self.model.precision)
+        tiers: dict[Size, Tier] = {size: "exact" if _fine(*size) else wanted for size in sizes}
+        made = 0
+        for tier in dict.fromkeys(tiers.values()):
+            alike = tuple(size for size in tiers if tiers[size] == tier)
+            made += self.runner.warm(alike, pictures, (tier,), tell)
+        return made
 
     def similarity(self, images: Sequence[Picture], texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the cosines [images, texts] of the model's own CLIP pair.
@@ -204,7 +209,7 @@ class Engine:
         if not eight or _too_fine(request):
             return "exact"
         pick_precision(wanted, self.model.device)
-        return "fp8" if wanted == "fp8" else "int8"
+        return _tier_of(wanted)
 
     def _held_back(self, request: RenderRequest) -> tuple[str, ...]:
         """Say where a request was made in bf16 that asked for eight bits."""
@@ -230,9 +235,18 @@ class Engine:
         return decode_preview(latents, self.model.tiny_vae)
 
     def _decode(self, latents: Sequence[Tensor]) -> tuple[tuple[Picture, ...], tuple[str, ...]]:
-        decoded = self.runner.decode(latents)
+        decoded = self._decoded(latents)
         images = tuple(image for image, _ in decoded)
         return images, tuple(warning for _, warnings in decoded for warning in warnings)
+
+    def _decoded(self, latents: Sequence[Tensor]) -> list[Decoded]:
+        """Decode, once more where there is no room beside what the steps have taken."""
+        try:
+            return self.runner.decode(latents)
+        except torch.OutOfMemoryError:
+            pass  # what failed lets go of its memory here
+        self.runner.release()
+        return self.runner.decode(latents)
 
     def _result(
         self,
@@ -263,7 +277,15 @@ class Engine:
 
 def _too_fine(request: RenderRequest) -> bool:
     """Tell what stays in bf16: what eight bits were seen to cost most in."""
-    return request.fine_texture or request.width * request.height >= FINE_PIXELS
+    return request.fine_texture or _fine(request.width, request.height)
+
+
+def _fine(width: int, height: int) -> bool:
+    return width * height >= FINE_PIXELS
+
+
+def _tier_of(precision: Precision) -> Tier:
+    return "fp8" if precision == "fp8" else "int8" if precision == "int8" else "exact"
 
 
 def _latent_size(request: RenderRequest) -> tuple[int, int]:

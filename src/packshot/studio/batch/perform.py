@@ -25,6 +25,7 @@ from packshot.studio.recipes.recipe import Recipe
 from packshot.studio.recipes.registry import known_steps
 from packshot.studio.recipes.run import by_rules, run
 from packshot.studio.recipes.step import CaptionWriter, Shot, Tools
+from packshot.studio.recipes.steps import Render, finished_size, rendered_at
 from packshot.studio.record import code_mark
 
 if TYPE_CHECKING:
@@ -40,6 +41,9 @@ KEPT = EmbeddingSettings()
 class Settings(msgspec.Struct, frozen=True):
     """What a worker is told: the recipe with all its parameters, the engine's choices, which
     embeddings of texts are kept, and the sizes to render at (`buckets_of` takes them).
+
+    ``sizes`` are those that the items ask for, "" for the recipe's own: the worker is warm for
+    them, or, where None are told, for all.
     """
 
     recipe: dict[str, Any]
@@ -49,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True):
     vae_precision: str = "auto"
     embeddings: EmbeddingSettings = KEPT
     buckets: tuple[Size, ...] | None = None
+    sizes: tuple[str, ...] | None = None
 
 
 def load(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None]) -> Performer:
@@ -63,7 +68,7 @@ def load(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None
     tools, kept = Tools(by_rules(None), store=Spool(folder)), None
     if "engine" in recipe.needs:
         kept = open_embeddings(told.embeddings)
-        tools = _with_engine(tools, told, on_device, kept)
+        tools = _with_engine(tools, recipe, told, on_device, kept)
         tools = replace(tools, engine=_keeping(tools, told, folder))
     else:
         on_device("cpu")
@@ -107,6 +112,7 @@ def recipe_of(facts: Mapping[str, Any]) -> Recipe:
 
 def _with_engine(
     tools: Tools,
+    recipe: Recipe,
     told: Settings,
     on_device: Callable[[str], None],
     kept: KeptEmbeddings | None,
@@ -114,7 +120,7 @@ def _with_engine(
     folder = open_model(told.model)
     precisions: Any = (told.precision, told.vae_precision)  # checked when the batch was planned
     engine = load_model(folder, told.device, precisions, on_device, kept)
-    engine.warm(buckets_of(engine.default_size, told.buckets) or (engine.default_size,))
+    engine.warm(_warmed(recipe, told, engine.default_size))
     return replace(
         tools,
         caption=by_rules(folder),
@@ -123,6 +129,22 @@ def _with_engine(
         vae_precision=told.vae_precision,
         buckets=told.buckets,
     )
+
+
+def _warmed(recipe: Recipe, told: Settings, native: Size) -> tuple[Size, ...]:
+    """Return the sizes that the items are rendered at: a ground always at the model's own."""
+    buckets = buckets_of(native, told.buckets)
+    if told.sizes is None:
+        return buckets or (native,)
+    made: dict[Size, None] = {}
+    for step in recipe.steps:
+        if step.name == Render.name:
+            own = finished_size(told.recipe)
+            asked = [rendered_at(size or own, native, buckets) for size in told.sizes]
+            made |= dict.fromkeys(size for _, size in asked)
+        elif "engine" in step.needs:
+            made[native] = None
+    return tuple(made)
 
 
 def _keeping(tools: Tools, told: Settings, run: Path) -> Renderer:

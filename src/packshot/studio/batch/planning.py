@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,13 @@ from packshot.studio.objects import is_address
 from packshot.studio.recipes.recipe import Recipe
 from packshot.studio.recipes.step import Shot
 
-__all__ = ["Source", "foretold", "plan_batch", "run_folder"]
+__all__ = ["Source", "foretold", "plan_batch", "run_folder", "sizes_of"]
+
+LOOKED_AT = 10_000
+"""Works whose sizes a worker is warm for; another size is prepared when it first comes."""
+
+OWN_SIZE = "finish.size"
+"""The parameter by which an item has a size of its own, beside its column."""
 
 FORMAT = "1"
 """Of plans; another number has everything planned anew."""
@@ -79,6 +86,14 @@ def plan_batch(state: RunState, source: Source) -> bool:
         return False
     state.replan(_rows(source, photos), mark)
     return True
+
+
+def sizes_of(state: RunState) -> tuple[str, ...]:
+    """Return the sizes that the next `LOOKED_AT` works ask for, each once; "" is the recipe's."""
+    items = (todo.item for todo in islice(state.waiting("todo"), LOOKED_AT))
+    return tuple(
+        dict.fromkeys(str(item.size or item.parameters.get(OWN_SIZE, "")) for item in items)
+    )
 
 
 def foretold(store: LedgerStore, left: int, recipe: str, batch: str) -> Forecast | None:

@@ -43,13 +43,14 @@ T = TypeVar("T")
 
 FORMAT = 2
 PAGE = 512
+"""Rows that are in memory at once."""
+
 NEVER = 1e18
 """When a work without a deadline is due: last."""
 
 DATED = 10_000
 """Works with a deadline that are looked at, the first due first: those behind wait for their
 turn, which comes while these are made."""
-"""Rows that are in memory at once."""
 
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;

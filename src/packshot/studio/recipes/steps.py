@@ -4,15 +4,16 @@ the same that `packshot render` calls.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import msgspec
 
 from packshot.core.errors import InvalidRequest
 from packshot.core.types import Precision, Usage
-from packshot.engine.buckets import buckets_of, nearest
+from packshot.engine.buckets import Size, buckets_of, nearest
 from packshot.engine.limits import MAX_SIDE, MIN_SIDE, default_size
 from packshot.studio import defaults
 from packshot.studio.encoding import FORMATS, QUALITY, Encoding, encoded
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from packshot.engine.folder import ModelFolder
     from packshot.studio.caption import Caption
 
-__all__ = ["Finish", "Put", "Render", "WriteCaption"]
+__all__ = ["Finish", "Put", "Render", "WriteCaption", "finished_size", "rendered_at"]
 
 NONE: frozenset[Need] = frozenset()
 
@@ -84,9 +85,8 @@ class Render(msgspec.Struct, frozen=True, kw_only=True):
         caption = shot.written()
         native = default_size(folder)
         buckets = buckets_of(native, tools.buckets)
-        size = shot.size or _finished_size(tools)
-        wanted = parse_size(size, native) if size else native
-        made = nearest(wanted, native, buckets)
+        size = shot.size or finished_size(tools.recipe)
+        wanted, made = rendered_at(size, native, buckets)
         request = request_of(self, caption.text, (shot.seed,), made)
         result = engine.render(request, on_step=tools.on_step)
         said = size_warning(made, wanted, buckets) if buckets else ()
@@ -99,9 +99,15 @@ class Render(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
-def _finished_size(tools: Tools) -> str:
-    """Return the size that the recipe finishes its pictures at, "" for their own."""
-    rows = (row["with"] for row in tools.recipe.get("steps", ()) if row["step"] == Finish.name)
+def rendered_at(size: str, native: Size, buckets: tuple[Size, ...]) -> tuple[Size, Size]:
+    """Return what ``size`` says ("" is the model's own), and the size that it is rendered at."""
+    wanted = parse_size(size, native) if size else native
+    return wanted, nearest(wanted, native, buckets)
+
+
+def finished_size(recipe: Mapping[str, Any]) -> str:
+    """Return the size that a recipe (`Recipe.facts`) finishes its pictures at, "" for their own."""
+    rows = (row["with"] for row in recipe.get("steps", ()) if row["step"] == Finish.name)
     return str(next((row.get("size", "") for row in rows), ""))
 
 
