@@ -167,6 +167,22 @@ TEAMS = [
         {"{{provider}} {{model}}": spent("provider, model")},
     ),
     Panel(
+        "EUR avoided by answers from the cache",
+        "timeseries",
+        "currencyEUR",
+        {
+            "{{kind}} {{team}}": spent(
+                "kind, team", over="$__rate_interval", metric=names.AVOIDED.name
+            )
+        },
+    ),
+    Panel(
+        "Answers from the cache by virtual key",
+        "table",
+        "short",
+        {"{{virtual_key}}": spent("team, virtual_key", metric=names.AVOIDED_HITS.name)},
+    ),
+    Panel(
         "EUR spent, and limit",
         "table",
         "currencyEUR",

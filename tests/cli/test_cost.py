@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from packshot.cli.cost import EMPTY, _money, _row, app
+from packshot.cli.main import app as main
 from packshot.core.errors import InvalidRequest, PackshotError
+from packshot.ledger.records import Avoided, Dimensions, Stamped
 from packshot.ledger.reports.period import day_of
 from packshot.ledger.reports.stages import Line
 from packshot.ledger.stores import open_store
@@ -18,6 +20,7 @@ from tests.ledger.reports.worlds import DAY, world
 
 Cost = Callable[..., str]
 SINCE = ("--since", day_of(DAY))
+HITS = (("exact", 1200), ("semantic", 34))
 
 
 @pytest.fixture
@@ -135,3 +138,31 @@ def test_an_empty_ledger_says_so(empty: Cost, words: tuple[str, ...]) -> None:
 def test_a_bad_call(cost: Cost, words: tuple[str, ...]) -> None:
     with pytest.raises(InvalidRequest):
         cost(*words)
+
+
+def test_what_was_avoided_stands_beside_and_in_no_sum(cost: Cost, tmp_path: Path) -> None:
+    before = json.loads(cost(*SINCE, "--json"))
+    assert "avoided" not in cost(*SINCE)
+    of = Dimensions(stage="chat", provider="openai", model="m", route="caption", virtual_key="one")
+    rows = [Avoided(DAY, kind, of, hits, hits * 2_000_000) for kind, hits in HITS]
+    store = open_store(str(tmp_path / "state" / "packshot" / "ledger.db"))
+    store.append([Stamped("saver", 1, seq, each) for seq, each in enumerate(rows, 1)])
+    store.close()
+    said = cost(*SINCE)
+    assert "avoided: 2.47 EUR, 1,234 answers from the cache" in said
+    assert max(map(len, said.splitlines())) <= 80
+    after = json.loads(cost(*SINCE, "--json"))
+    assert [(row["avoided"], row["avoided_hits"]) for row in after if row["avoided"]] == [
+        (2_468_000_000, 1234)
+    ] * 2
+    costs = {row["name"]: row["amount"] for row in after if row["amount"]}
+    assert costs == {row["name"]: row["amount"] for row in before if row["amount"]}
+    done = CliRunner().invoke(main, ["cost", "avoided", *SINCE, "--by", "virtual_key"])
+    assert [line.split() for line in done.output.splitlines()] == [
+        ["virtual_key", "kind", "answers", "EUR"],
+        ["one", "exact", "1,200", "2.400000"],
+        ["one", "semantic", "34", "0.068000"],
+        ["total", "1,234", "2.468000"],
+    ]
+    empty = CliRunner().invoke(main, ["cost", "avoided", *SINCE, "--team", "blue"])
+    assert "nothing was avoided" in empty.output

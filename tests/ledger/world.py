@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from packshot.core.clock import HOUR_US, SECOND_US
-from packshot.ledger.records import Dimensions, Settled, Stamped
+from packshot.ledger.records import Avoided, Dimensions, Settled, Stamped
 from packshot.ledger.stores import open_store
 from packshot.ledger.stores.base import Store
 
@@ -52,6 +52,14 @@ class World:
         self.store.append([Stamped("w", 1, self.seq, event)])
         return event
 
+    def avoid(self, amount: int, kind: str = "exact", **of: Any) -> None:
+        """Store a cost that was avoided."""
+        self.seq += 1
+        dimensions = Dimensions(**{"stage": "chat", "team": "red", **of})
+        self.store.append(
+            [Stamped("saver", 1, self.seq, Avoided(self.now, kind, dimensions, 1, amount))]
+        )
+
     def render(self, name: str, *, at: int | None = None, delivered: bool = True) -> None:
         """Store a render of three attempts that cost 2 + 7 + 1 µEUR; one without a picture two."""
         at = self.now if at is None else at
@@ -71,6 +79,7 @@ def busy(world: World, renders: int = 5) -> None:
     world.book(500, provider="stability", model="sd3.5-large", render="r0", **waste)
     world.book(0, provider="fal", model="unheard-of", priced=False)
     world.book(300, stage="chat", provider="openai", model="gpt-4o-mini", virtual_key="vk-red")
+    world.avoid(300, provider="openai", model="gpt-4o-mini", virtual_key="vk-red")
     first = world.book(900, stage="images", provider="openai", model="gpt-image-1", team="blue")
     for amount in (-900, 950):
         world.book(

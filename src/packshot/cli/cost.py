@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from packshot.ledger.settings import Settings
     from packshot.ledger.stores.table_store import TableStore
 
-__all__ = ["app", "only_of", "opened_ledger", "period_from", "print_rows"]
+__all__ = ["app", "empty", "give", "only_of", "opened_ledger", "period_from", "print_rows"]
 
 app = typer.Typer(help="What renders cost, and where the money went.", rich_markup_mode=None)
 
@@ -59,6 +59,9 @@ READS = (
     "name the store there (ledger: store:), and the file with --config"
 )
 EMPTY = "the ledger is empty: nothing has been booked"
+KEPT = ("entries", "avoided")
+"""Tables that have something once anything was booked."""
+
 LEAST = 1_000
 """Nano-EUR that six digits can show."""
 
@@ -95,11 +98,11 @@ def cost(
     )
     with opened_ledger(store, config) as opened:
         if opened is None:
-            _empty(as_json)
+            empty(as_json)
             return
         period = period_from(since, until, last, config)
         table = stage_table(opened, period, by, only)
-    _give(
+    give(
         [asdict(line) for line in (*table.lines, table.total)],
         as_json,
         csv,
@@ -121,7 +124,7 @@ def render(
 
     with opened_ledger(store, config) as opened:
         if opened is None:
-            _empty(as_json)
+            empty(as_json)
             return
         story = story_of(opened, render_id)
 
@@ -148,7 +151,7 @@ def render(
                 corrects = f" (corrects {e['corrects']})" if e["corrects"] else ""
                 typer.echo(f"{e['stage']}, {e['outcome']}: {e['reason']}{corrects}")
 
-    _give([asdict(story)], as_json, None, None, show)
+    give([asdict(story)], as_json, None, None, show)
 
 
 @app.command()
@@ -177,7 +180,7 @@ def waste(
     )
     with opened_ledger(store, config) as opened:
         if opened is None:
-            _empty(as_json)
+            empty(as_json)
             return
         losses = losses_of(opened, period_from(since, until, last, config), only, by)
 
@@ -191,7 +194,7 @@ def waste(
         rows.append(("total", "", sums[0], "", sums[1]))
         print_rows(("reason", by, "attempts", "renders", "EUR"), rows, left={0, 1})
 
-    _give([{**asdict(x), by: x.name} for x in losses], as_json, csv, parquet, show)
+    give([{**asdict(x), by: x.name} for x in losses], as_json, csv, parquet, show)
 
 
 @app.command()
@@ -221,7 +224,7 @@ def unpriced(
     )
     with opened_ledger(store, config) as opened:
         if opened is None:
-            _empty(as_json)
+            empty(as_json)
             return
         gaps = gaps_of(opened, period_from(since, until, last, config), only, by)
 
@@ -246,7 +249,7 @@ def unpriced(
         print_rows((by, *heads) if by else heads, rows, left={0, 1, 2} if by else {0, 1})
         typer.echo("once they have a price (packshot prices add), packshot prices apply books them")
 
-    _give([asdict(x) for x in gaps], as_json, csv, parquet, show)
+    give([asdict(x) for x in gaps], as_json, csv, parquet, show)
 
 
 @app.command()
@@ -271,7 +274,7 @@ def forecast(
         raise InvalidRequest(f"--renders must be a whole number, got {renders!r}") from error
     with opened_ledger(store, config) as opened:
         if opened is None:
-            _empty(as_json)
+            empty(as_json)
             return
         only = only_of(team=team, recipe=recipe)
         found = forecast_of(opened, period_from(since, until, last, config), count, only)
@@ -288,7 +291,7 @@ def forecast(
         if found.weak:
             typer.echo("so few that the intervals are a guess")
 
-    _give([asdict(found)], as_json, None, None, show)
+    give([asdict(found)], as_json, None, None, show)
 
 
 @app.command(name="import")
@@ -318,7 +321,7 @@ def import_(
         raise InvalidRequest(f"--rate must be above 0, got {rate}")
     with opened_ledger(store, config, writing=write) as opened:
         if opened is None:
-            _empty(as_json)
+            empty(as_json)
             return
         corrected = 0
         if write:
@@ -340,7 +343,7 @@ def import_(
         if write:
             typer.echo(f"{corrected} correcting entries appended")
 
-    _give([{**asdict(x), "amount": x.amount} for x in found], as_json, None, None, show)
+    give([{**asdict(x), "amount": x.amount} for x in found], as_json, None, None, show)
 
 
 @app.command()
@@ -370,7 +373,7 @@ def export(
     )
     with opened_ledger(store, config) as opened:
         if opened is None:
-            _empty(as_json)
+            empty(as_json)
             return
         rows = exported(opened, period_from(since, until, last, config), only)
         if as_json:
@@ -404,7 +407,7 @@ def opened_ledger(
         _drain(url, settings)
     store = open_store(url, read_only=not writing)
     try:
-        yield store if store.query("SELECT seq FROM entries LIMIT 1") else None
+        yield store if any(store.query(f"SELECT 1 FROM {x} LIMIT 1") for x in KEPT) else None  # noqa: S608 - names of ours
     finally:
         store.close()
 
@@ -438,11 +441,11 @@ def only_of(**values: str) -> dict[str, str]:
     return {name: value for name, value in values.items() if value}
 
 
-def _empty(as_json: bool) -> None:
+def empty(as_json: bool) -> None:
     typer.echo("[]" if as_json else EMPTY)
 
 
-def _give(
+def give(
     rows: list[dict[str, Any]],
     as_json: bool,
     csv: Path | None,
@@ -483,6 +486,9 @@ def _print_table(table: Table) -> None:
     if total.per_render_full is not None and total.per_render_full != total.per_render:
         full = _money(total.per_render_full)
         typer.echo(f"with loading, waiting and storage: {full} EUR per render")
+    if total.avoided_hits:
+        answers = "1 answer" if total.avoided_hits == 1 else f"{total.avoided_hits:,} answers"
+        typer.echo(f"avoided: {_money(total.avoided)} EUR, {answers} from the cache")
     if table.total.unpriced:
         typer.echo(f"booked without a price: {table.total.unpriced}; see packshot cost unpriced")
 

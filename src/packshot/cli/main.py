@@ -12,6 +12,7 @@ import typer
 import packshot
 from packshot.cli import options as o
 from packshot.cli import terminal
+from packshot.cli.avoided import avoided
 from packshot.cli.batch import batch
 from packshot.cli.cache import app as cache_app
 from packshot.cli.config import app as config_app
@@ -51,6 +52,7 @@ app.command()(profile)
 app.command()(plan)
 app.add_typer(recipe_app, name="recipe")
 app.add_typer(model_app, name="model")
+cost_app.command()(avoided)
 app.add_typer(cost_app, name="cost")
 app.add_typer(prices_app, name="prices")
 app.add_typer(ledger_app, name="ledger")

@@ -27,7 +27,7 @@ from packshot.ledger.frames import encode_frame, scan
 from packshot.ledger.journal import SEGMENT
 from packshot.ledger.lag import write_cursor
 from packshot.ledger.leases import Leases
-from packshot.ledger.records import Event, Held, Outcome, Settled, Stamped
+from packshot.ledger.records import Avoided, Event, Held, Outcome, Settled, Stamped
 from packshot.ledger.signs import last_sign, sign_path
 from packshot.ledger.stores.base import Finding, Store
 
@@ -230,12 +230,14 @@ class Drain:
         return moved
 
     def _read(self, life: Life, segment: Path, *, sealed: bool) -> Iterator[Stamped]:
-        """Yield the settled attempts behind what was read of a segment before."""
+        """Yield what the store is to have of a segment, behind what was read of it before."""
         for seq, event in self._events(life, segment, sealed=sealed):
             life.seq = max(life.seq, seq)
             if isinstance(event, Settled):
                 life.open.pop(event.attempt, None)
                 life.number = max(life.number, event.number)
+                yield Stamped(life.worker, life.epoch, seq, event)
+            elif isinstance(event, Avoided):
                 yield Stamped(life.worker, life.epoch, seq, event)
             elif isinstance(event, Held):
                 at = event.at if event.dispatched else 0

@@ -27,6 +27,7 @@ from packshot.core.errors import InvalidRequest, LedgerError, Unpriced
 from packshot.core.ids import new_id
 from packshot.core.money import Nanos, eur, nanos_of
 from packshot.core.types import Usage
+from packshot.ledger.avoided import AvoidedCosts
 from packshot.ledger.caps import Cap, Caps, Shortage, Slice
 from packshot.ledger.devices import BESIDE, beside
 from packshot.ledger.homes import name_in
@@ -124,6 +125,7 @@ class Ledger:
         if caps and leases is None:
             raise InvalidRequest("caps need a lease table: hand in leases, or no caps")
         self._journal = journal
+        self.avoided = AvoidedCosts(journal, clock)
         self._book = book
         self._clock = clock
         self.durable = policy.durable
@@ -364,7 +366,8 @@ class Ledger:
         self._keeper().forget(key, scope)
 
     def tick(self) -> None:
-        """Settle what has expired, and give back idle slices of caps; call it every second or so.
+        """Settle what has expired, give back idle slices of caps, and note what was avoided; call
+        it every second or so.
 
         An expired attempt that was dispatched is booked as ``unknown``, at all that was held.
         """
@@ -384,6 +387,7 @@ class Ledger:
             with self._lock:
                 idle = self._caps.idle(self._clock(), wanted)
             self._give_back(idle)
+        self.avoided.flush()
 
     def flush(self) -> None:
         """Return when everything so far is as durable as was promised.
@@ -402,6 +406,7 @@ class Ledger:
     def close(self) -> None:
         """Give back slices, and end the journal; open holds are left to the drain."""
         try:
+            self.avoided.flush()
             if self._caps is not None:
                 with self._lock:
                     free = self._caps.everything()

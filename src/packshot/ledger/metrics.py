@@ -61,6 +61,7 @@ ROLLUP_LABELS: Labels = (
     *("outcome", "account", "stage", "provider", "model"),
     *("team", "recipe", "device", "virtual_key", "sign"),
 )
+AVOIDED_LABELS: Labels = ("kind", "stage", "provider", "model", "team", "virtual_key")
 WASTE_LABELS: Labels = ("reason", "stage", "provider", "team")
 
 Samples: TypeAlias = Mapping[Labels, int | Decimal]
@@ -77,6 +78,10 @@ SELECT reason, stage, provider, team, sum(amount), count(*), 0, 0, min(settled_a
 FROM entries
 WHERE account = 'waste' AND outcome <> 'correction' AND settled_at >= ? AND settled_at < ?
 GROUP BY 1, 2, 3, 4
+"""
+AVOIDED = """
+SELECT kind, stage, provider, model, team, virtual_key, sum(amount), sum(hits), 0, 0, min(hour)
+FROM avoided WHERE hour >= ? AND hour < ? GROUP BY 1, 2, 3, 4, 5, 6
 """
 RENDERS = """
 SELECT sum(CASE WHEN delivered = 1 AND last_at >= ? THEN 1 ELSE 0 END),
@@ -195,9 +200,10 @@ def _us(moment: datetime) -> int:
 
 
 def _costs(store: Store, month: int, memory: Memory) -> list[str]:
-    """Return the families that come from the rollups, and the two of waste."""
+    """Return the families that come from the rollups, those of waste and of what was avoided."""
     groups = _groups(store, ROLLUPS, ROLLUP_LABELS, month, memory)
     wasted = _groups(store, WASTE, WASTE_LABELS, month, memory)
+    saved = _groups(store, AVOIDED, AVOIDED_LABELS, month, memory)
 
     # Bucket 0 holds what is nothing or less, so what it sums to is what was taken back.
     up = [g for g in groups if g.labels["sign"] == "up"]
@@ -216,6 +222,8 @@ def _costs(store: Store, month: int, memory: Memory) -> list[str]:
         (names.UNPRICED, [g for g in groups if g.unpriced], lambda g: g.unpriced, 1),
         (names.WASTE, wasted, lambda g: g.amount, NANO),
         (names.WASTED_ATTEMPTS, wasted, lambda g: g.attempts, 1),
+        (names.AVOIDED, saved, lambda g: g.amount, NANO),
+        (names.AVOIDED_HITS, saved, lambda g: g.attempts, 1),
     ]
     return [_counter(metric, rows, value, unit, memory) for metric, rows, value, unit in made]
 

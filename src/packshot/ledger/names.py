@@ -86,6 +86,18 @@ WASTED_ATTEMPTS = Metric(
     ("reason", "stage", "provider", "team"),
     "Attempts that were billed and not delivered.",
 )
+AVOIDED = Metric(
+    "packshot_avoided_cost_eur_total",
+    "counter",
+    ("kind", "stage", "provider", "model", "team", "virtual_key"),
+    "EUR that answers served again would have cost; in no other family.",
+)
+AVOIDED_HITS = Metric(
+    "packshot_avoided_calls_total",
+    "counter",
+    ("kind", "stage", "provider", "model", "team", "virtual_key"),
+    "Answers that were served again.",
+)
 RENDERS = Metric(
     "packshot_renders_total",
     "counter",
@@ -153,6 +165,8 @@ METRICS: tuple[Metric, ...] = (
     STAGE_SECONDS,
     WASTE,
     WASTED_ATTEMPTS,
+    AVOIDED,
+    AVOIDED_HITS,
     RENDERS,
     COST_PER_RENDER,
     UNPRICED,

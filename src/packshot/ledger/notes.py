@@ -203,7 +203,7 @@ def opened_holds(notes: Sequence[Note]) -> dict[str, tuple[Held, int]]:
         elif isinstance(event, Dispatched):
             if event.attempt in left:
                 left[event.attempt] = (left[event.attempt][0], event.at)
-        else:
+        elif isinstance(event, Settled):
             left.pop(event.attempt, None)
     return left
 

@@ -12,7 +12,7 @@ from packshot.core.clock import Clock
 from packshot.ledger.drain import BATCH, Drain, Open, charges_of, ended
 from packshot.ledger.leases import Leases, LeaseTable
 from packshot.ledger.notes import Life, Note, Notes
-from packshot.ledger.records import Held, Settled, Stamped
+from packshot.ledger.records import Avoided, Held, Settled, Stamped
 from packshot.ledger.stores.table_store import TableStore
 
 __all__ = ["SILENT_S", "NotesDrain", "SharedDrain"]
@@ -58,7 +58,7 @@ class NotesDrain:
         rows = [
             Stamped(life.worker, life.epoch, note.seq, note.event)
             for note in notes
-            if isinstance(note.event, Settled)
+            if isinstance(note.event, Settled | Avoided)
         ]
         moved = 0
         fresh = [row for row in rows if row.seq > stored]
@@ -97,9 +97,11 @@ class SharedDrain(Drain):
 
 
 def _done(notes: list[Note]) -> list[int]:
-    """Return the sequences of all notes whose attempt has its end among them."""
+    """Return the sequences of all notes that stand alone, or whose attempt has ended."""
     over = {note.event.attempt for note in notes if isinstance(note.event, Settled)}
-    return [note.seq for note in notes if note.event.attempt in over]
+    return [
+        note.seq for note in notes if isinstance(note.event, Avoided) or note.event.attempt in over
+    ]
 
 
 def _end(held: Held, sent: int, number: int, now: int) -> Settled:

@@ -4,6 +4,8 @@ An attempt is one billable call, or one stage on our own device. Its life is thr
 
     Held ──► Dispatched ──► Settled        (Settled alone is a row of the store)
 
+`Avoided` belongs to no attempt: it says what was not spent (`packshot.ledger.avoided`).
+
 Each is a msgpack array, so fields are only ever appended, never moved. Times are microseconds since
 1970-01-01 UTC, amounts nano-EUR. The garbage collector need not follow them (``gc=False``): they
 refer to numbers, text and each other, never in a circle, and a drain holds very many.
@@ -19,6 +21,7 @@ from packshot.core.errors import LedgerCorrupt
 from packshot.core.money import Nanos
 
 __all__ = [
+    "Avoided",
     "Dimensions",
     "Dispatched",
     "Event",
@@ -141,7 +144,25 @@ class Settled(msgspec.Struct, frozen=True, array_like=True, tag=3, gc=False):
             raise LedgerCorrupt(f"the legs of attempt {self.attempt} do not balance: {self}")
 
 
-Event: TypeAlias = Held | Dispatched | Settled
+class Avoided(msgspec.Struct, frozen=True, array_like=True, tag=4, gc=False):
+    """What ``hits`` answers would have cost together that were served again, first at ``at``.
+
+    ``kind`` is how that was avoided. ``dimensions`` name neither a render nor tags.
+    """
+
+    at: int
+    kind: str
+    dimensions: Dimensions
+    hits: int
+    amount: Nanos
+
+    def __post_init__(self) -> None:
+        """Hold it to what it is: it never takes a cost back."""
+        if self.amount < 0 or self.hits < 1:
+            raise LedgerCorrupt(f"an avoided cost counts upwards: {self}")
+
+
+Event: TypeAlias = Held | Dispatched | Settled | Avoided
 
 
 class Stamped(msgspec.Struct, frozen=True, gc=False):

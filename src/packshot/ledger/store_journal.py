@@ -18,7 +18,7 @@ from typing import Protocol
 
 from packshot.core.errors import LedgerCorrupt, LedgerUnavailable
 from packshot.ledger.notes import Note, Notes
-from packshot.ledger.records import Event, Held, Settled
+from packshot.ledger.records import Avoided, Dispatched, Event, Held, Settled
 
 __all__ = ["BEAT_S", "PATIENCE_S", "StoreJournal"]
 
@@ -95,10 +95,11 @@ class StoreJournal:
         """Queue an event for the next commit and return its sequence; `wait` for it.
 
         Raises:
-            LedgerUnavailable: this life is over; or the event is a hold, and the server is away.
+            LedgerUnavailable: this life is over; or the event is a hold or an avoided cost, and the
+                server is away.
         """
         with self._changed:
-            if self._away and not self._over and isinstance(event, Held):
+            if self._away and not self._over and isinstance(event, Held | Avoided):
                 raise LedgerUnavailable(self._away)
             return self._add(event)
 
@@ -128,7 +129,7 @@ class StoreJournal:
                 # Under the same lock: it is in the queue if, and only if, nobody has acknowledged
                 # it. The end of a call stays, since the call was made.
                 for note in self._queue:
-                    if note.seq == seq and not isinstance(note.event, Settled):
+                    if note.seq == seq and isinstance(note.event, Held | Dispatched):
                         self._withdrawn.add(seq)
                 raise
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from packshot.core.errors import unknown_name
 from packshot.core.money import Nanos
+from packshot.ledger.reports.avoided import avoided_by
 from packshot.ledger.reports.period import DAY_US, DIMENSIONS, Period, where
 from packshot.ledger.stores.base import Store, amount_of
 
@@ -32,7 +33,8 @@ class Line:
     that loads or waits, stored bytes); None where there are none, or where all of it accrues.
     ``per_render_full`` is the same with it. ``trend`` is the change against the period before (0.1:
     a tenth dearer), of the cost per render where both periods delivered, else of the cost; None
-    where the period before cost nothing.
+    where the period before cost nothing. ``avoided`` is what ``avoided_hits``
+    answers from the cache would have cost: it is in no other number.
     """
 
     name: str
@@ -47,6 +49,8 @@ class Line:
     p95: Nanos
     trend: float | None
     unpriced: int
+    avoided: Nanos = 0
+    avoided_hits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ class _Sums:
     def __init__(self) -> None:
         self.attempts = self.seconds = self.amount = self.unpriced = 0
         self.accrued = self.accruals = self.others = 0
+        self.hits = self.avoided = 0
         self.buckets: dict[int, int] = defaultdict(int)
 
     def add(self, other: _Sums) -> None:
@@ -76,6 +81,8 @@ class _Sums:
         self.accruals += other.accruals
         self.others += other.others
         self.unpriced += other.unpriced
+        self.hits += other.hits
+        self.avoided += other.avoided
         for bucket, count in other.buckets.items():
             self.buckets[bucket] += count
 
@@ -99,6 +106,8 @@ def stage_table(
     now, before = _sums(store, period, by, only), _sums(store, period.before, by, only)
     renders, earlier = _renders(store, period, only), _renders(store, period.before, only)
     whole, whole_before = _Sums(), _Sums()
+    for name, (hits, amount) in avoided_by(store, period, only, by).items():
+        now[name].hits, now[name].avoided = hits, amount
     for sums in now.values():
         whole.add(sums)
     for sums in before.values():
@@ -125,6 +134,8 @@ def stage_table(
             p95=percentile(sums.buckets, 0.95),
             trend=trend,
             unpriced=sums.unpriced,
+            avoided=sums.avoided,
+            avoided_hits=sums.hits,
         )
 
     names = sorted(now, key=lambda name: (-now[name].amount, -now[name].seconds, name))

@@ -13,7 +13,7 @@ from packshot.ledger.stores import open_store
 from packshot.ledger.stores.database import Database, Transaction
 from packshot.ledger.stores.migrations import apply_all, drop_all, migrate
 from packshot.ledger.stores.rollup import Sums
-from packshot.ledger.stores.schema import ENTRIES, JOURNALS
+from packshot.ledger.stores.schema import AVOIDED, ENTRIES, JOURNALS
 from packshot.ledger.stores.sqlite import SqliteDatabase
 from packshot.ledger.stores.table_store import TableStore, head_of, pages
 
@@ -103,7 +103,7 @@ def _replace(database: Database, look: Transaction, *, force: bool) -> int:
 
 
 def _copy(look: Transaction, into: Transaction) -> int:
-    """Copy entries, marks and head as they are; make the derived tables from the entries."""
+    """Copy entries, avoided costs, marks and head as they are; make the derived tables anew."""
     sums = Sums()
     for rows in pages(look):
         into.insert(ENTRIES, rows)
@@ -113,6 +113,9 @@ def _copy(look: Transaction, into: Transaction) -> int:
     marks = look.query("SELECT worker, epoch, seq, number FROM journals")
     if marks:
         into.insert(JOURNALS, marks)
+    avoided = look.query(f"SELECT {', '.join(AVOIDED.columns)} FROM avoided")  # noqa: S608 - names of ours
+    if avoided:
+        into.insert(AVOIDED, avoided)
     ((seq, before),) = look.query("SELECT seq, hash FROM head")
     into.execute("UPDATE head SET seq = ?, hash = ?", (seq, before))
     return _count(into)

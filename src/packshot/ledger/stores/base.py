@@ -8,13 +8,17 @@ before it and the row's canonical bytes). Unique: ``attempt``; (``worker``, ``ep
 ``journals``: (``worker``, ``epoch``) -> ``seq`` and ``number`` up to which a journal is in the
 store, moved in the same transaction as its rows: that is how each is stored exactly once.
 
+``avoided``: what was not spent (`packshot.ledger.avoided`), summed by hour, kind, stage, provider,
+model, route, virtual_key, team, recipe, batch and device: ``hits`` and ``amount``. No entry stands
+behind it, and none of the other tables has it.
+
 ``rollups``: sums of entries by hour (``hour``: ``settled_at`` in microseconds floored to the hour)
 and outcome, account, stage, provider, model, route, virtual_key, team, recipe, batch, device and
 ``bucket`` (of the amount, `bucket_of`): ``attempts``, ``seconds_us``, ``input_tokens``,
 ``output_tokens``, ``images``, ``stored_bytes``, ``amount``, ``unpriced``. ``days``: of these the
 sums by day (``day``), account, outcome and bucket alone, which stay few. ``renders``: per render
 its ``recipe``, ``team``, ``batch``, ``first_at``, ``last_at``, ``amount``, ``waste``,
-``seconds_us``, ``delivered`` (0 or 1). All three are derived, and can be rebuilt and checked.
+``seconds_us``, ``delivered`` (0 or 1). These three are derived, and can be rebuilt and checked.
 """
 
 from __future__ import annotations
@@ -67,7 +71,8 @@ class Store(Protocol):
     """"sqlite" or "postgresql", for the few places where their SQL differs."""
 
     def append(self, rows: Sequence[Stamped]) -> int:
-        """Store settled attempts in one transaction; return how many were new.
+        """Store settled attempts and avoided costs in one transaction; return how many attempts
+        were new.
 
         Rows at or below the stored (worker, epoch) mark are skipped, so that a batch can be sent
         again after a crash or a lost answer. Durable on return.

@@ -134,13 +134,28 @@ def _days(dialect: str) -> list[str]:
     return [step.strip() for step in DAYS.format(**WORDS[dialect]).split(";")]
 
 
+AVOIDED = """
+CREATE TABLE avoided (
+  hour {int}, kind {text}, stage {text}, provider {text}, model {text}, route {text},
+  virtual_key {text}, team {text}, recipe {text}, batch {text}, device {text},
+  hits {int} CHECK (hits > 0), amount {int} CHECK (amount >= 0),
+  PRIMARY KEY (hour, kind, stage, provider, model, route, virtual_key, team, recipe, batch, device)
+){compact}
+"""
+"""What was not spent (`packshot.ledger.avoided`): the only sums that no entry stands behind."""
+
+
+def _avoided(dialect: str) -> list[str]:
+    return [AVOIDED.format(**WORDS[dialect]).strip()]
+
+
 def _first(dialect: str) -> list[str]:
     tables = TABLES.format(**WORDS[dialect]).split(";")
     return [*(table.strip() for table in tables), *AFTER[dialect]]
 
 
 STEPS: dict[str, list[list[str]]] = {
-    dialect: [_first(dialect), INDEXES, _notes(dialect), _days(dialect)]
+    dialect: [_first(dialect), INDEXES, _notes(dialect), _days(dialect), _avoided(dialect)]
     for dialect in ("sqlite", "postgresql")
 }
 """By dialect: the statements of step 1, 2, …"""
@@ -182,7 +197,7 @@ def require_current(database: Database) -> None:
 
 def drop_all(database: Database, within: Transaction) -> None:
     """Remove every table: what a forced restore does, in its own transaction."""
-    for table in ("entries", "head", "journals", "rollups", "renders", "days"):
+    for table in ("entries", "head", "journals", "rollups", "renders", "days", "avoided"):
         within.execute(f"DROP TABLE IF EXISTS {table}")
     if database.dialect == "postgresql":
         within.execute("DROP FUNCTION IF EXISTS entries_refuse")

@@ -11,10 +11,23 @@ from hashlib import sha256
 import msgspec
 from msgspec.structs import astuple
 
-from packshot.ledger.records import Settled
+from packshot.core.clock import HOUR_US
+from packshot.ledger.records import Avoided, Settled
 from packshot.ledger.stores.database import Row, Table
 
-__all__ = ["COLUMNS", "ENTRIES", "GENESIS", "JOURNALS", "TEXT", "chained", "hash_of", "row_of"]
+__all__ = [
+    "AVOIDED",
+    "AVOIDED_KEY",
+    "COLUMNS",
+    "ENTRIES",
+    "GENESIS",
+    "JOURNALS",
+    "TEXT",
+    "avoided_of",
+    "chained",
+    "hash_of",
+    "row_of",
+]
 
 GENESIS = bytes(32)
 """The hash before the first row's."""
@@ -58,6 +71,19 @@ JOURNALS = Table(
     " SET seq = excluded.seq, number = excluded.number",
 )
 
+AVOIDED_NAMES = (
+    *("kind", "stage", "provider", "model", "route", "virtual_key", "team", "recipe", "batch"),
+    "device",
+)
+AVOIDED_KEY = ("hour", *AVOIDED_NAMES)
+AVOIDED = Table(
+    "avoided",
+    (*AVOIDED_KEY, "hits", "amount"),
+    frozenset(AVOIDED_NAMES),
+    on_conflict=f"ON CONFLICT ({', '.join(AVOIDED_KEY)}) DO UPDATE SET"
+    " hits = avoided.hits + excluded.hits, amount = avoided.amount + excluded.amount",
+)
+
 encode = msgspec.msgpack.Encoder().encode
 
 
@@ -82,6 +108,16 @@ def row_of(seq: int, worker: str, epoch: int, event: Settled) -> Row:
     if "\0" in "".join((event.reason, tags, *dimensions[:10])):
         return tuple(v.replace("\0", "\ufffd") if isinstance(v, str) else v for v in row)
     return row
+
+
+def avoided_of(event: Avoided) -> Row:
+    """Return the key of an avoided cost in the order of `AVOIDED_KEY`."""
+    of = event.dimensions
+    names = (
+        *(event.kind, of.stage, of.provider, of.model, of.route, of.virtual_key, of.team),
+        *(of.recipe, of.batch, of.device),
+    )
+    return (event.at - event.at % HOUR_US, *(name.replace("\0", "\ufffd") for name in names))
 
 
 def hash_of(before: bytes, row: Row) -> bytes:

@@ -6,11 +6,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from packshot.core.errors import LedgerCorrupt
-from packshot.ledger.records import Settled, Stamped
+from packshot.ledger.records import Avoided, Settled, Stamped
 from packshot.ledger.stores.base import Finding
 from packshot.ledger.stores.database import Database, Row, Transaction
 from packshot.ledger.stores.rollup import Sums
-from packshot.ledger.stores.schema import COLUMNS, ENTRIES, JOURNALS, chained, row_of
+from packshot.ledger.stores.schema import (
+    AVOIDED,
+    COLUMNS,
+    ENTRIES,
+    JOURNALS,
+    avoided_of,
+    chained,
+    row_of,
+)
 
 __all__ = ["PAGE", "TableStore", "derive", "head_of", "pages"]
 
@@ -28,7 +36,8 @@ class TableStore:
         self.dialect = database.dialect
 
     def append(self, rows: Sequence[Stamped]) -> int:
-        """Store settled attempts in one transaction; return how many were new.
+        """Store settled attempts and avoided costs in one transaction; return how many attempts
+        were new.
 
         Raises:
             LedgerUnavailable: nothing is known to be stored; send the same rows again.
@@ -95,32 +104,48 @@ def derive(within: Transaction) -> None:
 
 def _append(within: Transaction, rows: Sequence[Stamped]) -> int:
     seq, before = head_of(within)
-    stored = within.query("SELECT worker, epoch, seq FROM journals")
-    marks = {(worker, epoch): at for worker, epoch, at in stored}
+    stored = within.query("SELECT worker, epoch, seq, number FROM journals")
+    marks = {(worker, epoch): (at, number) for worker, epoch, at, number in stored}
     moved: dict[tuple[str, int], tuple[int, int]] = {}
     entries: list[Row] = []
     sums = Sums()
+    avoided: dict[Row, list[int]] = {}
     for stamped in rows:
         event = stamped.event
-        if not isinstance(event, Settled):
-            raise LedgerCorrupt(f"only settled attempts are stored, got {event}")
         journal = (stamped.worker, stamped.epoch)
-        if stamped.seq <= marks.get(journal, 0):
+        mark = marks.get(journal, (0, 0))
+        if stamped.seq <= mark[0]:
             continue
-        if stamped.seq <= moved.get(journal, (0, 0))[0]:
+        at, number = moved.get(journal, mark)
+        if stamped.seq <= at:
             raise LedgerCorrupt(
-                f"journal {journal}: record {stamped.seq} after {moved[journal][0]} in a batch:"
+                f"journal {journal}: record {stamped.seq} after {at} in a batch:"
                 " records of a journal come in order, each once"
             )
+        if isinstance(event, Avoided):
+            _add_avoided(avoided, event)
+            moved[journal] = (stamped.seq, number)
+            continue
+        if not isinstance(event, Settled):
+            raise LedgerCorrupt(f"only settled and avoided costs are stored, got {event}")
         seq += 1
         row = chained(before, row_of(seq, stamped.worker, stamped.epoch, event))
         before = row[-1]
         entries.append(row)
         sums.add(row)
         moved[journal] = (stamped.seq, event.number)
+    if moved:
+        within.insert(JOURNALS, [(*journal, *mark) for journal, mark in moved.items()])
+    if avoided:
+        within.insert(AVOIDED, [(*key, *counts) for key, counts in avoided.items()])
     if entries:
         within.insert(ENTRIES, entries)
-        within.insert(JOURNALS, [(*journal, *mark) for journal, mark in moved.items()])
         sums.flush(within)
         within.execute("UPDATE head SET seq = ?, hash = ?", (seq, before))
     return len(entries)
+
+
+def _add_avoided(avoided: dict[Row, list[int]], event: Avoided) -> None:
+    sums = avoided.setdefault(avoided_of(event), [0, 0])
+    sums[0] += event.hits
+    sums[1] += event.amount
