@@ -25,7 +25,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -160,14 +160,11 @@ class Run:
     def warm(self) -> Found:
         """All sizes in both tiers; then renders of them make no graph, and repeat to the bit."""
         sizes, runner, begun = self.place.sizes, self.runner, time.perf_counter()
-        for tier, name in (("exact", "bf16"), ("fp8", "fp8")):
-            before = allocated()
-            with torch.inference_mode():
-                runner.unet(tier)
-            self.copies[name] = allocated() - before
+        self._built("exact", "bf16")
         self._warmed("one size, bf16", Ask(sizes[:1], (1,), ("bf16",)))
         first = time.perf_counter() - begun
         self._warmed(f"{len(sizes)} sizes, bf16", Ask(sizes, (1,), ("bf16",)))
+        self._built("fp8", "fp8")
         self._warmed(f"{len(sizes)} sizes, both", Ask(sizes, (1,), ("bf16", "fp8")))
         warm_s, made = time.perf_counter() - begun, runner.captures
         again_made = runner.warm(sizes, (1,), ("exact", "fp8"))
@@ -191,6 +188,12 @@ class Run:
             f"renders in {render_s:.1f} s: {captured} new graphs; {changed} of 3 repeats changed",
             {"graphs": made, "warm_s": warm_s, "new_graphs": captured, "changed": changed},
         )
+
+    def _built(self, tier: Literal["exact", "fp8"], name: str) -> None:
+        before = allocated()
+        with torch.inference_mode():
+            self.runner.unet(tier)
+        self.copies[name] = allocated() - before
 
     def _warmed(self, name: str, ask: Ask) -> None:
         """Prepare for ``ask``, and note what each graph reserved, and all of it."""

@@ -138,8 +138,10 @@ def test_an_engine_on_the_fast_runner_makes_the_plain_engine_s_picture(model):
         assert np.abs(a.astype(int) - b.astype(int)).max() <= 1
 
 
-def test_fp8_stays_near_and_says_how_near(model):
-    unet = FastUNet(model.unet, reference, torch.nn.functional.scaled_dot_product_attention)
+@pytest.mark.parametrize("one_pass", [True, False], ids=["Hopper", "Ada"])
+def test_fp8_stays_near_and_says_how_near(model, one_pass):
+    attend = torch.nn.functional.scaled_dot_product_attention
+    unet = FastUNet(model.unet, reference, attend, one_pass=one_pass)
     graph = StepGraph(unet, Shape(1, 8, 8), model.device, None)
     x = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(2))
     shifts = torch.randn(2, sum(unet.widths), generator=torch.Generator().manual_seed(3))
