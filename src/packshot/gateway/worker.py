@@ -129,6 +129,7 @@ class Worker:
 
             dispatcher = self._gateway.dispatcher
             self._gateway.cache = await open_cache(settings, dispatcher, self.telemetry)
+            self._gateway.cache.avoided = self._ledger.avoided
         gateway, limits = self._gateway, self._limits
         self.telemetry.watch(lambda: gauges_of(gateway, limits), lambda: local_limits_of(limits))
         self._access.on_change(self._keys_changed)

@@ -11,12 +11,16 @@ from typing import Any
 
 import aiohttp
 import anthropic
+import msgspec
 import openai
 import pytest
 import requests
 
+from packshot.gateway.cache.cache import MOST_SAVED
 from packshot.gateway.cache.entry import Purge
 from packshot.gateway.cache.file_store import FileStore
+from packshot.ledger.settings import load_settings
+from packshot.ledger.stores import open_store
 from packshot.providers.fake_script import Fault, Settings
 from tests.gateway.world import World, world
 
@@ -312,3 +316,55 @@ def test_without_the_section_there_is_no_cache_and_no_header(tmp_path: Path) -> 
     with world(tmp_path, yaml, openai=Settings(), anthropic=Settings()) as there:
         assert there.worker.gateway.cache is None
         assert "x-packshot-cache" not in ask(there).headers
+
+
+def avoided(there: World) -> list[tuple[Any, ...]]:
+    """Bring in what the worker has noted, and return it by caller and kind."""
+    there.worker._ledger.tick()  # type: ignore[union-attr]
+    there.booked()
+    with closing(open_store(load_settings(there.path).store)) as store:
+        return store.query(
+            "SELECT virtual_key, kind, stage, provider, model, route, SUM(hits), SUM(amount)"
+            " FROM avoided GROUP BY 1, 2, 3, 4, 5, 6 ORDER BY 1"
+        )
+
+
+def test_the_ledger_hears_what_each_hit_saved_and_books_nothing(there: World) -> None:
+    ask(there)
+    (first,) = there.booked()
+    assert avoided(there) == []
+    for _ in range(3):
+        ask(there)
+    ask(there, "no-store")
+    for key in "cdd":
+        ask(there, key=key)
+    spent = [entry.amount for entry in there.booked()]
+    assert spent == [first.amount] * 3
+    named = ("exact", "chat", "openai", MODEL, "caption")
+    assert avoided(there) == [
+        ("four", *named, 2, 2 * first.amount),
+        ("one", *named, 3, 3 * first.amount),
+    ]
+
+
+def test_those_who_waited_saved_it_and_a_stop_loses_nothing(tmp_path: Path) -> None:
+    slow = Settings(usual=Fault(head_after_s=0.3))
+    with world(tmp_path, YAML, openai=slow, anthropic=Settings()) as there:
+        asyncio.run(_many(there.url, 20))
+    (entry,) = there.booked()
+    with closing(open_store(load_settings(there.path).store)) as store:
+        assert store.query("SELECT kind, SUM(hits), SUM(amount) FROM avoided") == [
+            ("exact", 19, 19 * entry.amount)
+        ]
+
+
+@pytest.mark.parametrize(("cost", "saved"), [(-5, 0), (2**62, MOST_SAVED)])
+def test_a_cost_that_somebody_made_up_neither_fails_a_call_nor_the_ledger(
+    there: World, cost: int, saved: int
+) -> None:
+    key = ask(there).headers["x-packshot-cache-key"]
+    cache = there.worker.gateway.cache
+    assert cache is not None
+    cache.front.keep(key, msgspec.structs.replace(cache.front.look(key), cost=cost))
+    assert did(ask(there)) == "hit"
+    assert [row[-2:] for row in avoided(there)] == [(1, saved)]

@@ -32,6 +32,7 @@ from packshot.gateway.cache.store import Mark, MemoryStore, Store
 from packshot.gateway.dispatch import Answer, Dispatcher, Refused, Stream
 from packshot.gateway.job import Job
 from packshot.gateway.telemetry import Telemetry
+from packshot.ledger.avoided import AvoidedCosts, Group
 from packshot.providers.base import Failure, Relay
 from packshot.providers.failures import Answer as Said
 from packshot.providers.failures import error_body
@@ -47,6 +48,10 @@ MISS = b"x-packshot-cache: miss\r\n"
 
 FALLBACK_TTL_S = 300
 """How long the answer of a fallback is kept at most: the primary's may be better."""
+
+MOST_SAVED = 10**13
+"""Nano-EUR that one hit is said to have saved at most: entries come from a store that others write,
+and a number that is made up must not reach the end of the ledger's."""
 
 MAX_TASKS = 1000
 """Entries on their way to the store, and checks under way; more are not begun."""
@@ -137,6 +142,8 @@ class ResponseCache:
         self.back = back
         self.tier = tier
         self.shadow: Shadow | None = None
+        self.avoided: AvoidedCosts | None = None
+        """The ledger's, which hears what each hit saved."""
         self._dispatcher = dispatcher
         self._telemetry = telemetry
         self._clock = clock
@@ -315,6 +322,9 @@ class ResponseCache:
         if hit.similarity is not None:
             job.cache += b"x-packshot-cache-similarity: %.4f\r\n" % hit.similarity
         self._telemetry.cached(job, kind, entry.cost)
+        if self.avoided is not None:
+            saved = min(max(entry.cost, 0), MOST_SAVED)
+            self.avoided.note(_group_of(job, kind, entry), saved)
         if not job.stream:
             return Answer(entry.body, 200, JSON)
         usage = job.surface == "chat" and asked_usage(job.fields)
@@ -452,6 +462,19 @@ def _rules(entry: SemanticCacheEntry, route: str) -> Rules:
         own.ttl_seconds or entry.ttl_seconds,
         entry.must_match if own.must_match is None else own.must_match,
         frozenset(entry.also if own.also is None else own.also),
+    )
+
+
+def _group_of(job: Job, kind: str, entry: Entry) -> Group:
+    """Return what a hit's saving is booked on: the caller's names, and who sold the answer."""
+    provider, _, model = entry.target.partition("/")
+    for target in job.route.targets:
+        if target.model == model and target.provider.name == provider:
+            provider = target.provider.price_as
+            break
+    owner = job.owner
+    return Group(
+        kind, job.stage, provider, model, job.route.id, owner.id, owner.team, job.recipe, job.batch
     )
 
 
