@@ -215,7 +215,8 @@ def measure(ours: Ours, report: dict[str, Any], parts: set[str]) -> None:
     floor["fp8"] = (
         30 * STEP_TFLOP / report["ceilings"]["fp8"] + DECODE_TFLOP / report["ceilings"]["bf16"]
     ) * 1e3
-    for precision in ("bf16", "fp8"):
+    floor["int8"] = floor["fp8"]  # the tensor cores do as many of either
+    for precision in ("bf16", "fp8", "int8"):
         with part("latency", parts) as wanted:
             if wanted:
                 times = ours.latency(precision)
