@@ -310,6 +310,7 @@ def test_a_stalled_server_is_waited_for_once_a_second(place: Place) -> None:
             await one.keep(PHRASES[0])
             one.front.drop(Purge("all"))
             relay.stall()
+            place.clock.now += SECOND  # it answered a moment ago: that is no server that is away
             with patch.object(module, "ANSWER_S", 0.005), patch.object(module, "PATIENT_S", 0.05):
                 limits = counted(one.store)
                 for _ in range(10):
@@ -336,6 +337,26 @@ def test_a_stalled_server_is_waited_for_once_a_second(place: Place) -> None:
 
 
 @pytest.mark.parametrize("kind", SERVERS)
+def test_one_late_answer_of_a_busy_server_does_not_stop_the_next(place: Place) -> None:
+    async def test() -> None:
+        relay, url = place.relay()
+        module: Any = valkey_store if place.kind == "valkey" else postgres_store
+        with relay:
+            store = place.open(LARGE, url)
+            await store.news((0, 0))
+            await store.put("a", entry_of("a"))
+            relay.stall()
+            with patch.object(module, "ANSWER_S", 0.005):
+                assert await store.get("a") is None
+            relay.resume()
+            assert store.problem == ""
+            assert await store.get("a") == entry_of("a")
+            await store.aclose()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("kind", SERVERS)
 def test_a_server_that_is_gone_costs_hits_and_comes_back(place: Place) -> None:
     async def test() -> None:
         relay, url = place.relay()
@@ -346,6 +367,7 @@ def test_a_server_that_is_gone_costs_hits_and_comes_back(place: Place) -> None:
             await one.keep(PHRASES[0])
             port = relay.port
         one.front.drop(Purge("all"))
+        place.clock.now += SECOND
         with patch.object(module, "ANSWER_S", 0.005), patch.object(module, "PATIENT_S", 0.05):
             assert await one.ask(PHRASES[0]) == "miss"
             await one.store.put("b", entry_of())
@@ -381,6 +403,21 @@ def test_purges_and_entries_are_heard_of_by_who_knew_the_server_before_it_lost_a
             await two.tick()
             assert len(two.front) == 0
             assert await two.ask("in a kitchen, a blue sofa", "key:two") == "semantic"
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("kind", ["valkey"])
+def test_nothing_of_a_forgotten_tenant_stays_on_the_server(
+    place: Place, valkey_server: Any
+) -> None:
+    async def test() -> None:
+        async with replicas(place) as (one, _):
+            await one.keep(PHRASES[0], tags=("shop=1",))
+            await one.cache.purge(Purge("scope", "key:one"))
+            with valkey_server.client() as client:
+                names = {name.decode().rpartition(":")[2] for name in client.keys("*")}
+            assert names == {"size", "kept", "purged", "purges"}
 
     asyncio.run(test())
 

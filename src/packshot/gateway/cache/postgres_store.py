@@ -19,8 +19,9 @@ from typing import TypeVar
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 
-from packshot.core.clock import SECOND_US, Clock, wall_us
+from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import StateUnavailable
+from packshot.gateway.cache.asking import Asking
 from packshot.gateway.cache.entry import Entry, Purge, Scent, decoded, encoded
 from packshot.gateway.cache.postgres_tables import (
     AT_ONCE,
@@ -43,7 +44,6 @@ PATIENT_S = 2.0
 """The same where no call waits."""
 
 EXTENSION = "vector"
-RETRY_US = SECOND_US
 CONNECTIONS = 4
 MAX_BESIDE = 100
 """Statements for which no call waits (that an entry was asked for); more are not sent."""
@@ -72,15 +72,19 @@ class PostgresStore:
 
     def __init__(self, url: str, max_bytes: int, clock: Clock = wall_us) -> None:
         self.max_bytes = check_limit(max_bytes)
-        self.problem = ""
+        self._asking = Asking(clock, FAILURES)
         self._clock = clock
-        self._away_until = 0
         self._heard = -1
         """Up to which purge the replica has heard; later ones may mean what it puts."""
         self._lacks = ""
         self._models: dict[tuple[str, int], str] = {}
         self._tasks: set[asyncio.Task[object]] = set()
         self._pool = Pool(url, CONNECTIONS, self._prepare)
+
+    @property
+    def problem(self) -> str:
+        """As `Store.problem`."""
+        return self._asking.problem or self._lacks
 
     async def get(self, key: str) -> Entry | None:
         """As `Store.get`, in 5 ms at the most."""
@@ -200,17 +204,7 @@ class PostgresStore:
 
     async def _quiet(self, work: Callable[[Connection], Awaitable[T]], limit_s: float) -> T | None:
         """Return what ``work`` returns, None where there is nothing in time."""
-        if self._clock() < self._away_until:
-            return None
-        try:
-            found = await self._pool.run(work, limit_s)
-        except FAILURES as error:
-            why = str(error) or type(error).__name__
-            self.problem = f"the store of answers does not answer: {why}"
-            self._away_until = self._clock() + RETRY_US
-            return None
-        self.problem = self._lacks
-        return found
+        return await self._asking.quiet(lambda: self._pool.run(work, limit_s))
 
     def _beside(self, work: Callable[[Connection], Awaitable[object]]) -> None:
         """Do something for which no call waits."""

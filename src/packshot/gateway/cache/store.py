@@ -55,7 +55,8 @@ class Store(Protocol):
     costs a hit, and ``problem`` says why ("" while all is well).
     """
 
-    problem: str
+    @property
+    def problem(self) -> str: ...
 
     async def get(self, key: str) -> Entry | None:
         """Return what was last put under ``key``, None if it is gone or its time is over."""

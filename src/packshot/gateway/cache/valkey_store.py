@@ -21,8 +21,9 @@ from typing import TypeAlias, cast
 
 import msgspec
 
-from packshot.core.clock import SECOND_US, Clock, wall_us
+from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import StateUnavailable
+from packshot.gateway.cache.asking import Asking
 from packshot.gateway.cache.entry import Entry, Purge, decoded, encoded
 from packshot.gateway.cache.store import FORGOTTEN, Mark, News, sets_of, worth_of
 from packshot.state.blobs import Held, check_limit
@@ -37,7 +38,9 @@ ANSWER_S = 0.005
 PATIENT_S = 2.0
 """The same where no call waits."""
 
-RETRY_US = SECOND_US
+FAILURES = (ReplyError, OSError)
+"""A TimeoutError is an OSError."""
+
 AT_ONCE = 500
 """Entries that one script throws away, so that others come to their turn."""
 
@@ -180,13 +183,17 @@ class ValkeyStore:
         self, url: str, max_bytes: int, clock: Clock = wall_us, most_news: int = 50_000
     ) -> None:
         self.max_bytes = check_limit(max_bytes)
-        self.problem = ""
+        self._asking = Asking(clock, FAILURES)
         self._clock = clock
         self._most_news = max(most_news, 1)
-        self._away_until = 0
         self._heard = -1
         """Up to which purge the replica has heard; later ones may mean what it puts."""
         self._client = Client(address_of(url))
+
+    @property
+    def problem(self) -> str:
+        """As `Store.problem`."""
+        return self._asking.problem
 
     async def get(self, key: str) -> Entry | None:
         """As `Store.get`, in 5 ms at the most."""
@@ -219,7 +226,7 @@ class ValkeyStore:
                     break
             note = json.dumps([what.by, what.value])
             await self._run(NOTE, [note, LONGEST_LOG], PATIENT_S)
-        except (ReplyError, OSError) as error:  # a TimeoutError is an OSError
+        except FAILURES as error:
             raise StateUnavailable(
                 f"the store of answers cannot be reached: {error}; what was to go may be there yet"
             ) from error
@@ -258,16 +265,7 @@ class ValkeyStore:
         self, script: str, words: Sequence[Word | bytes], limit_s: float
     ) -> object | None:
         """Return a script's answer, None where there is none in time."""
-        if self._clock() < self._away_until:
-            return None
-        try:
-            found = await self._run(script, words, limit_s)
-        except (ReplyError, OSError) as error:
-            self.problem = f"the store of answers does not answer: {str(error) or 'in time'}"
-            self._away_until = self._clock() + RETRY_US
-            return None
-        self.problem = ""
-        return found
+        return await self._asking.quiet(lambda: self._run(script, words, limit_s))
 
     async def _run(self, script: str, words: Sequence[Word | bytes], limit_s: float) -> object:
         """Run a script by its name; send it where the server does not know it (yet)."""
