@@ -31,7 +31,7 @@ def test_it_fits_or_says_what_would(packshot, sdxl):
     assert done.code == 0
     assert "fits 24 GB" in done.out
     assert "1536x640" in done.out
-    many = packshot("plan", "--gpu", "20GB", "--model", sdxl, "-n", "8", "--precision", "fp8")
+    many = packshot("plan", "--gpu", "17GB", "--model", sdxl, "-n", "8", "--precision", "fp8")
     assert many.code == 1
     assert "would fit: 4 at a time" in many.out
     assert "would fit: a GPU of 24 GB" in many.out
