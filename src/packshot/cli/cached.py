@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
@@ -79,10 +79,13 @@ def audit(
             log.turn(on, 0)
         checks = log.checks(route, limit, false=false, open_=judge)
         counts = [count for count in log.counts() if route is None or count.route == route]
+        undecided = log.undecided()
         if as_json:
-            _json(_facts(counts, checks))
+            _json(_facts(counts, checks, undecided))
             return
         _table(counts, entry.audit.limit)
+        if waiting := sum(n for name, n in undecided.items() if route in {None, name}):
+            typer.echo(f"{waiting:,} undecided, not counted: --judge asks you for a verdict\n")
         for check in checks:
             _show(check)
             if judge and not _judge(log, check):
@@ -147,7 +150,9 @@ def _log(config: Path | None) -> Generator[tuple[AuditLog, SemanticCacheEntry]]:
         log.close()
 
 
-def _facts(counts: Sequence[Count], checks: Sequence[Check]) -> dict[str, Any]:
+def _facts(
+    counts: Sequence[Count], checks: Sequence[Check], undecided: Mapping[str, int]
+) -> dict[str, Any]:
     from packshot.gateway.cache.sequential import exact_interval
 
     rows = [
@@ -155,7 +160,11 @@ def _facts(counts: Sequence[Count], checks: Sequence[Check]) -> dict[str, Any]:
         for count in counts
         for rate in (exact_interval(count.false, count.checked),)
     ]
-    return {"routes": rows, "checks": [check._asdict() for check in checks]}
+    return {
+        "routes": rows,
+        "undecided": dict(undecided),
+        "checks": [check._asdict() for check in checks],
+    }
 
 
 def _table(counts: Sequence[Count], limit: float) -> None:
@@ -177,9 +186,19 @@ def _show(check: Check) -> None:
     from datetime import UTC, datetime
 
     at = datetime.fromtimestamp(check.at / 1e6, UTC)
-    by = f"by {check.judge}" if check.judge else "by the machine"
-    typer.echo(f"#{check.number}  {at:%Y-%m-%d %H:%M} UTC  {check.route}  {check.verdict}, {by}")
+    by = (
+        f", by {check.judge}"
+        if check.judge
+        else ""
+        if check.verdict == "open"
+        else ", by the machine"
+    )
+    verdict = "undecided" if check.verdict == "open" else check.verdict
+    typer.echo(f"#{check.number}  {at:%Y-%m-%d %H:%M} UTC  {check.route}  {verdict}{by}")
     typer.echo(f"  requests {check.similarity:.4f} alike, answers {check.cosine:.4f}")
+    if check.note:
+        note = terminal_safe(check.note)
+        typer.echo(fill(note, WIDTH, initial_indent="  why     ", subsequent_indent=" " * 10))
     for name in ("asked", "kept", "served", "fresh"):
         text = terminal_safe(getattr(check, name))[:600]
         typer.echo(fill(text, WIDTH, initial_indent=f"  {name:<8}", subsequent_indent=" " * 10))

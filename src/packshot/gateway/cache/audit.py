@@ -2,9 +2,11 @@
 
 What the request says and its own answer repeats (a number, a colour, a product …) has to stand in
 the answer that was served, too; and the two answers have to be near each other as texts. Answers
-to the same request differ, too, so nothing else in them counts. A person's verdict goes before the
-machine's (``packshot cache audit``). The test that turns a tier off may be looked at after every
-check (`packshot.gateway.cache.sequential`).
+to the same request differ, too, so nothing else in them counts. Where a judge is configured
+(`packshot.gateway.cache.judge`), it decides what this leaves: whether the answers say the same. It
+cannot make up for a number that is missing, and what it does not decide is left to a person, whose
+verdict goes before all (``packshot cache audit``). The test that turns a tier off may be looked at
+after every check (`packshot.gateway.cache.sequential`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from packshot.gateway.cache.audit_log import AuditLog, Check, Count, Verdict
 from packshot.gateway.cache.embed import Embedder
 from packshot.gateway.cache.entry import Purge
 from packshot.gateway.cache.flights import Hit
+from packshot.gateway.cache.judge import Judge, Opinion
 from packshot.gateway.cache.replay import text_of
 from packshot.gateway.cache.request import cached_request, scope_of, spoken
 from packshot.gateway.cache.sequential import exceeds
@@ -33,11 +36,15 @@ from packshot.gateway.dispatch import Answer, Dispatcher, Refused
 from packshot.gateway.job import Job
 from packshot.gateway.telemetry import Telemetry
 
-__all__ = ["Auditor", "verdict_of"]
+__all__ = ["Auditor", "lacking", "verdict_of"]
 
 DAY_US = 24 * 3600 * SECOND_US
 TAG = "cache=audit"
 """By which the cost of checks is found in the ledger."""
+
+LONGEST_NOTE = 300
+RULED: dict[str, Verdict] = {"same": "same", "different": "false", "undecided": "open"}
+"""A check's verdict by a judge's."""
 
 FACTS = frozenset(
     {"quote", "number", "size", "sku", "colour", "material", "product", "place", "language"}
@@ -50,9 +57,13 @@ def verdict_of(asked: str, served: str, fresh: str, cosine: float, same_above: f
 
     ``cosine`` is that of the two answers, -1 to 1.
     """
-    if cosine < same_above:
-        return "false"
-    return "same" if _facts(asked) & _facts(fresh) <= _facts(served) else "false"
+    return "same" if cosine >= same_above and not lacking(asked, served, fresh) else "false"
+
+
+def lacking(asked: str, served: str, fresh: str) -> list[str]:
+    """Return what the request says, its own answer repeats, and the served answer has not."""
+    missing = (_facts(asked) & _facts(fresh)) - _facts(served)
+    return sorted(f"{kind} {value}" for kind, value in missing)
 
 
 def _facts(text: str) -> set[tuple[str, str]]:
@@ -71,9 +82,11 @@ class Auditor:
         embedder: Embedder,
         telemetry: Telemetry,
         *,
+        judge: Judge | None = None,
         clock: Clock = wall_us,
     ) -> None:
         self.entry = entry
+        self._judge = judge
         self.log = log
         self._dispatcher = dispatcher
         self._embedder = embedder
@@ -109,8 +122,7 @@ class Auditor:
             return
         rows = await self._embedder.embed([old, new])
         cosine = float(rows[0] @ rows[1])
-        above = self.entry.same_above
-        verdict = await asyncio.to_thread(verdict_of, said[1], old, new, cosine, above)
+        verdict, note = await self._decide(said[1], old, new, cosine)
         check = Check(
             0,
             self._clock(),
@@ -123,9 +135,27 @@ class Auditor:
             new,
             cosine,
             verdict,
+            note=note,
         )
         self._telemetry.checked(job.route.id, verdict)
         await self._weigh(await asyncio.to_thread(self.log.add, check))
+
+    async def _decide(
+        self, asked: str, served: str, fresh: str, cosine: float
+    ) -> tuple[Verdict, str]:
+        """Return the verdict, and how it came about."""
+        missing = await asyncio.to_thread(lacking, asked, served, fresh)
+        if missing:
+            return "false", f"not in the answer: {', '.join(missing)[:LONGEST_NOTE]}"
+        judge = self._judge
+        if judge is None:
+            near = cosine >= self.entry.same_above
+            return ("same", "") if near else ("false", "the answers have little in common")
+        said = Opinion("undecided", "the day's money for checks is spent")
+        if self._spent + judge.dearest <= nanos_of(self.entry.eur_per_day):
+            said = await judge.ask(asked, fresh, served)
+            self._spent += said.cost
+        return RULED[said.verdict], f"{judge.name}: {said.verdict}. {said.reason}"
 
     async def _ask(self, job: Job) -> bytes:
         """Return the provider's own answer, b"" where there is none."""

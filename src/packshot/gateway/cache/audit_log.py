@@ -19,17 +19,18 @@ from packshot.gateway.cache.entry import Purge
 
 __all__ = ["AuditLog", "Check", "Count", "Verdict"]
 
-Verdict: TypeAlias = Literal["same", "false"]
+Verdict: TypeAlias = Literal["same", "false", "open"]
+"""``open`` is a check that nobody could decide yet; it counts when a person has."""
 
 LONGEST_TEXT = 8_000
 """Characters that are kept of each text."""
 
-VERSION = 1
+VERSION = 2
 TABLES = (
     (
         "CREATE TABLE checks (number INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER, scope TEXT,"
         " route TEXT, similarity REAL, asked TEXT, kept TEXT, served TEXT, fresh TEXT,"
-        " cosine REAL, verdict TEXT, judge TEXT)"
+        " cosine REAL, verdict TEXT, judge TEXT, note TEXT NOT NULL DEFAULT '')"
     ),
     (
         "CREATE TABLE counts (route TEXT PRIMARY KEY, checked INTEGER NOT NULL,"
@@ -37,12 +38,17 @@ TABLES = (
     ),
     f"PRAGMA user_version = {VERSION}",
 )
+FROM_1 = (
+    "ALTER TABLE checks ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+    f"PRAGMA user_version = {VERSION}",
+)
 
 
 class Check(NamedTuple):
     """A hit: the request ``asked`` was given the answer ``served``, made for the request ``kept``;
     the provider would have said ``fresh``. ``similarity`` is that of the requests, ``cosine`` that
-    of the answers. ``judge`` is "" for the machine. ``at`` is in µs since 1970.
+    of the answers. ``judge`` is the person who judged it, "" for none yet, and ``note`` says how
+    the machine came to its verdict. ``at`` is in µs since 1970.
     """
 
     number: int
@@ -57,6 +63,7 @@ class Check(NamedTuple):
     cosine: float
     verdict: Verdict
     judge: str = ""
+    note: str = ""
 
 
 class Count(NamedTuple):
@@ -89,7 +96,7 @@ class AuditLog:
             self._file.execute("PRAGMA secure_delete = ON")
         with self._writing():
             (version,) = self._file.execute("PRAGMA user_version").fetchone()
-            for statement in TABLES if version == 0 else ():
+            for statement in {0: TABLES, 1: FROM_1}.get(version, ()):
                 self._file.execute(statement)
 
     def add(self, check: Check) -> Count:
@@ -98,7 +105,7 @@ class AuditLog:
         with self._writing():
             self._file.execute(
                 "INSERT INTO checks (at, scope, route, similarity, asked, kept, served, fresh,"
-                " cosine, verdict, judge) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                " cosine, verdict, judge, note) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (*check[1:5], *texts, *check[9:]),
             )
             self._file.execute(
@@ -106,9 +113,9 @@ class AuditLog:
                 (self._keep,),
             )
             self._file.execute(
-                "INSERT INTO counts (route, checked, false) VALUES (?1, 1, ?2) ON CONFLICT (route)"
-                " DO UPDATE SET checked = checked + 1, false = false + ?2",
-                (check.route, check.verdict == "false"),
+                "INSERT INTO counts (route, checked, false) VALUES (?1, ?2, ?3) ON CONFLICT (route)"
+                " DO UPDATE SET checked = checked + ?2, false = false + ?3",
+                (check.route, check.verdict != "open", check.verdict == "false"),
             )
             return self._count(check.route)
 
@@ -130,8 +137,9 @@ class AuditLog:
             )
             change = (verdict == "false") - (row[1] == "false")
             self._file.execute(
-                "UPDATE counts SET false = max(0, min(checked, false + ?)) WHERE route = ?",
-                (change, row[0]),
+                "UPDATE counts SET checked = checked + ?1,"
+                " false = max(0, min(checked + ?1, false + ?2)) WHERE route = ?3",
+                (row[1] == "open", change, row[0]),
             )
             return self._count(row[0])
 
@@ -154,16 +162,24 @@ class AuditLog:
 
     def checks(self, route: str | None, limit: int, *, false: bool, open_: bool) -> list[Check]:
         """Return the last checks, the newest first: those found ``false``, or that no person has
-        judged, where these are asked for.
+        judged, where these are asked for (what nobody could decide before the rest).
         """
         with self._told():
             rows = self._file.execute(
                 "SELECT * FROM checks WHERE (?1 IS NULL OR route = ?1)"
                 " AND (NOT ?2 OR verdict = 'false') AND (NOT ?3 OR judge = '')"
-                " ORDER BY number DESC LIMIT ?4",
+                " ORDER BY (?3 AND verdict = 'open') DESC, number DESC LIMIT ?4",
                 (route, false, open_, limit),
             )
             return [Check(*row) for row in rows]
+
+    def undecided(self) -> dict[str, int]:
+        """Return how many checks of each route nobody could decide yet."""
+        with self._told():
+            rows = self._file.execute(
+                "SELECT route, count(*) FROM checks WHERE verdict = 'open' GROUP BY route"
+            )
+            return dict(rows.fetchall())
 
     def forget(self, what: Purge) -> int:
         """Throw away the checks of a scope, of a route, or all; return how many that was."""

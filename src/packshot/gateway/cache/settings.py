@@ -9,7 +9,14 @@ from typing import Literal, TypeAlias
 
 from packshot.core.errors import InvalidRequest
 
-__all__ = ["AuditEntry", "Kind", "RouteCacheEntry", "SemanticCacheEntry", "SlotType"]
+__all__ = [
+    "AuditEntry",
+    "JudgeEntry",
+    "Kind",
+    "RouteCacheEntry",
+    "SemanticCacheEntry",
+    "SlotType",
+]
 
 Kind: TypeAlias = Literal["multi_turn", "tools", "temperature", "links"]
 """Requests that are cached only where asked for: with earlier answers in them, with tools, hotter
@@ -57,12 +64,28 @@ class RouteCacheEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeEntry:
+    """A language model that judges checked hits: the ``route`` of this gateway that is asked, ""
+    for none; booked on ``account``, as if that were a virtual key.
+    """
+
+    route: str = ""
+    account: str = "cache-audit"
+
+    def __post_init__(self) -> None:
+        """Refuse what could never be meant."""
+        if not self.account:
+            raise InvalidRequest("account is the name that verdicts are booked on, got none")
+
+
+@dataclass(frozen=True, slots=True)
 class AuditEntry:
     """The checks of semantic hits: a ``share`` of them is asked of the provider all the same.
 
     ``eur_per_day`` is what that may cost, per worker. A route whose rate of false hits is above
     ``limit``, with a chance of error of at most ``alpha``, loses its semantic tier. Two answers are
-    taken for the same from ``same_above`` on, as a cosine. ``keep`` checks are kept.
+    taken for the same from ``same_above`` on, as a cosine. ``keep`` checks are kept. ``judge`` may
+    be asked for a verdict, within the same money.
     """
 
     share: float = 0.02
@@ -71,6 +94,7 @@ class AuditEntry:
     alpha: float = 0.01
     same_above: float = 0.5
     keep: int = 1000
+    judge: JudgeEntry = field(default_factory=JudgeEntry)
 
     def __post_init__(self) -> None:
         """Refuse what could never be meant."""
