@@ -405,6 +405,12 @@ GATEWAY = [
         },
     ),
     Panel(
+        "Texts that a provider was asked to embed",
+        "timeseries",
+        "short",
+        {"{{result}}": rate(live.CACHE_EMBEDDINGS, "result")},
+    ),
+    Panel(
         "Answers in memory",
         "timeseries",
         "short",

@@ -32,6 +32,7 @@
     │   ├── UpstreamUnreachable  no connection: nothing was sent
     │   ├── UpstreamTimeout  silence: before the connection, the first byte, the next, or the end
     │   └── UpstreamBroken   the connection broke, or what came was no HTTP
+    ├── NoEmbedding          a text's vector could not be had in time: the cache does without
     ├── StateUnavailable     what is kept to be used again cannot be read or written
     ├── CheckFailed          a finished picture broke a promise: it is not delivered
     ├── WorkerLost           the process that holds the model crashed or hung; the next one may not
@@ -74,6 +75,7 @@ __all__ = [
     "ModelCorrupt",
     "ModelError",
     "ModelNotFound",
+    "NoEmbedding",
     "OutputError",
     "PackshotError",
     "RateLimited",
@@ -218,6 +220,10 @@ class RateLimited(GatewayError):
 
 class Saturated(GatewayError):
     """As many calls are under way, or wait, as there may be."""
+
+
+class NoEmbedding(PackshotError):
+    """The embeddings route gave no vector, or not in time; no caller of the gateway hears of it."""
 
 
 class StateUnavailable(PackshotError):

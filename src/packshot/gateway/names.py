@@ -125,6 +125,12 @@ CACHE_CHECKS = Metric(
     ("route", "verdict"),
     'Semantic hits that were checked, by what was found ("same", "false").',
 )
+CACHE_EMBEDDINGS = Metric(
+    "packshot_gateway_cache_embeddings_total",
+    "counter",
+    ("result",),
+    'Texts for which the embeddings route was asked: "made", "late", "failed", "full", "resting".',
+)
 CACHE_OFF = Metric(
     "packshot_gateway_cache_semantic_off",
     "gauge",
@@ -209,6 +215,7 @@ METRICS: tuple[Metric, ...] = (
     CACHE,
     CACHE_SAVED,
     CACHE_CHECKS,
+    CACHE_EMBEDDINGS,
     CACHE_OFF,
     CACHE_ENTRIES,
     CACHE_BYTES,

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from packshot.core.errors import InvalidRequest, unknown_name
+from packshot.gateway.cache.embedding_models import asked_model
 from packshot.gateway.cache.settings import SemanticCacheEntry
 from packshot.gateway.keys import Key, Keys
 from packshot.gateway.retry import RetryBudget
@@ -224,6 +225,8 @@ def build_plan(settings: GatewaySettings, before: Plan | None = None) -> Plan:
             for name in (primary, *others):
                 plan.target(name)
     plan.routes = routes
+    if settings.semantic_cache.embeddings.asked:
+        asked_model(settings.semantic_cache.embeddings, plan)
     return plan
 
 
@@ -264,7 +267,7 @@ def _notes(settings: GatewaySettings, providers: Mapping[str, Provider]) -> tupl
 
 def _of_model(cache: SemanticCacheEntry) -> str | None:
     """Say where the semantic tier has no model to compare requests with."""
-    if not (cache.enabled and cache.semantic):
+    if not (cache.enabled and cache.semantic) or cache.embeddings.asked:
         return None
     try:
         from packshot.gateway.cache.minilm import default_folder

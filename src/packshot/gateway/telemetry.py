@@ -192,6 +192,10 @@ class Telemetry:
         """Note what the check of a semantic hit found."""
         self._count(names.CACHE_CHECKS, route, verdict)
 
+    def embedded(self, result: str, texts: int) -> None:
+        """Note what came of asking the embeddings route for the vectors of some texts."""
+        self._count(names.CACHE_EMBEDDINGS, result, by=texts)
+
     def budget_spent(self, provider: str) -> None:
         """Note that a retry was not made for want of budget."""
         self._count(names.REFUSED_RETRIES, provider)

@@ -127,9 +127,11 @@ class Worker:
         if settings.semantic_cache.enabled:
             from packshot.gateway.cache.opening import open_cache
 
-            dispatcher = self._gateway.dispatcher
-            self._gateway.cache = await open_cache(settings, dispatcher, self.telemetry)
-            self._gateway.cache.avoided = self._ledger.avoided
+            here = self._gateway
+            here.cache = await open_cache(
+                settings, here.dispatcher, self.telemetry, lambda: here.plan
+            )
+            here.cache.avoided = self._ledger.avoided
         gateway, limits = self._gateway, self._limits
         self.telemetry.watch(lambda: gauges_of(gateway, limits), lambda: local_limits_of(limits))
         self._access.on_change(self._keys_changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from packshot.gateway.telemetry import Telemetry
 
 if TYPE_CHECKING:
     from packshot.gateway.cache.semantic import Semantic
+    from packshot.gateway.plan import Plan
 
 __all__ = ["ANSWERS", "AUDIT", "open_cache"]
 
@@ -28,9 +30,12 @@ AUDIT = "cache-audit.db"
 
 
 async def open_cache(
-    settings: GatewaySettings, dispatcher: Dispatcher, telemetry: Telemetry
+    settings: GatewaySettings,
+    dispatcher: Dispatcher,
+    telemetry: Telemetry,
+    plan: Callable[[], Plan] | None = None,
 ) -> ResponseCache:
-    """Open the cache of one worker.
+    """Open the cache of one worker; ``plan`` returns the gateway's current one.
 
     Raises:
         StateUnavailable: its file cannot be used.
@@ -45,7 +50,11 @@ async def open_cache(
         )
     back, far = await asyncio.to_thread(_stores, entry, settings.server.folder)
     front = MemoryStore(entry.memory_mb << 20)
-    tier = await asyncio.to_thread(_tier, entry, telemetry, far)
+    tier: Semantic | None = None
+    if entry.embeddings.asked and plan is not None:
+        tier = _asking_tier(entry, plan, dispatcher, telemetry, far)
+    else:
+        tier = await asyncio.to_thread(_tier, entry, telemetry, far)
     cache = ResponseCache(entry, dispatcher, telemetry, front, back=back, tier=tier)
     if tier is not None and entry.audit.share:
         from packshot.gateway.cache.audit import Auditor
@@ -80,13 +89,36 @@ def _stores(entry: SemanticCacheEntry, folder: Path) -> tuple[Store | None, Neig
         ) from error
 
 
+def _asking_tier(
+    entry: SemanticCacheEntry,
+    plan: Callable[[], Plan],
+    dispatcher: Dispatcher,
+    telemetry: Telemetry,
+    far: Neighbours | None,
+) -> Semantic | None:
+    """Return the semantic tier whose vectors a provider makes; None where there is to be none."""
+    if not _wanted(entry):
+        return None
+    from packshot.gateway.cache.embed_route import RouteEmbedder
+    from packshot.gateway.cache.semantic import LONGEST_S, Semantic
+
+    embedder = RouteEmbedder(entry.embeddings, plan, dispatcher, telemetry)
+    longest_s = embedder.deadline_s + LONGEST_S
+    tell = partial(telemetry.error, None)
+    return Semantic(embedder, entry.max_vectors, tell, far=far, longest_s=longest_s)
+
+
+def _wanted(entry: SemanticCacheEntry) -> bool:
+    """Tell whether any route has a semantic tier."""
+    by_route = any(route.semantic for route in entry.routes.values())
+    return entry.max_vectors > 0 and (entry.semantic or by_route)
+
+
 def _tier(
     entry: SemanticCacheEntry, telemetry: Telemetry, far: Neighbours | None
 ) -> Semantic | None:
     """Return the semantic tier; None where there is to be none, or no model (`plan` says so)."""
-    if not entry.max_vectors or not (
-        entry.semantic or any(route.semantic for route in entry.routes.values())
-    ):
+    if not _wanted(entry):
         return None
     tell = partial(telemetry.error, None)
     try:

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from packshot.core.clock import Clock, wall_us
-from packshot.core.errors import Saturated
+from packshot.core.errors import NoEmbedding, Saturated
 from packshot.gateway.cache.cache import Rules
 from packshot.gateway.cache.embed import Embedder
 from packshot.gateway.cache.entry import Entry, Purge, Scent
@@ -78,9 +78,11 @@ class Semantic:
         tell: Callable[[BaseException], None],
         clock: Clock = wall_us,
         far: Neighbours | None = None,
+        longest_s: float = LONGEST_S,
     ) -> None:
         self.embedder = embedder
         self._far = far
+        self._longest_s = longest_s
         self._most = most
         self._tell = tell
         self._clock = clock
@@ -105,7 +107,7 @@ class Semantic:
         partition, text = said
         run = asyncio.get_running_loop().run_in_executor
         try:
-            async with asyncio.timeout(LONGEST_S):
+            async with asyncio.timeout(self._longest_s):
                 gist = await run(self._thread, lambda: read_kept(text).gist)
                 vector: Vector = (await self.embedder.embed([gist or text]))[0]
                 must_match = rules.must_match or SLOT_TYPES
@@ -117,7 +119,7 @@ class Semantic:
                     near = await self._far.nearest(scent, CANDIDATES, threshold)
                     choose = partial(self._choose, scent, near, must_match)
                     key, similarity = await run(self._thread, choose) if near else ("", 0.0)
-        except (TimeoutError, Saturated):
+        except (TimeoutError, Saturated, NoEmbedding):
             return NOTHING
         return key, similarity, scent
 
@@ -142,6 +144,9 @@ class Semantic:
         close = getattr(self.embedder, "close", None)
         if close is not None:
             await asyncio.to_thread(close)
+        aclose = getattr(self.embedder, "aclose", None)
+        if aclose is not None:
+            await aclose()
 
     def _do(self, work: Callable[[], None]) -> None:
         self._thread.submit(work).add_done_callback(self._done)

@@ -11,6 +11,7 @@ from packshot.core.errors import InvalidRequest
 
 __all__ = [
     "AuditEntry",
+    "EmbeddingsEntry",
     "JudgeEntry",
     "Kind",
     "RouteCacheEntry",
@@ -41,6 +42,8 @@ SlotType: TypeAlias = Literal[
 """`packshot.gateway.cache.slots.SLOT_TYPES`, which is not loaded for a cache of exact answers."""
 
 LONGEST_TTL_S = 400 * 24 * 3600
+LONGEST_VECTOR = 4096
+LONGEST_DEADLINE_MS = 5000
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,43 @@ class AuditEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class EmbeddingsEntry:
+    """Who makes the vectors of similar requests, in place of the model on this machine.
+
+    One of ``route`` (its id) and ``model`` ("provider/model"). ``dimension`` is the length of its
+    vectors; 0 where `packshot.gateway.cache.embedding_models` knows it. A call without a vector
+    after ``deadline_ms`` goes on without. Embeddings are booked on the virtual key ``account``,
+    which is no caller's: caps of that name hold them.
+    """
+
+    route: str = ""
+    model: str = ""
+    dimension: int = 0
+    deadline_ms: int = 250
+    account: str = "cache"
+
+    def __post_init__(self) -> None:
+        """Refuse what could never be meant."""
+        if self.route and self.model:
+            raise InvalidRequest("got route and model; expected one of the two")
+        if self.model and "/" not in self.model:
+            raise InvalidRequest(f"model is provider/model, got {self.model!r}")
+        if not 0 <= self.dimension <= LONGEST_VECTOR:
+            raise InvalidRequest(f"dimension is 1 to {LONGEST_VECTOR}, got {self.dimension}")
+        if not 1 <= self.deadline_ms <= LONGEST_DEADLINE_MS:
+            raise InvalidRequest(
+                f"deadline_ms is 1 to {LONGEST_DEADLINE_MS}, got {self.deadline_ms}"
+            )
+        if not (self.dimension == 0 or self.asked):
+            raise InvalidRequest("dimension without a route or a model: whose vectors?")
+
+    @property
+    def asked(self) -> str:
+        """Return what is asked for embeddings, as a caller would name it; "" for nobody."""
+        return self.route or self.model
+
+
+@dataclass(frozen=True, slots=True)
 class SemanticCacheEntry:
     """The response cache: exact answers, and with ``semantic`` those of similar requests.
 
@@ -135,6 +175,7 @@ class SemanticCacheEntry:
     model: Path = Path()
     routes: dict[str, RouteCacheEntry] = field(default_factory=dict[str, RouteCacheEntry])
     audit: AuditEntry = field(default_factory=AuditEntry)
+    embeddings: EmbeddingsEntry = field(default_factory=EmbeddingsEntry)
 
     def __post_init__(self) -> None:
         """Refuse what could never be meant."""
@@ -147,6 +188,8 @@ class SemanticCacheEntry:
                 raise InvalidRequest(f"{name} is 1 to {most}, got {getattr(self, name)}")
         if not 0 <= self.max_vectors <= 10_000_000:
             raise InvalidRequest(f"max_vectors is 0 to 10000000, got {self.max_vectors}")
+        if self.embeddings.asked and self.model.name:
+            raise InvalidRequest("got model and embeddings; expected one embedding model")
         if self.store not in {"", "memory"} and "://" not in self.store:
             raise InvalidRequest(
                 'store is "", "memory", or the URL of a server: valkey://host or'
