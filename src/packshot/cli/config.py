@@ -30,6 +30,7 @@ def check(file: File = Path("packshot.yaml"), *, as_json: o.AsJson = False) -> N
     yet is a warning.
     """
     from packshot.cli.overflow import check_overflow
+    from packshot.gateway.cache.embedding_models import check_price
     from packshot.gateway.client import check_route
     from packshot.gateway.plan import build_plan
     from packshot.gateway.run import check_host
@@ -42,7 +43,9 @@ def check(file: File = Path("packshot.yaml"), *, as_json: o.AsJson = False) -> N
     plan = build_plan(settings)
     server = settings.server
     check_host(server.host, server.port, guarded=server.behind_proxy)
-    book_of(load_settings(file))
+    book = book_of(load_settings(file))
+    if settings.semantic_cache.embeddings.asked:
+        check_price(settings.semantic_cache.embeddings, plan, book)
     load_engine_settings(file)
     studio = load_studio(file)
     if studio.caption_route and not studio.gateway_url:

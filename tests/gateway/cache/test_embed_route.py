@@ -20,12 +20,14 @@ from packshot.core.config import read
 from packshot.core.errors import InvalidRequest, NoEmbedding
 from packshot.gateway.cache import embed_route
 from packshot.gateway.cache.embed_route import BATCH, RouteEmbedder, vectors_of
-from packshot.gateway.cache.embedding_models import KNOWN, asked_model
+from packshot.gateway.cache.embedding_models import KNOWN, asked_model, check_price
 from packshot.gateway.cache.semantic import Semantic
 from packshot.gateway.cache.settings import EmbeddingsEntry, SemanticCacheEntry
 from packshot.gateway.plan import build_plan
 from packshot.gateway.settings import load_gateway
+from packshot.ledger.prices.book import book_of
 from packshot.ledger.settings import SECTIONS
+from packshot.ledger.settings import Settings as LedgerSettings
 from packshot.providers.fake_script import Fault, Settings
 from tests.gateway.cache.test_cache import calls, did
 from tests.gateway.world import World
@@ -318,6 +320,15 @@ def test_what_can_be_asked(tmp_path: Path) -> None:
     assert asked_model(entry(model="spare/all-minilm:latest"), plan).name == "all-minilm/384"
     names = {asked_model(entry(model=f"spare/{name}"), plan).name for name in KNOWN}
     assert len(names) == len(KNOWN)
+
+
+def test_a_model_that_talks_makes_no_vectors(tmp_path: Path) -> None:
+    text = YAML.replace('openai: {base_url: "{openai}/v1",', "openai: {")
+    plan, book = plan_of(tmp_path, text), book_of(LedgerSettings())
+    with pytest.raises(InvalidRequest, match="openai/gpt-4o-mini is sold by"):
+        check_price(entry(route="caption", dimension=9), plan, book)
+    for fine in ("mistral-embed", "unheard-of", "text-embedding-3-large"):
+        check_price(entry(model=f"openai/{fine}", dimension=9), plan, book)
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from packshot.core.errors import InvalidRequest, unknown_name
+from packshot.core.clock import wall_us
+from packshot.core.errors import InvalidRequest, Unbounded, unknown_name
 from packshot.gateway.cache.settings import EmbeddingsEntry
 
 if TYPE_CHECKING:
     from packshot.gateway.plan import Plan, Route
+    from packshot.ledger.prices.book import PriceBook
 
-__all__ = ["KNOWN", "AskedModel", "asked_model", "route_of"]
+__all__ = ["KNOWN", "AskedModel", "asked_model", "check_price", "route_of"]
 
 
 class Known(NamedTuple):
@@ -65,7 +67,7 @@ def asked_model(entry: EmbeddingsEntry, plan: Plan) -> AskedModel:
                 f"{where}: {target.provider.name} serves no embeddings, and {target.name} is a "
                 f"target of {entry.asked!r}: name a route whose targets all do"
             )
-    models = {target.model.rpartition("/")[2].partition(":")[0] for target in route.targets}
+    models = {_bare(target.model) for target in route.targets}
     if len(models) > 1:
         raise InvalidRequest(
             f"{where}: the targets of {entry.asked!r} are of {len(models)} models "
@@ -87,6 +89,28 @@ def asked_model(entry: EmbeddingsEntry, plan: Plan) -> AskedModel:
             f"{entry.dimension}; leave it out"
         )
     return AskedModel(model, entry.dimension, entry.dimension)
+
+
+def check_price(entry: EmbeddingsEntry, plan: Plan, book: PriceBook) -> None:
+    """Refuse a model that is sold by the tokens of its answers: vectors have none.
+
+    Raises:
+        InvalidRequest: see above.
+    """
+    for target in route_of(entry, plan).targets:
+        if _bare(target.model) in KNOWN:
+            continue
+        try:
+            book.bound(target.provider.price_as, target.model, wall_us(), body_bytes=1)
+        except Unbounded as error:
+            raise InvalidRequest(
+                f"semantic_cache.embeddings: {target.name} is sold by the tokens of its answers, "
+                "so it is a model that talks; name one that makes embeddings"
+            ) from error
+
+
+def _bare(model: str) -> str:
+    return model.rpartition("/")[2].partition(":")[0]
 
 
 def route_of(entry: EmbeddingsEntry, plan: Plan) -> Route:
