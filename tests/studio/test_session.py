@@ -106,6 +106,34 @@ def test_load_and_idle_are_booked_beside_what_was_used() -> None:
     assert stage.session.device == "h100"
 
 
+def test_a_session_that_is_closed_while_it_is_used_ends_with_the_last_use() -> None:
+    stage = Stage()
+    stage.load(700)
+    first, second = stage.session.begin(), stage.session.begin()
+    stage.now += 1000
+    stage.session.close()
+    assert stage.session.end(first, [400]) == (400,)
+    stage.now += 10
+    assert stage.session.end(second, [300]) == (300,)
+    stage.now += 99
+    stage.session.close()
+    assert stage.ledger.posted == [("load", 700), ("idle", 0), ("idle", 310)]
+    assert stage.ledger.open == []
+
+
+def test_a_ledger_that_refuses_the_idle_time_of_a_closed_session_does_not_hide_the_use() -> None:
+    stage = Stage()
+    stage.load(700)
+    use = stage.session.begin()
+    stage.now += 1000
+    stage.session.close()
+    stage.ledger.full = True
+    assert stage.session.end(use, [400]) == (400,)
+    stage.ledger.full = False
+    stage.session.close()
+    assert stage.ledger.of("idle") == 600, "it is booked another time"
+
+
 def test_a_model_that_does_not_load_costs_time_too() -> None:
     stage = Stage()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Literal
 
 from packshot.core.clock import SECOND_US, Clock, wall_us
@@ -64,6 +64,7 @@ class DeviceSession:
         self._timeline: Timeline | None = None
         self._hold: Hold | None = None
         self._held_at = 0
+        self._closing = False
 
     @contextmanager
     def loading(self) -> Generator[Callable[[str], None]]:
@@ -124,7 +125,7 @@ class DeviceSession:
             parts, rest = fit(used, share)
             self._timeline.give_back(rest)
             if not self._timeline.busy:
-                self._wait()
+                self._rest()
             return parts
 
     def tick(self) -> None:
@@ -144,13 +145,28 @@ class DeviceSession:
     def close(self) -> None:
         """Book the idle time until now, and end the session; a second call does nothing.
 
+        While the device is in use, it ends with the last use.
+
         Raises:
             LedgerUnavailable: that time is not booked.
         """
         with self._lock:
-            if self._timeline is not None:
-                self._book_idle(self._timeline, self._ticks())
-                self._timeline = None
+            self._closing = True
+            if self._timeline is None or not self._timeline.busy:
+                self._close()
+
+    def _close(self) -> None:
+        if self._timeline is not None:
+            self._book_idle(self._timeline, self._ticks())
+            self._timeline = None
+
+    def _rest(self) -> None:
+        """Wait for the next use, or end the session, as was asked for meanwhile."""
+        if not self._closing:
+            self._wait()
+            return
+        with suppress(LedgerError):  # what is booked of this use, next, will say it
+            self._close()
 
     def _loaded(self, span: int, reason: str) -> None:
         with self._lock:

@@ -1,7 +1,8 @@
 """A worker's work without an engine: what is told to go wrong does, and a truth log says what was.
 
 Its factory is ``tests.studio.batch.stub:load``; settings: ``truth`` (a file), ``faults`` (by the
-brief's last word), ``pause_s`` (how long a picture takes).
+brief's last word), ``pause_s`` (how long a picture takes), ``finish_s`` (how long it then takes to
+be finished, beside the next one; without it, all is one).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from packshot.core.errors import CheckFailed, InvalidRequest, OutputError, Rende
 from packshot.core.types import Usage
 from packshot.studio.batch.spool import Spool
 from packshot.studio.batch.state import Made
-from packshot.studio.batch.worker import Job
+from packshot.studio.batch.worker import Job, Rest
 
 FACTORY = "tests.studio.batch.stub:load"
 
@@ -97,6 +99,50 @@ class Stub:
         )  # fmt: skip
 
 
+class LateStub(Stub):
+    """One that finishes a picture while the next has the device: for ``finish_s``.
+
+    What is to go wrong does so on the device, or with the word "late" behind it.
+    """
+
+    def __init__(self, settings: dict[str, Any], folder: Path) -> None:
+        super().__init__(settings, folder)
+        self.finish_s = float(settings["finish_s"])
+        self.device = threading.Lock()
+
+    def begin(self, job: Job, /) -> Rest:
+        if not self.device.acquire(blocking=False):
+            raise AssertionError("two have the device at once")
+        try:
+            self.render(job)
+        finally:
+            self.device.release()
+        return lambda: self.finish(job)
+
+    def render(self, job: Job) -> None:
+        brief = job.item.brief
+        self.say(Truth(job.render, brief, job.item.seed))
+        time.sleep(self.pause_s)
+        job.step()
+        job.usage.append(Usage("encode", ENCODE_S, "cpu"))
+        job.tags.append(f"core={job.item.seed}")
+        if "late" not in brief:
+            self.fail(brief, job)
+        job.usage.append(Usage("denoise", DENOISE_S, "cpu", steps=4))
+
+    def finish(self, job: Job) -> Made:
+        item = job.item
+        time.sleep(self.finish_s)
+        if "late" in item.brief:
+            self.fail(item.brief, job)
+        kept = self.spool.put(f"{item.brief} {item.seed}".encode() * 50, "picture.png")
+        self.say(Truth(job.render, item.brief, item.seed, tuple(job.usage)))
+        return Made(
+            job.render, kept.key, "picture.png", kept.sha256, kept.size, item.seed, "", {},
+            tags=tuple(job.tags),
+        )  # fmt: skip
+
+
 def crash() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -145,7 +191,7 @@ FAULTS: dict[str, Callable[[], None]] = {
 def load(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None]) -> Stub:
     """Return the stub; ``load`` in the settings is what goes wrong while it is loaded."""
     on_device("cpu")
-    stub = Stub(settings, folder)
+    stub = LateStub(settings, folder) if "finish_s" in settings else Stub(settings, folder)
     fault = settings.get("load", "")
     if fault and ("once" not in fault or stub.first("load")):
         FAULTS[fault.split()[0]]()

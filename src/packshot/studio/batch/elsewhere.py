@@ -183,14 +183,24 @@ class Elsewhere:
         self._gauge.entered(works)
 
     @contextmanager
-    def here(self) -> Generator[None]:
-        """Measure what a work takes that is made here, if it is."""
+    def here(self) -> Generator[Callable[[], None]]:
+        """Measure how long a work has the device that is made here, if it is; it yields what is to
+        be called where the device is free before the work is done.
+        """
         since = self._since = self._clock()
-        try:
-            yield
-            self._gauge.left(1, max(0.0, self._clock() - since))
-        finally:
+        until: list[float] = []
+
+        def free() -> None:
+            until.append(self._clock())
             self._since = None
+
+        try:
+            yield free
+            end = until[0] if until else self._clock()
+            self._gauge.left(1, max(0.0, end - since))
+        finally:
+            if not until:
+                self._since = None
 
     def gone(self) -> None:
         """Hear that a work left the line otherwise: made for want of a worker, or quarantined."""

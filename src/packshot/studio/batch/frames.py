@@ -3,10 +3,11 @@
 ::
 
     run      Start ──► Go ──► Do ──► Do … ──► Bye
-    worker   Device ─► Ready ─► Done | Failed …         and Beat, at all times
+    worker   Device ─► Ready ─► Free ─► Done | Failed …        and Beat, at all times
 
 A frame is its length, 4 bytes, and one tagged array. A `Do` has a token of its own, which its
-answer repeats: what answers another token comes too late, and is not taken.
+answer repeats: what answers another token comes too late, and is not taken. After `Free` the next
+`Do` may come before the answer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import select
 import socket
 import threading
+from contextlib import suppress
 from struct import Struct
 from typing import Any, TypeAlias
 
@@ -32,6 +34,7 @@ __all__ = [
     "Do",
     "Done",
     "Failed",
+    "Free",
     "FromWorker",
     "Go",
     "Ready",
@@ -118,8 +121,14 @@ class Failed(msgspec.Struct, frozen=True, array_like=True, tag=15):
     tags: tuple[str, ...] = ()
 
 
+class Free(msgspec.Struct, frozen=True, array_like=True, tag=16):
+    """The device is free: what is left to do of the item needs it no more."""
+
+    token: str
+
+
 ToWorker: TypeAlias = Start | Go | Do | Bye
-FromWorker: TypeAlias = Device | Ready | Beat | Done | Failed
+FromWorker: TypeAlias = Device | Ready | Beat | Free | Done | Failed
 Frame: TypeAlias = ToWorker | FromWorker
 
 DECODER = msgspec.msgpack.Decoder(Frame)
@@ -151,12 +160,12 @@ class Channel:
     def receive(self, timeout_s: float | None = None) -> Frame | None:
         """Return the next frame, or None where none came in time; `Closed` at the end."""
         while (frame := self._take()) is None:
-            ready, _, _ = select.select([self._end], [], [], timeout_s)
-            if not ready:
-                return None
             try:
+                ready, _, _ = select.select([self._end], [], [], timeout_s)
+                if not ready:
+                    return None
                 part = self._end.recv(1 << 16)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the second: it was closed by another thread
                 raise Closed(str(error)) from error
             if not part:
                 raise Closed("the other side ended")
@@ -180,5 +189,7 @@ class Channel:
             raise Closed(f"what came is no frame: {error}") from error
 
     def close(self) -> None:
-        """Close this end."""
+        """Close this end; who waits for a frame here hears of it."""
+        with suppress(OSError):
+            self._end.shutdown(socket.SHUT_RDWR)
         self._end.close()

@@ -1,4 +1,6 @@
-"""Who makes which work of a run: nothing that waits is made by two at a time.
+"""Who makes which work of a run, and whose turn it is at the device.
+
+Nothing that waits is made by two at a time.
 
 The worker takes the first in line, and the threads that have works made elsewhere, beside it, those
 that would be late or wait too long (`packshot.studio.batch.elsewhere`).
@@ -7,11 +9,12 @@ that would be late or wait too long (`packshot.studio.batch.elsewhere`).
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Self
 
 from packshot.studio.batch.state import RunState, Todo
 
-__all__ = ["Line"]
+__all__ = ["Line", "Turn"]
 
 
 class Line:
@@ -53,3 +56,36 @@ class Line:
     def works(self) -> Iterator[Todo]:
         """Yield all that wait, in their order, those that somebody has among them."""
         return self._state.waiting("todo")
+
+
+class Turn:
+    """A thread's turn at the ``device``: waited for, and over when that is free, or it is left.
+
+    ``whole`` has it last until it is left. ``heard`` is told that the device is free.
+    """
+
+    def __init__(self, device: threading.Lock | None = None) -> None:
+        self._device = device or threading.Lock()
+        self._has = False
+        self.whole = False
+        self.over = False
+        self.heard: Callable[[], None] = lambda: None
+
+    def __enter__(self) -> Self:
+        self._has = self._device.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def free(self) -> None:
+        """Let the next turn begin: what is left to do needs no device."""
+        self.heard()
+        if not self.whole:
+            self._end()
+
+    def _end(self) -> None:
+        self.over = True
+        if self._has:
+            self._has = False
+            self._device.release()

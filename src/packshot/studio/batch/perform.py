@@ -16,14 +16,14 @@ from packshot.engine.buckets import Size, buckets_of
 from packshot.studio.batch.renders import KeptRenders
 from packshot.studio.batch.spool import Spool
 from packshot.studio.batch.state import Made
-from packshot.studio.batch.worker import Job, Performer
+from packshot.studio.batch.worker import Job, Performer, Rest
 from packshot.studio.caption import Caption
 from packshot.studio.embeddings import EmbeddingSettings, KeptEmbeddings, open_embeddings
 from packshot.studio.loading import load_model
 from packshot.studio.models import open_model
 from packshot.studio.recipes.recipe import Recipe
 from packshot.studio.recipes.registry import known_steps
-from packshot.studio.recipes.run import by_rules, run
+from packshot.studio.recipes.run import begun, by_rules
 from packshot.studio.recipes.step import CaptionWriter, Shot, Tools
 from packshot.studio.recipes.steps import Render, finished_size, rendered_at
 from packshot.studio.record import code_mark
@@ -161,6 +161,10 @@ class _Studio:
     kept: KeptEmbeddings | None
 
     def __call__(self, job: Job, /) -> Made:
+        return self.begin(job)()
+
+    def begin(self, job: Job, /) -> Rest:
+        """Do what needs the engine; see `packshot.studio.batch.worker.Divided`."""
         item, before = job.item, self._read()
 
         def on_step(_: Progress) -> None:
@@ -172,25 +176,30 @@ class _Studio:
         if job.caption:
             tools = replace(tools, caption=_as_written(job.caption))
         recipe = self.recipe.changed(item.parameters)
-        done = run(recipe, shot, tools, _Meter(job), lambda _: job.step())
-        if done.kept is None:
-            raise InvalidRequest(f"the recipe {recipe.name} has no step that stores a file")
-        return Made(
-            job.render,
-            done.kept.key,
-            _name_of(done, done.kept.key),
-            done.kept.sha256,
-            done.kept.size,
-            item.seed,
-            done.caption.text if done.caption else "",
-            _facts(done),
-            done.warnings,
-            self._read() - before,
-            tuple(job.tags),
-        )
+        rest = begun(recipe, shot, tools, _Meter(job), lambda _: job.step())
+        read = self._read() - before
+        return lambda: _made(job, rest(), recipe, read)
 
     def _read(self) -> EmbeddingUse:
         return NOTHING_READ if self.kept is None else self.kept.total
+
+
+def _made(job: Job, done: Shot, recipe: Recipe, read: EmbeddingUse) -> Made:
+    if done.kept is None:
+        raise InvalidRequest(f"the recipe {recipe.name} has no step that stores a file")
+    return Made(
+        job.render,
+        done.kept.key,
+        _name_of(done, done.kept.key),
+        done.kept.sha256,
+        done.kept.size,
+        job.item.seed,
+        done.caption.text if done.caption else "",
+        _facts(done),
+        done.warnings,
+        read,
+        tuple(job.tags),
+    )
 
 
 def _facts(shot: Shot) -> dict[str, Any]:

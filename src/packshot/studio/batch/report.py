@@ -69,7 +69,7 @@ class Report:
             "cost_nano_eur": self.amount,
             "costs": [asdict(cost) for cost in self.costs],
             "quarantined": [{"reason": why, "works": works} for why, works in self.reasons],
-            "embeddings": asdict(self.embeddings),
+            "embeddings": {**asdict(self.embeddings), "hit_rate": round(self.embeddings.rate, 6)},
             "hosted": [{"model": model, "pictures": many} for model, many in self.hosted],
         }
 

@@ -1,10 +1,14 @@
-"""The run of a batch: one thread makes pictures in the worker, others bring them to the store.
+"""The run of a batch: threads make pictures in the worker, others bring them to the store.
 
 ::
 
     waiting works ─► make (one worker) ─► the run's folder ─► send (a few threads) ─► delivered
                 │      │ fails: to the end of the line, or quarantined
                 └────► make (a hosted provider, some threads) what would be late here
+
+The threads that make take turns at the device, which never waits for a picture to be finished: who
+is through with it lets the next one begin. Where the worker is lost, whose turn it is has used up
+an attempt; what was being finished has not, but is made alone when it comes again.
 
 Each arrow is a transaction of the state, so whatever dies, the next run goes on from there. Money
 is held before a work is made and posted when it is, as `packshot render` does; so is what storing
@@ -37,7 +41,7 @@ from packshot.core.money import Nanos, show_eur
 from packshot.core.types import STAGES, Stage, Usage
 from packshot.studio.batch.elsewhere import AT_ONCE
 from packshot.studio.batch.frames import Do
-from packshot.studio.batch.line import Line
+from packshot.studio.batch.line import Line, Turn
 from packshot.studio.batch.setup import Books, Rules, Setup
 from packshot.studio.batch.spool import Spool
 from packshot.studio.batch.state import Attempt, Delivered, Made, RunState, Todo
@@ -104,6 +108,8 @@ class Run:
         self._closed = False
         self._made_all = threading.Event()
         self._lock = threading.Lock()
+        self._device = threading.Lock()
+        self._alone: set[bytes] = set()
 
     def go(self, tick: Callable[[Tally], None] | None = None, *, most: int | None = None) -> Tally:
         """Make and store what is left, at ``most`` so many works, and return the tally.
@@ -116,7 +122,11 @@ class Run:
         """
         self.state.abandon()
         self.spool.sweep()
-        maker = threading.Thread(target=self._guarded, args=(self._make_all, most), daemon=True)
+        # What is made to measure is made one by one.
+        hands = 1 if most is not None else self._rules.in_hand
+        maker = threading.Thread(
+            target=self._guarded, args=(self._make_all, most, hands), daemon=True
+        )
         beside = [
             threading.Thread(target=self._guarded, args=(self._make_beside,), daemon=True)
             for _ in range(self._hands(most))
@@ -189,32 +199,39 @@ class Run:
 
     # -------------------------------------------------------------------------- making
 
-    def _make_all(self, most: int | None) -> None:
+    def _make_all(self, most: int | None, hands: int) -> None:
         for todo in self.state.waiting("made"):
             if todo.made is not None:
                 self._hand_over(todo.work, todo.made)
-        try:
-            self._make_here(most)
-        finally:
-            self._made_all.set()
+        others = [
+            threading.Thread(target=self._guarded, args=(self._make_here, most), daemon=True)
+            for _ in range(hands - 1)
+        ]
+        for other in others:
+            other.start()
+        self._guarded(self._make_here, most)
+        for other in others:
+            other.join()
+        self._made_all.set()
 
     def _make_here(self, most: int | None) -> None:
-        """Make what waits, in turn, but for what those beside have or are to take."""
+        """Make what waits, in turn, but for what others have or are to take."""
         done, left = 0, True
         while left and not self.stop.level:
             before, left = done, False
             for todo in self.line.works():
-                if self.stop.level or (most is not None and done >= most):
-                    return
-                left = True
-                if self._is_left(todo, most) or self.line.take(todo.work) is None:
-                    continue
-                done += 1
-                try:
-                    self._check_agreed()
-                    self._make(todo, self._place())
-                finally:
-                    self.line.leave(todo.work)
+                with Turn(self._device) as turn:
+                    if self.stop.level or (most is not None and done >= most):
+                        return
+                    left = True
+                    if self._is_left(todo, most) or self.line.take(todo.work) is None:
+                        continue
+                    done += 1
+                    try:
+                        self._check_agreed()
+                        self._make(todo, self._place(), turn)
+                    finally:
+                        self.line.leave(todo.work)
             if done == before:  # what is left, others have
                 self.stop.heard.wait(TICK_S)
 
@@ -229,7 +246,7 @@ class Run:
             todo, why = picked
             try:
                 if self._reserved(elsewhere.beside.price if elsewhere.beside else 0):
-                    self._make(todo, why)
+                    self._make(todo, why, Turn())
                 else:
                     elsewhere.rest()
             finally:
@@ -273,7 +290,7 @@ class Run:
                 " run it again with a higher --yes-up-to"
             )
 
-    def _make(self, todo: Todo, why: Why | None) -> None:
+    def _make(self, todo: Todo, why: Why | None, turn: Turn) -> None:
         """Make one work, in the worker or for the reason ``why`` elsewhere, and see to what comes
         of it; None: the run is to end.
         """
@@ -293,7 +310,8 @@ class Run:
             with keeper.booked([self._books.model], meter, made, [attempt.render], tags=tags):
                 limit_s = self._setup.watch.item_s
                 do = Do(new_id(), todo.item, attempt.render, limit_s, caption)
-                made.append(self._made(do, why, meter, tags, keeper))
+                turn.whole = todo.work in self._alone
+                made.append(self._made(do, why, meter, tags, keeper, turn))
                 self.state.made(attempt, made[0])
         except LedgerError as error:
             self.state.ended(attempt, "abandoned", str(error))
@@ -306,6 +324,10 @@ class Run:
                 self._not_taken(attempt, error)
                 return
             lost = isinstance(error, WorkerLost)
+            if lost and turn.over:
+                self._alone.add(todo.work)
+                self.state.ended(attempt, "abandoned", f"beside another work's turn: {error}")
+                return
             self.state.ended(attempt, "lost" if lost else "failed", str(error))
             self._failed(todo, attempt.number, error, why)
         else:
@@ -330,15 +352,16 @@ class Run:
         return elsewhere.why()
 
     def _made(
-        self, do: Do, why: Why, meter: list[Usage], tags: list[str], keeper: Bookkeeper
+        self, do: Do, why: Why, meter: list[Usage], tags: list[str], keeper: Bookkeeper, turn: Turn
     ) -> Made:
         """Return what was made of a work, in the worker or elsewhere."""
         elsewhere = self._setup.elsewhere
         if elsewhere is None:
-            return self.worker.ask(do, meter, tags).made
+            return self.worker.ask(do, meter, tags, turn.free).made
         if not why:
-            with elsewhere.here():
-                return self.worker.ask(do, meter, tags).made
+            with elsewhere.here() as free:
+                turn.heard = free
+                return self.worker.ask(do, meter, tags, turn.free).made
         try:
             return elsewhere.make(do, why, meter, tags)
         finally:
@@ -415,6 +438,7 @@ class Run:
                 return False
             self._starts += 1
             self.tally.starts += 1
+            self._end_session()
             self._session = DeviceSession(books.ledger, books.book, books.recipe)
             try:
                 with self._session.loading() as on_device:

@@ -22,7 +22,8 @@ class Rules:
     ``in_a_row``: works that fail at their first try, one after the other, before the run stops:
     then it is not the works. ``senders``: pictures that are stored at once. ``waiting``: made
     pictures that may wait to be stored before making waits, too. ``resend_s``: before a picture is
-    sent again, doubled each time.
+    sent again, doubled each time. ``in_hand``: works in the worker at once: one on the device, the
+    others, which are through with it, being finished.
     """
 
     attempts: int = 3
@@ -30,6 +31,7 @@ class Rules:
     senders: int = 4
     waiting: int = 64
     resend_s: float = 1.0
+    in_hand: int = 2
 
 
 @dataclass(frozen=True, slots=True)

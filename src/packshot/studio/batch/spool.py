@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from hashlib import sha256
 from pathlib import Path
 
@@ -25,7 +26,8 @@ class Spool:
         """Keep ``data`` under its SHA-256; what a power cut spoils, `read` does not return."""
         digest = sha256(data).hexdigest()
         key = f"{digest}{Path(name).suffix}"
-        path, trial = self._folder / key, self._folder / f".{key}.{os.getpid()}"
+        path = self._folder / key
+        trial = self._folder / f".{key}.{os.getpid()}.{threading.get_ident()}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             trial.write_bytes(data)

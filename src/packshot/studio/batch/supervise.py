@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -31,6 +31,7 @@ from packshot.studio.batch.frames import (
     Do,
     Done,
     Failed,
+    Free,
     FromWorker,
     Go,
     Ready,
@@ -111,8 +112,107 @@ class Patience:
         return max(watch.least_s, watch.times * usual)
 
 
+class _Hung(Exception):
+    """A process gives no sign of life, or gets no step further."""
+
+
+class _Talk:
+    """What is said with one process. Of the threads that ask, one reads at a time, for all."""
+
+    def __init__(self, channel: Channel, watch: Watch, patience: Patience) -> None:
+        self.channel = channel
+        self._watch = watch
+        self._patience = patience
+        self._told = threading.Condition()
+        self._inbox: dict[str, deque[Free | Done | Failed]] = {}
+        self._reading = False
+        self._over: Closed | _Hung | None = None
+        self._heard = self._moved = monotonic()
+        self._count = 0
+
+    def loading(self) -> Iterator[FromWorker]:
+        """Yield what a process says until it is ready."""
+        end = monotonic() + self._watch.load_s
+        while True:
+            frame = self._next(end, "loading")
+            if isinstance(frame, Ready):
+                return
+            yield frame
+
+    def ask(self, do: Do, on_free: Callable[[], None]) -> Done | Failed:
+        """Have an item made, and return the answer to its token; no other is taken.
+
+        Raises:
+            Closed, _Hung: the process is of no more use.
+        """
+        with self._told:
+            self._inbox[do.token] = deque()
+            self._heard = self._moved = monotonic()
+            self._count = 0
+        try:
+            self.channel.send(do)
+            end = monotonic() + self._watch.item_s
+            while isinstance(frame := self._frame(do.token, end), Free):
+                on_free()
+            return frame
+        finally:
+            with self._told:
+                del self._inbox[do.token]
+
+    def _frame(self, token: str, end: float) -> Free | Done | Failed:
+        """Return the next frame to a token."""
+        mine = self._inbox[token]
+        with self._told:
+            while not mine:
+                if self._over is not None:
+                    raise type(self._over)(*self._over.args)
+                if self._reading:
+                    self._told.wait(1.0)
+                    continue
+                self._read(end)
+            return mine.popleft()
+
+    def _read(self, end: float) -> None:
+        """Read a frame, whoever it is for; the others wait meanwhile."""
+        self._reading = True
+        self._told.release()
+        frame: FromWorker | None = None
+        try:
+            frame = self._next(end, "one item")
+        except (Closed, _Hung) as error:
+            self._over = error
+        finally:
+            self._told.acquire()
+            self._reading = False
+            self._told.notify_all()
+        if isinstance(frame, (Free, Done, Failed)) and frame.token in self._inbox:
+            self._inbox[frame.token].append(frame)
+
+    def _next(self, end: float, what: str) -> FromWorker:
+        """Return the next frame that is no beat; `_Hung` where the process hangs."""
+        loading = what == "loading"
+        while True:
+            frame = self.channel.receive(min(1.0, self._watch.silent_s / 4))
+            now = monotonic()
+            if isinstance(frame, Beat):
+                self._heard = now
+                if frame.count != self._count:
+                    if self._count and not loading:
+                        self._patience.saw(now - self._moved)
+                    self._moved, self._count = now, frame.count
+            elif frame is not None:
+                return frame  # type: ignore[return-value] - a worker sends no other
+            if now > end:
+                limit_s = self._watch.load_s if loading else self._watch.item_s
+                raise _Hung(f"{what} took longer than {limit_s:g} s")
+            if now - self._heard > self._watch.silent_s and not loading:
+                raise _Hung(f"no sign of life for {now - self._heard:.0f} s")
+            if now - self._moved > self._patience.limit_s and not loading:
+                raise _Hung(f"no step was done in {now - self._moved:.0f} s")
+
+
 class Worker:
-    """One worker process at a time. `load` and `ask` are one thread's, `kill` is anybody's."""
+    """One worker process at a time. `load` is one thread's, `ask` and `kill` are anybody's."""
 
     def __init__(self, order: Order, watch: Watch) -> None:
         self._order = order
@@ -120,14 +220,14 @@ class Worker:
         self._patience = Patience(watch)
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
-        self._channel: Channel | None = None
+        self._talk: _Talk | None = None
         self._killed = False
         self.starts = 0
 
     @property
     def alive(self) -> bool:
         """Whether there is a process that can be asked."""
-        return self._process is not None and self._channel is not None
+        return self._process is not None and self._talk is not None
 
     def load(self, on_device: Callable[[str], None]) -> None:
         """Start a process and wait until its model is loaded.
@@ -139,9 +239,9 @@ class Worker:
             WorkerLost: the process ended, or does not come to an end.
             ModelError, InvalidRequest: the model cannot be loaded, nor will it the next time.
         """
-        channel = self._start()
+        talk = self._start()
         try:
-            channel.send(
+            talk.channel.send(
                 Start(
                     self._order.factory,
                     self._order.settings,
@@ -149,51 +249,58 @@ class Worker:
                     self._watch.load_s,
                 )
             )
-            end = monotonic() + self._watch.load_s
-            self._until_ready(channel, end, on_device)
+            self._until_ready(talk, on_device)
         except Closed as error:
-            raise self._lost(str(error)) from error
+            raise self._lost(talk, str(error)) from error
+        except _Hung as error:
+            raise self._hung(talk, str(error)) from error
         except BaseException:
             self.kill()
-            self._reap()
+            self._reap(talk)
             raise
 
-    def ask(self, do: Do, meter: list[Usage], tags: list[str]) -> Done:
+    def ask(
+        self,
+        do: Do,
+        meter: list[Usage],
+        tags: list[str],
+        on_free: Callable[[], None] = lambda: None,
+    ) -> Done:
         """Have an item made; ``meter`` gets what it used, also where it comes to nothing, and
-        ``tags`` those of its rows in the ledger.
+        ``tags`` those of its rows in the ledger. ``on_free`` is called where the device is free
+        before it is done: another thread may then ask for the next item.
 
         Raises:
             WorkerLost: the process crashed, hangs, or was killed; the next one has to be loaded.
             PackshotError: the item failed, and the worker said why. It may be gone all the same.
         """
-        channel = self._channel
-        if channel is None:
+        talk = self._talk
+        if talk is None:
             raise WorkerLost("no worker is loaded")
         try:
-            channel.send(do)
-            answer = self._answer(channel, do.token)
+            answer = talk.ask(do, on_free)
         except Closed as error:
-            raise self._lost(str(error)) from error
-        except WorkerLost:
-            self._reap()
-            raise
+            raise self._lost(talk, str(error)) from error
+        except _Hung as error:
+            raise self._hung(talk, str(error)) from error
         meter += answer.usage
         if isinstance(answer, Done):
             tags += answer.made.tags
             return answer
         tags += answer.tags
         if answer.broken:
-            self._reap()
+            self._reap(talk)
         raise error_of(answer)
 
     def close(self) -> None:
         """Let the process end by itself, and end it if it does not."""
-        if self._channel is not None:
+        talk = self._talk
+        if talk is not None:
             try:
-                self._channel.send(Bye())
+                talk.channel.send(Bye())
             except Closed:
                 self.kill()
-        self._reap()
+        self._reap(talk)
 
     def kill(self) -> None:
         """End the process at once."""
@@ -204,8 +311,8 @@ class Worker:
 
     # -------------------------------------------------------------------------- inside
 
-    def _start(self) -> Channel:
-        self._reap()
+    def _start(self) -> _Talk:
+        self._reap(self._talk)
         ours, theirs = socket.socketpair()
         self._order.folder.mkdir(parents=True, exist_ok=True)
         log = self._order.folder / LOG
@@ -221,62 +328,30 @@ class Worker:
                 env=_environment(),
                 process_group=0,  # the terminal's Ctrl-C does not reach it
             )
+            talk = self._talk = _Talk(Channel(ours), self._watch, self._patience)
         self.starts += 1
-        self._channel = Channel(ours)
-        return self._channel
+        return talk
 
-    def _until_ready(self, channel: Channel, end: float, on_device: Callable[[str], None]) -> None:
-        while not isinstance(frame := self._next(channel, end, "loading"), Ready):
+    def _until_ready(self, talk: _Talk, on_device: Callable[[str], None]) -> None:
+        for frame in talk.loading():
             if isinstance(frame, Device):
                 on_device(frame.kind)
-                channel.send(Go())
+                talk.channel.send(Go())
             elif isinstance(frame, Failed):
                 raise error_of(frame)
 
-    def _answer(self, channel: Channel, token: str) -> Done | Failed:
-        """Return the answer to a token; what answers another one is not taken."""
-        end = monotonic() + self._watch.item_s
-        while True:
-            frame = self._next(channel, end, "one item")
-            if isinstance(frame, (Done, Failed)) and frame.token == token:
-                return frame
-
-    def _next(self, channel: Channel, end: float, what: str) -> FromWorker:
-        """Return the next frame that is no beat; `WorkerLost` where the process hangs."""
-        heard = moved = monotonic()
-        count = 0
-        loading = what == "loading"
-        while True:
-            frame = channel.receive(min(1.0, self._watch.silent_s / 4))
-            now = monotonic()
-            if isinstance(frame, Beat):
-                heard = now
-                if frame.count != count:
-                    if count and not loading:
-                        self._patience.saw(now - moved)
-                    moved, count = now, frame.count
-            elif frame is not None:
-                return frame  # type: ignore[return-value] - a worker sends no other
-            if now > end:
-                raise self._hung(f"{what} took longer than {self._limit(what):g} s")
-            if now - heard > self._watch.silent_s and not loading:
-                raise self._hung(f"no sign of life for {now - heard:.0f} s")
-            if now - moved > self._patience.limit_s and not loading:
-                raise self._hung(f"no step was done in {now - moved:.0f} s")
-
-    def _limit(self, what: str) -> float:
-        return self._watch.load_s if what == "loading" else self._watch.item_s
-
-    def _hung(self, why: str) -> WorkerLost:
+    def _hung(self, talk: _Talk, why: str) -> WorkerLost:
         """Kill a process that hangs, and return the error that says so."""
         killed = self._killed
-        self.kill()
+        with self._lock:
+            if self._process is not None and self._talk is talk:
+                self._process.kill()
+        self._reap(talk)
         return WorkerLost("the worker was stopped" if killed else f"the worker hung: {why}")
 
-    def _lost(self, why: str) -> WorkerLost:
+    def _lost(self, talk: _Talk, why: str) -> WorkerLost:
         """Return the error of a process that is gone: how it ended, and its last words."""
-        killed, process = self._killed, self._process
-        self._reap()
+        killed, process = self._killed, self._reap(talk)
         if killed:
             return WorkerLost("the worker was stopped")
         code = process.returncode if process else None
@@ -286,15 +361,17 @@ class Worker:
         said = _last_words(self._order.folder / LOG)
         return WorkerLost(f"the worker crashed: {how}{f' ({said})' if said else ''}")
 
-    def _reap(self) -> None:
-        """End what is left of the process, and wait for it."""
+    def _reap(self, talk: _Talk | None) -> subprocess.Popen[bytes] | None:
+        """End what is left of the process that was talked with, and wait for it; return it.
+
+        None where another thread has seen to that: the next process may be there already.
+        """
         with self._lock:
-            process, channel = self._process, self._channel
-            self._process = self._channel = None
-        if channel is not None:
-            channel.close()  # it ends by itself, where nothing holds it
-        if process is None:
-            return
+            process = self._process
+            if process is None or talk is None or self._talk is not talk:
+                return None
+            self._process = self._talk = None
+        talk.channel.close()  # it ends by itself, where nothing holds it
         try:
             process.wait(1.0)
         except subprocess.TimeoutExpired:
@@ -306,6 +383,7 @@ class Worker:
                     f"the worker's process {process.pid} does not die of SIGKILL: its device hangs,"
                     " and so will the next one there. Restart the machine, then run again"
                 ) from error
+        return process
 
 
 def _environment() -> dict[str, str]:

@@ -16,8 +16,10 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Protocol, Self, TypeAlias, cast, runtime_checkable
 
 from packshot.core.errors import (
     CheckFailed,
@@ -35,6 +37,7 @@ from packshot.studio.batch.frames import (
     Do,
     Done,
     Failed,
+    Free,
     Go,
     Ready,
     Start,
@@ -42,10 +45,13 @@ from packshot.studio.batch.frames import (
 from packshot.studio.batch.items import Item
 from packshot.studio.batch.state import Made
 
-__all__ = ["BEAT_S", "Factory", "Job", "Performer", "serve"]
+__all__ = ["BEAT_S", "Divided", "Factory", "Job", "Performer", "Rest", "serve"]
 
 BEAT_S = 0.5
 """Seconds between two signs of life."""
+
+FINISHING = 2
+"""Items that are finished at once; `packshot.studio.batch.setup.Rules.in_hand` bounds them, too."""
 
 OVERTIME_S = 60.0
 """Beyond its limit the process ends itself, even where nobody is left to end it."""
@@ -77,6 +83,19 @@ class Performer(Protocol):
             InvalidRequest: it cannot be done, however often it is tried.
             PackshotError: this attempt failed. What is no PackshotError ends the process.
         """
+        ...
+
+
+Rest: TypeAlias = Callable[[], Made]
+"""What is left to do of an item when its time on the device is over; for another thread."""
+
+
+@runtime_checkable
+class Divided(Performer, Protocol):
+    """A `Performer` that can tell apart what needs the device: the next item has it meanwhile."""
+
+    def begin(self, job: Job, /) -> Rest:
+        """Do what needs the device, and return what does the rest; both raise as `__call__`."""
         ...
 
 
@@ -129,11 +148,10 @@ def serve(channel: Channel) -> None:
         if performer is None:
             return
         channel.send(Ready())
-        while isinstance(do := channel.receive(), Do):
-            answer = _done(performer, do, pulse)
-            channel.send(answer)
-            if isinstance(answer, Failed) and answer.broken:
-                return
+        with _Desk(channel, performer) as desk:
+            while isinstance(do := channel.receive(), Do):
+                if not desk.take(do, _Job(do, pulse)):
+                    return
     finally:
         pulse.stop()
 
@@ -161,18 +179,71 @@ def _loaded(start: Start, channel: Channel) -> Performer | None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _done(performer: Performer, do: Do, pulse: _Pulse) -> Done | Failed:
-    """Return what came of an item."""
-    job = _Job(do, pulse)
-    _end_after(do.limit_s)
-    try:
-        return Done(do.token, performer(job), tuple(job.usage))
-    except Exception as error:  # noqa: BLE001 - the run is told, whatever it is
-        if not isinstance(error, PackshotError):
+class _Desk:
+    """The items in hand: one on the device, and those before it, which threads finish."""
+
+    def __init__(self, channel: Channel, performer: Performer) -> None:
+        self._channel = channel
+        self._performer = performer
+        self._threads = ThreadPoolExecutor(FINISHING, "finish")
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def take(self, do: Do, job: Job) -> bool:
+        """Do what needs the device; return whether this process can still be trusted."""
+        self._begun(do.limit_s)
+        if not isinstance(self._performer, Divided):
+            return self._answer(do, job, lambda: self._performer(job))
+        try:
+            rest = self._performer.begin(job)
+        except Exception as error:  # noqa: BLE001 - the run is told, whatever it is
+            return self._answer(do, job, partial(_raised, error))
+        self._channel.send(Free(do.token))
+        self._threads.submit(self._finish, do, job, rest)
+        return True
+
+    def _finish(self, do: Do, job: Job, rest: Rest) -> None:
+        """Do the rest of an item; a process that cannot tell what became of it ends."""
+        try:
+            self._answer(do, job, rest)
+        except BaseException:  # noqa: BLE001 - nobody else would hear of it
             traceback.print_exc()
-        return _failed(do.token, error, job)
-    finally:
-        faulthandler.cancel_dump_traceback_later()
+            sys.stderr.flush()
+            os._exit(1)
+
+    def _answer(self, do: Do, job: Job, work: Rest) -> bool:
+        """Do the work, and tell what came of it."""
+        try:
+            answer: Done | Failed = Done(do.token, work(), tuple(job.usage))
+        except Exception as error:  # noqa: BLE001 - the run is told, whatever it is
+            if not isinstance(error, PackshotError):
+                traceback.print_exc()
+            answer = _failed(do.token, error, job)
+        self._ended()
+        self._channel.send(answer)
+        return not (isinstance(answer, Failed) and answer.broken)
+
+    def _begun(self, limit_s: float) -> None:
+        """Have the process end itself, should what is in hand take too long."""
+        with self._lock:
+            self._count += 1
+            _end_after(limit_s)
+
+    def _ended(self) -> None:
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                faulthandler.cancel_dump_traceback_later()
+
+
+def _raised(error: Exception) -> Made:
+    raise error
 
 
 def _failed(token: str, error: Exception, job: Job | None = None) -> Failed:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -11,14 +12,14 @@ from packshot.core.types import Usage
 from packshot.studio.caption import caption_brief
 from packshot.studio.lexicon import load_lexicon
 from packshot.studio.recipes.recipe import Recipe
-from packshot.studio.recipes.step import CaptionWriter, OnStage, Preparing, Shot, Tools
+from packshot.studio.recipes.step import CaptionWriter, OnStage, Preparing, Shot, Step, Tools
 
 if TYPE_CHECKING:
     from packshot.engine.folder import ModelFolder
     from packshot.studio.caption import Caption
     from packshot.studio.render import Booking
 
-__all__ = ["by_rules", "prepared", "run"]
+__all__ = ["begun", "by_rules", "prepared", "run"]
 
 
 def run(
@@ -40,24 +41,58 @@ def run(
         PackshotError: whatever a step raises (`Step.__call__`).
         LedgerError: ``booking`` refused the picture before it began.
     """
+    return begun(recipe, shot, tools, booking, on_stage)()
+
+
+def begun(
+    recipe: Recipe,
+    shot: Shot,
+    tools: Tools,
+    booking: Booking | None = None,
+    on_stage: OnStage | None = None,
+) -> Callable[[], Shot]:
+    """Do of `run` what the engine is needed for, and return what does the rest.
+
+    It is to be called once, in any thread: the engine may be used for another shot meanwhile. A
+    recipe that renders nothing is done whole.
+    """
     tools = replace(tools, recipe=recipe.facts())
     meter: list[Usage] = []
     delivered: list[Shot] = []
     model = tools.folder.name if tools.folder else ""
-    tags = prepared(recipe, shot)
-    with (
-        booking.booked([model], meter, delivered, [shot.render], tags=tags)
-        if booking
-        else nullcontext()
-    ):
-        for step in recipe.steps:
+
+    def through(shot: Shot, steps: Iterable[Step]) -> Shot:
+        for step in steps:
             if on_stage is not None:
                 on_stage(step.name)
             done = step(shot, tools)
-            meter += done.usage[len(shot.usage) :]
+            meter.extend(done.usage[len(shot.usage) :])
             shot = done
-        delivered.append(shot)
-    return shot
+        return shot
+
+    tags = prepared(recipe, shot)
+    with ExitStack() as opened:
+        if booking:
+            opened.enter_context(
+                booking.booked([model], meter, delivered, [shot.render], tags=tags)
+            )
+        last = _last_on_device(recipe)
+        rendered = through(shot, recipe.steps[:last])
+        books = opened.pop_all()
+
+    def rest() -> Shot:
+        with books:
+            done = through(rendered, recipe.steps[last:])
+            delivered.append(done)
+        return done
+
+    return rest
+
+
+def _last_on_device(recipe: Recipe) -> int:
+    """Return how many steps there are up to the last that needs the engine; all, if none does."""
+    places = [place for place, step in enumerate(recipe.steps, 1) if "engine" in step.needs]
+    return max(places, default=len(recipe.steps))
 
 
 def prepared(recipe: Recipe, shot: Shot) -> tuple[str, ...]:

@@ -17,7 +17,8 @@ with a name, a version, and one method::
 Parameters are text, numbers, booleans, `Literal` names, structs of those, and tuples of those, so
 that a recipe can be hashed and written out. A step takes a `Shot` and returns another: nothing is
 changed in place, so a step that fails or is killed leaves the one before it as it was. What it
-consumed it appends as `Usage` (`Shot.then`).
+consumed it appends as `Usage` (`Shot.then`). In a batch, the steps behind the last one that needs
+the engine run in other threads, while the next shot is rendered.
 """
 
 from __future__ import annotations
