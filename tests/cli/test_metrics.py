@@ -41,7 +41,7 @@ def test_it_serves_on_the_port_that_was_asked_for(
     app: Typer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[tuple[object, ...]] = []
-    monkeypatch.setattr(exporter, "serve", lambda *given: served.append(given[1:]))
+    monkeypatch.setattr(exporter, "serve", lambda *given: served.append(given[1:3]))
     assert CliRunner().invoke(app, ["--port", "9000"]).exit_code == 0
     assert CliRunner().invoke(app).exit_code == 0
     assert served == [("127.0.0.1", 9000), ("127.0.0.1", exporter.DEFAULT_PORT)]

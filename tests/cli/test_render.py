@@ -223,7 +223,12 @@ def test_the_real_engine_from_brief_to_the_same_bits(packshot: Packshot, tiny_sd
 def test_a_text_that_was_encoded_before_is_told(packshot: Packshot, tiny_sdxl: Path) -> None:
     words = ["a red shoe", "--model", str(tiny_sdxl), "--steps", "1", "--negative", "blur"]
     first = packshot("render", *words, "--seed", "1", "--out", "x.png", "--json").json
-    assert first["embeddings"] == {"hits": 0, "misses": 2, "saved_seconds": 0}
+    assert first["embeddings"] == {
+        "hits": 0,
+        "misses": 2,
+        "hit_rate": 0,
+        "saved_seconds": 0,
+    }
     done = packshot("render", *words, "--seed", "1", "--out", "y.png")
     assert re.search(
         r"^2 of 2 texts encoded before, which saved -?0\.\d{3} s$", done.out, re.MULTILINE

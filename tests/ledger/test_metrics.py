@@ -243,7 +243,7 @@ def test_a_late_delivery_does_not_lower_the_counter_of_the_given_up(world: World
 @example("a\nb")
 @example('"\\n')
 def test_any_label_value_comes_back_as_it_went_in(text: str) -> None:
-    page = metrics._family(names.RENDERS, {(text,): 1})
+    page = metrics.family(names.RENDERS, {(text,): 1})
     (family,) = text_string_to_metric_families(page)
     assert [s.labels["outcome"] for s in family.samples] == [text]
 

@@ -20,7 +20,15 @@ from hypothesis import strategies as st
 from packshot.core.errors import InvalidRequest, StateUnavailable
 from packshot.state import blobs as blobs_module
 from packshot.state import valkey_blobs
-from packshot.state.blobs import MAX_TTL_S, OVERHEAD, Blobs, Held, MemoryBlobs, TieredBlobs
+from packshot.state.blobs import (
+    MAX_TTL_S,
+    OVERHEAD,
+    Blobs,
+    Counting,
+    Held,
+    MemoryBlobs,
+    TieredBlobs,
+)
 from packshot.state.sqlite_blobs import USED_S, SqliteBlobs
 from packshot.state.valkey_blobs import ValkeyBlobs
 from tests.state.conftest import Clock, new_valkey
@@ -413,3 +421,41 @@ def test_what_cannot_be_deleted_comes_out() -> None:
     shelf = TieredBlobs(MemoryBlobs(LIMIT), Away(MemoryBlobs(LIMIT)))
     with pytest.raises(StateUnavailable, match="disk is full"):
         shelf.delete("k")
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "valkey"])
+def test_counts_only_grow_and_outlive_all_values(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "blobs.db"
+    with new_shelf(kind, path) as shelf:
+        assert isinstance(shelf.blobs, Counting)
+        assert shelf.blobs.counts() == {}
+        shelf.blobs.count({"hit": 2, "miss": 0})
+        threads = [
+            threading.Thread(target=shelf.blobs.count, args=({"hit": 1, "miss": 3},))
+            for _ in range(8)
+        ]
+        for each in threads:
+            each.start()
+        for each in threads:
+            each.join()
+        for number in range(3 * ROOM):  # what is thrown away takes no count along
+            shelf.blobs.put(f"k{number}", bytes(100), 1.0)
+        shelf.clock.now += LONG
+        shelf.blobs.sweep()
+        assert shelf.blobs.counts() == {"hit": 10, "miss": 24}
+    if kind == "sqlite":
+        with contextlib.closing(SqliteBlobs(path, LIMIT)) as again:
+            assert again.counts() == {"hit": 10, "miss": 24}
+
+
+def test_a_file_of_before_counts_too(tmp_path: Path) -> None:
+    with contextlib.closing(SqliteBlobs(tmp_path / "b.db", LIMIT)) as blobs:
+        blobs.count({"hit": 1})
+    with contextlib.closing(sqlite3.connect(tmp_path / "b.db")) as file:
+        file.execute("DROP TABLE counts")
+        file.commit()
+    with contextlib.closing(SqliteBlobs(tmp_path / "b.db", LIMIT)) as blobs:
+        assert blobs.counts() == {}
+        blobs.count({"hit": 1})
+        assert blobs.counts() == {"hit": 1}
+    assert not isinstance(MemoryBlobs(LIMIT), Counting)

@@ -18,6 +18,7 @@ from packshot.studio.embeddings import (
     EmbeddingSettings,
     KeptEmbeddings,
     cache_folder,
+    embeddings_page,
     kept_embeddings,
     open_embeddings,
 )
@@ -132,6 +133,57 @@ def test_all_renders_are_counted() -> None:
     assert kept.total == EmbeddingUse(4, 2, 0.75)
     assert kept.total.rate == pytest.approx(2 / 3)
     assert NOTHING_READ.rate == 0
+
+
+def page(settings: EmbeddingSettings) -> dict[str, float]:
+    lines = embeddings_page(settings).splitlines()
+    rows = (line.rpartition(" ") for line in lines if not line.startswith("#"))
+    return {name.removeprefix("packshot_embedding_"): float(value) for name, _, value in rows}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_page_of_metrics_has_what_all_processes_counted(shared: bool, tmp_path: Path) -> None:
+    with new_valkey() as server:
+        url = f"valkey://127.0.0.1:{server.port}" if shared else ""
+        settings = EmbeddingSettings(shared=url, file=str(tmp_path / "e.db"))
+        assert embeddings_page(settings) == ""
+        assert not (tmp_path / "e.db").exists()  # who only looks makes no file
+        for _ in range(2):
+            with kept_embeddings(settings) as one, kept_embeddings(settings) as two:
+                assert one is not None
+                assert two is not None
+                one.count(EmbeddingUse(3, 1, 0.5))
+                one.count(EmbeddingUse(1, 0, 0.25))
+                two.count(EmbeddingUse(0, 2, 0.0))
+        assert page(settings) == {
+            'texts_total{result="hit"}': 8,
+            'texts_total{result="miss"}': 6,
+            "saved_seconds_total": 1.5,
+        }
+    if shared:
+        with kept_embeddings(settings) as alone:  # the server is gone: no harm, and no page
+            assert alone is not None
+            alone.count(EmbeddingUse(1, 0, 0.1))
+        assert embeddings_page(settings) == ""
+    assert embeddings_page(replace(settings, keep=False)) == ""
+    assert embeddings_page(replace(settings, file_mb=0)) == ""
+
+
+def test_a_process_that_goes_on_counts_every_ten_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(embeddings_module, "monotonic", lambda: now)
+    settings = EmbeddingSettings(file=str(tmp_path / "e.db"))
+    with kept_embeddings(settings) as kept:
+        assert kept is not None
+        seen: list[float] = []
+        for step in (0.0, 1.0, 9.5, 0.1):
+            now += step
+            kept.count(EmbeddingUse(1, 0, 0.0))
+            seen.append(page(settings)['texts_total{result="hit"}'])
+        assert seen == [1, 1, 3, 3]
+    assert page(settings)['texts_total{result="hit"}'] == 4
 
 
 # ---------------------------------------------------------------- renders

@@ -1,4 +1,4 @@
-"""``packshot ledger metrics``: the ledger for Prometheus."""
+"""``packshot ledger metrics``: the ledger for Prometheus, and how often embeddings were there."""
 
 from __future__ import annotations
 
@@ -25,11 +25,13 @@ def metrics(
     from packshot.ledger.exporter import page_of, serve
     from packshot.ledger.metrics import Memory
     from packshot.ledger.settings import load_settings
+    from packshot.studio.embeddings import embeddings_page
+    from packshot.studio.settings import load_studio
 
-    settings = load_settings()
+    settings, embeddings = load_settings(), load_studio().embeddings
     if once:
-        typer.echo(page_of(settings, Memory()), nl=False)
+        typer.echo(page_of(settings, Memory()) + embeddings_page(embeddings), nl=False)
         return
     shown = f"[{host}]" if ":" in host else host
     terminal.note(f"metrics at http://{shown}:{port}/metrics; Ctrl-C ends it")
-    serve(settings, host, port)
+    serve(settings, host, port, lambda: embeddings_page(embeddings))

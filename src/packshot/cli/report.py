@@ -230,7 +230,12 @@ def _machine_facts(
 
 def embedding_facts(use: EmbeddingUse) -> dict[str, Any]:
     """Return how many texts were encoded before, and what that saved."""
-    return {"hits": use.hits, "misses": use.misses, "saved_seconds": round(use.saved_s, 6)}
+    return {
+        "hits": use.hits,
+        "misses": use.misses,
+        "hit_rate": round(use.rate, 6),
+        "saved_seconds": round(use.saved_s, 6),
+    }
 
 
 def usage_facts(usage: Sequence[Usage], bill: Bill) -> list[dict[str, Any]]:

@@ -43,14 +43,21 @@ def page_of(settings: Settings, memory: Memory, clock: Clock = wall_us) -> str:
     return text_of(make, LOG.warning)
 
 
-def serve(settings: Settings, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> None:
+def serve(
+    settings: Settings,
+    host: str = "127.0.0.1",
+    port: int = DEFAULT_PORT,
+    more: Callable[[], str] = str,
+) -> None:
     """Serve the metrics of the ledger at ``http://HOST:PORT/metrics`` until interrupted.
+
+    ``more`` returns what follows on each page.
 
     Raises:
         InvalidRequest: ``host`` is not this machine's loopback, or the port cannot be had.
     """
     memory = Memory()
-    with server(lambda: page_of(settings, memory), host, port) as running:
+    with server(lambda: page_of(settings, memory) + more(), host, port) as running:
         running.serve_forever()
 
 

@@ -34,6 +34,7 @@ __all__ = [
     "SERIES_PER_FAMILY",
     "VALUES_PER_LABEL",
     "Memory",
+    "family",
     "render_metrics",
     "text_of",
 ]
@@ -169,15 +170,15 @@ def render_metrics(
     """
     month = _month_start(now, ZoneInfo("UTC"))
     memory = (memory or Memory()).of(month)
-    page = [_family(names.UP, {(): 1})]
+    page = [family(names.UP, {(): 1})]
     page += _costs(store, month, memory)
     page += _renders(store, now, month, memory)
     page += _unpriced(store, memory)
     page += _budgets(store, now, caps, ZoneInfo(timezone))
     if lag is not None:
-        page.append(_family(names.LAG, {(): lag.seconds}))
-        page.append(_family(names.BACKLOG, {(): lag.attempts}))
-        page.append(_family(names.DAMAGED, {(): lag.damaged}))
+        page.append(family(names.LAG, {(): lag.seconds}))
+        page.append(family(names.BACKLOG, {(): lag.attempts}))
+        page.append(family(names.DAMAGED, {(): lag.damaged}))
     return "".join(page)
 
 
@@ -187,7 +188,7 @@ def text_of(make: Callable[[], str], tell: Callable[[str], None]) -> str:
         return make()
     except LedgerError as error:
         tell(str(error))
-        return _family(names.UP, {(): 0})
+        return family(names.UP, {(): 0})
 
 
 def _month_start(at: int, zone: ZoneInfo) -> int:
@@ -303,7 +304,7 @@ def _counter(
     sums: defaultdict[Labels, int] = defaultdict(int)
     for labels, group in rows:
         sums[labels if labels in kept else rest] += value(group)
-    return _family(metric, {labels: Decimal(total) / unit for labels, total in sums.items()})
+    return family(metric, {labels: Decimal(total) / unit for labels, total in sums.items()})
 
 
 def _renders(store: Store, now: int, month: int, memory: Memory) -> list[str]:
@@ -319,7 +320,7 @@ def _renders(store: Store, now: int, month: int, memory: Memory) -> list[str]:
         if pictures
     }
     outcomes = {("delivered",): delivered, ("given_up",): memory.given_up}
-    return [_family(names.RENDERS, outcomes), _family(names.COST_PER_RENDER, costs)]
+    return [family(names.RENDERS, outcomes), family(names.COST_PER_RENDER, costs)]
 
 
 def _number(store: Store, sql: str, *parameters: int | str) -> int:
@@ -337,7 +338,7 @@ def _unpriced(store: Store, memory: Memory) -> list[str]:
     sums: defaultdict[Labels, int] = defaultdict(int)
     for group in groups:
         sums[group.labels["provider"], group.labels["model"]] += group.unpriced
-    return [_family(names.UNPRICED_NOW, sums)]
+    return [family(names.UNPRICED_NOW, sums)]
 
 
 def _budgets(store: Store, now: int, caps: Sequence[CapRow], zone: ZoneInfo) -> list[str]:
@@ -351,9 +352,9 @@ def _budgets(store: Store, now: int, caps: Sequence[CapRow], zone: ZoneInfo) -> 
         limits[key], used[key] = cap.eur, spent
         ratios[key] = spent / cap.eur if cap.eur else Decimal(1)
     return [
-        _family(names.BUDGET_LIMIT, limits),
-        _family(names.BUDGET_USED, used),
-        _family(names.BUDGET_RATIO, ratios),
+        family(names.BUDGET_LIMIT, limits),
+        family(names.BUDGET_USED, used),
+        family(names.BUDGET_RATIO, ratios),
     ]
 
 
@@ -371,7 +372,7 @@ def _period_start(cap: CapRow, now: int, zone: ZoneInfo) -> int:
     return start - start % HOUR_US
 
 
-def _family(metric: Metric, samples: Samples) -> str:
+def family(metric: Metric, samples: Samples) -> str:
     """Return a family in the text format, its series sorted."""
     lines = [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
     for labels, value in sorted(samples.items()):

@@ -15,10 +15,10 @@ from __future__ import annotations
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from packshot.core.errors import InvalidRequest, StateUnavailable
 
@@ -27,6 +27,7 @@ __all__ = [
     "MAX_TTL_S",
     "OVERHEAD",
     "Blobs",
+    "Counting",
     "Found",
     "Held",
     "MemoryBlobs",
@@ -84,6 +85,25 @@ class Blobs(Protocol):
 
     def held(self) -> Held:
         """Return what the shelf holds."""
+        ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A shelf that several processes share and that counts for them all: numbers beside its values,
+    which only grow and are never thrown away. Both raise StateUnavailable as a shelf does.
+    """
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        """Add to numbers, 0 or more each."""
+        ...
+
+    def counts(self) -> dict[str, int]:
+        """Return all numbers."""
+        ...
+
+    def close(self) -> None:
+        """Let go of it."""
         ...
 
 

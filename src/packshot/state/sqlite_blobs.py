@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +48,13 @@ TABLES = (
         " BEGIN UPDATE total SET number = number - 1, size = size - old.size; END"
     ),
     f"PRAGMA user_version = {VERSION}",
+)
+
+
+COUNTS = "CREATE TABLE IF NOT EXISTS counts (name TEXT PRIMARY KEY, number INTEGER NOT NULL)"
+ADD = (
+    "INSERT INTO counts VALUES (?, ?)"
+    " ON CONFLICT (name) DO UPDATE SET number = number + excluded.number"
 )
 
 
@@ -125,6 +132,18 @@ class SqliteBlobs:
         """As `Blobs.held`."""
         with self._lock, self._told():
             return Held(*self._file.execute("SELECT number, size FROM total").fetchone())
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        """As `Counting.count`."""
+        with self._lock, self._told(), transaction(self._file):
+            self._file.execute(COUNTS)  # files of before have no such table, and are as good
+            self._file.executemany(ADD, counts.items())
+
+    def counts(self) -> dict[str, int]:
+        """As `Counting.counts`."""
+        with self._lock, self._told(), transaction(self._file):
+            self._file.execute(COUNTS)
+            return dict(self._file.execute("SELECT name, number FROM counts").fetchall())
 
     def close(self) -> None:
         """Let go of the file; nothing can be asked afterwards."""

@@ -12,7 +12,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from typing import cast
@@ -85,6 +85,14 @@ return {redis.call('HLEN', p .. 'sizes'), tonumber(redis.call('GET', p .. 'size'
 """
 
 
+COUNT = """
+for at = 1, #ARGV, 2 do redis.call('HINCRBY', p .. 'counts', ARGV[at], ARGV[at + 1]) end
+return 1
+"""
+
+COUNTS = "return redis.call('HGETALL', p .. 'counts')"
+
+
 class ValkeyBlobs:
     """A shelf of ``max_bytes`` at the server ``url``, apart from those of other ``name``s.
 
@@ -144,6 +152,17 @@ class ValkeyBlobs:
     def held(self) -> Held:
         """As `Blobs.held`."""
         return Held(*cast("list[int]", self._run(HELD, [])))
+
+    def count(self, counts: Mapping[str, int]) -> None:
+        """As `Counting.count`."""
+        self._run(COUNT, [word for pair in counts.items() for word in pair])
+
+    def counts(self) -> dict[str, int]:
+        """As `Counting.counts`."""
+        words = cast("list[bytes]", self._run(COUNTS, []))
+        return {
+            name.decode(): int(number) for name, number in zip(words[::2], words[1::2], strict=True)
+        }
 
     def close(self) -> None:
         """End the connection; a later call makes a new one."""

@@ -7,29 +7,55 @@ picture is the same with the cache and without.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING
 
 from packshot.core.errors import InvalidRequest, StateUnavailable
-from packshot.core.types import EmbeddingUse
-from packshot.state.blobs import Blobs, MemoryBlobs, TieredBlobs
+from packshot.core.types import NOTHING_READ, EmbeddingUse
+from packshot.ledger.names import Metric
+from packshot.state.blobs import Blobs, Counting, MemoryBlobs, TieredBlobs
 from packshot.state.sqlite_blobs import SqliteBlobs
 from packshot.studio.record import code_mark
+
+if TYPE_CHECKING:
+    from packshot.state.valkey_blobs import ValkeyBlobs
 
 __all__ = [
     "EmbeddingSettings",
     "KeptEmbeddings",
     "cache_folder",
+    "embeddings_page",
     "kept_embeddings",
     "open_embeddings",
 ]
 
 DAY_S = 24 * 3600.0
 MIB = 1024 * 1024
+TELL_S = 10.0
+"""So often at the most a process adds to the counts that all share; and at its end."""
+
+TEXTS = Metric(
+    "packshot_embedding_texts_total",
+    "counter",
+    ("result",),
+    "Texts that renders needed, by whether they had been encoded before (hit, miss).",
+)
+SAVED = Metric(
+    "packshot_embedding_saved_seconds_total",
+    "counter",
+    (),
+    "Seconds of encoding that hits saved.",
+)
+LOG = logging.getLogger(__name__)
+
 LONGEST_DAYS, MOST_MB = 365.0, 1024 * 1024
 
 
@@ -73,6 +99,8 @@ class KeptEmbeddings:
         self._problem = problem
         self._prefix = f"embedding/{code_mark().fingerprint}/"
         self._lock = threading.Lock()
+        self._told = EmbeddingUse()
+        self._told_at = 0.0
 
     @property
     def problem(self) -> str:
@@ -93,13 +121,37 @@ class KeptEmbeddings:
         """As `EmbeddingCache.count`."""
         with self._lock:
             self.total += use
+            due = monotonic() - self._told_at >= TELL_S
+        if due:
+            self._tell()
 
     def close(self) -> None:
         """Let go of the file."""
+        self._tell()
         if isinstance(self.blobs, TieredBlobs):
             close = getattr(self.blobs.back, "close", None)
             if close is not None:
                 close()
+
+    def _tell(self) -> None:
+        """Add to the shelf's counts what came since it was told last; what it misses is told next
+        time.
+        """
+        back = self.blobs.back if isinstance(self.blobs, TieredBlobs) else None
+        if not isinstance(back, Counting) or self.problem:
+            return
+        with self._lock:
+            self._told_at = monotonic()
+            use, told = self.total - self._told, self._told
+            self._told = self.total
+        if use == NOTHING_READ:
+            return
+        saved_us = max(0, round(use.saved_s * 1e6))
+        try:
+            back.count({"hit": use.hits, "miss": use.misses, "saved_us": saved_us})
+        except StateUnavailable:
+            with self._lock:
+                self._told = told
 
 
 def open_embeddings(settings: EmbeddingSettings) -> KeptEmbeddings | None:
@@ -113,11 +165,9 @@ def open_embeddings(settings: EmbeddingSettings) -> KeptEmbeddings | None:
     if settings.file_mb == 0:
         return KeptEmbeddings(memory, ttl_s)
     if settings.shared:
-        from packshot.state.valkey_blobs import ValkeyBlobs
-
-        shared = ValkeyBlobs(settings.shared, settings.file_mb * MIB, name="embeddings")
+        shared = _shared(settings)
         return KeptEmbeddings(TieredBlobs(memory, shared), ttl_s)
-    path = Path(settings.file).expanduser() if settings.file else cache_folder() / "embeddings.db"
+    path = _path_of(settings)
     try:
         file = SqliteBlobs(path, settings.file_mb * MIB)
         file.sweep()
@@ -135,6 +185,53 @@ def kept_embeddings(settings: EmbeddingSettings) -> Generator[KeptEmbeddings | N
     finally:
         if kept is not None:
             kept.close()
+
+
+def embeddings_page(settings: EmbeddingSettings) -> str:
+    """Return for Prometheus what all processes that share the cache made of it; "" where none did,
+    or their shelf cannot be asked.
+    """
+    from packshot.ledger.metrics import family
+
+    shelf = _counting(settings)
+    if shelf is None:
+        return ""
+    try:
+        counts = shelf.counts()
+    except StateUnavailable as error:
+        LOG.warning("%s", error)
+        return ""
+    finally:
+        shelf.close()
+    if not counts:
+        return ""
+    saved = Decimal(counts.get("saved_us", 0)) / 1_000_000
+    texts = {(result,): counts.get(result, 0) for result in ("hit", "miss")}
+    return family(TEXTS, texts) + family(SAVED, {(): saved})
+
+
+def _counting(settings: EmbeddingSettings) -> Counting | None:
+    """Open the shelf that is shared, to be asked and closed; None where there is none yet."""
+    if not settings.keep or settings.file_mb == 0:
+        return None
+    if settings.shared:
+        return _shared(settings)
+    path = _path_of(settings)
+    try:
+        return SqliteBlobs(path, settings.file_mb * MIB) if path.is_file() else None
+    except StateUnavailable as error:
+        LOG.warning("%s", error)
+        return None
+
+
+def _shared(settings: EmbeddingSettings) -> ValkeyBlobs:
+    from packshot.state.valkey_blobs import ValkeyBlobs
+
+    return ValkeyBlobs(settings.shared, settings.file_mb * MIB, name="embeddings")
+
+
+def _path_of(settings: EmbeddingSettings) -> Path:
+    return Path(settings.file).expanduser() if settings.file else cache_folder() / "embeddings.db"
 
 
 def cache_folder() -> Path:
