@@ -3,7 +3,7 @@
     ./packshot python benchmarks/gateway.py
     ./packshot python benchmarks/gateway.py --rivals nginx,tensorzero,portkey,litellm --rounds 7
     ./packshot python benchmarks/gateway.py --sustained 600
-    ./packshot python benchmarks/gateway.py --only none --workers 1,2,4,6
+    ./packshot python benchmarks/gateway.py --only none --workers 1,2,4,8 --rivals nginx
 
 Ours has everything on: a virtual key with limits and a budget, hold and post in the ledger with
 journal and drain, three weighted provider keys. All answer 1 kB of JSON from the fake provider
@@ -36,6 +36,7 @@ from pathlib import Path
 from statistics import median
 
 import gateway_rivals as rivals
+import gateway_workers as workers
 from gateway_load import WRK, Round, awake, family, measure, pin, raw
 from gateway_rivals import Absent, Running
 
@@ -131,7 +132,9 @@ class Bench:
         self.place(1, 1)
         seconds = self.options.seconds
         found = self.rounds(
-            lambda each: measure(each, self.folder, conns=16, seconds=seconds, core=1, settle=0.5)
+            lambda each: measure(
+                each, self.folder, conns=16, seconds=seconds, cores=[1], settle=0.5
+            )
         )
         print(f"\n{self.kind}: CPU per request, everything on one core, 16 connections")
         for name, got in found.items():
@@ -147,7 +150,7 @@ class Bench:
         self.place(1, 0)
         seconds = self.options.seconds
         found = self.rounds(
-            lambda each: measure(each, self.folder, conns=64, seconds=seconds, core=0)
+            lambda each: measure(each, self.folder, conns=64, seconds=seconds, cores=[0])
         )
         print(f"\n{self.kind}: requests a second, the gateway on one core, 64 connections")
         for name, got in found.items():
@@ -235,7 +238,7 @@ def translation(stack: ExitStack, options: argparse.Namespace, folder: Path) -> 
     found: dict[str, list[Round]] = {name: [] for name in ways}
     for _ in range(options.rounds + 1):
         for name, ours.model in ways.items():
-            got = measure(ours, folder, conns=16, seconds=options.seconds, core=0)
+            got = measure(ours, folder, conns=16, seconds=options.seconds, cores=[0])
             found[name].append(got)
     for name, rounds in found.items():
         bad = sum(r.bad for r in rounds)
@@ -270,7 +273,7 @@ def sustained(stack: ExitStack, options: argparse.Namespace, folder: Path) -> No
     slice_s = min(10.0, max(1.0, options.sustained / 10))
     until = time.monotonic() + options.sustained
     while time.monotonic() < until:
-        got = measure(ours, folder, conns=64, seconds=slice_s, core=0)
+        got = measure(ours, folder, conns=64, seconds=slice_s, cores=[0])
         made += got.calls
         speeds.append(got.per_s)
         lags.append(float(made - stored(home)))
@@ -283,41 +286,6 @@ def sustained(stack: ExitStack, options: argparse.Namespace, folder: Path) -> No
         time.sleep(0.2)
     print(f"caught up {time.monotonic() - waited:.1f} s later; missing: {made - stored(home)}")
     facts["sustained/missing"] = made - stored(home)
-
-
-def scaling(options: argparse.Namespace, folder: Path) -> None:
-    """Requests a second by the number of workers: each on a core of its own, from core 2 on."""
-    cores = os.cpu_count() or 1
-    print("\nrequests a second of N workers; provider and drain on core 0, load on core 1")
-    for count in options.workers:
-        if count + 2 > cores:
-            print(f"SKIPPED {count} workers: they need {count + 2} cores, here are {cores}")
-            continue
-        with ExitStack() as stack:
-            port, fake = stack.enter_context(started_fake())
-            home = folder / f"workers-{count}"
-            home.mkdir()
-            url, python = f"http://127.0.0.1:{port}", options.python
-            ours = stack.enter_context(
-                rivals.packshot(home, url, "", None, 0, python, workers=count)
-            )
-            for each in (fake.pid, *family(ours.process.pid)):
-                pin(each, 0)
-            for core, each in enumerate(workers_of(ours.process.pid), 2):
-                pin(each, core)
-            got = [
-                measure(ours, folder, conns=64 * count, seconds=options.seconds, core=1)
-                for _ in range(options.rounds + 1)
-            ][1:]
-        bad = sum(r.bad for r in got)
-        note = f"p99 {median([r.p99 for r in got]) / 1000:.2f} ms" + (f", {bad} BAD" if bad else "")
-        show("workers", f"packshot x {count}", [r.per_s for r in got], "/s", note)
-
-
-def workers_of(supervisor: int) -> list[int]:
-    """Return the worker processes of a gateway: those that listen, and not the drain."""
-    children = Path(f"/proc/{supervisor}/task/{supervisor}/children").read_text().split()
-    return [int(each) for each in children]
 
 
 def stored(home: Path) -> int:
@@ -401,7 +369,7 @@ def main() -> None:
                 with ExitStack() as stack:
                     act(stack, options, folder)
         if options.workers:
-            scaling(options, folder)
+            workers.scaling(options, folder, show)
         if "decision" in options.only:
             decision(options)
     facts["load at the end"] = os.getloadavg()

@@ -107,16 +107,20 @@ def busy_s() -> float:
 
 
 def measure(
-    running: Running, folder: Path, *, conns: int, seconds: float, core: int, settle: float = 0.0
-) -> Round:
-    """Put load on a gateway from ``core``; ``settle`` is how long its drain may go on."""
+    running: Running, folder: Path, *, conns: int, seconds: float, cores: list[int],
+    settle: float = 0.0,
+) -> Round:  # fmt: skip
+    """Put load on a gateway from ``cores``, a thread of wrk's on each.
+
+    ``settle`` is how long its drain may go on afterwards.
+    """
     before, busy = _cpu(running), busy_s()
     own = time.process_time() + _children_s()
     if WRK:
         url = f"http://127.0.0.1:{running.port}{running.path}"
         done = subprocess.run(
-            ["taskset", "-c", str(core), WRK, "-t1", f"-c{conns}", f"-d{max(1, round(seconds))}",
-             "-s", str(script(folder, running)), url],
+            ["taskset", "-c", ",".join(map(str, cores)), WRK, f"-t{len(cores)}", f"-c{conns}",
+             f"-d{max(1, round(seconds))}", "-s", str(script(folder, running)), url],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
         found = re.search(r"^\{.*\}$", done.stdout, re.MULTILINE)
@@ -125,7 +129,7 @@ def measure(
         said = json.loads(found[0])
         calls, us, bad, p50, p99 = (said[k] for k in ("calls", "us", "bad", "p50", "p99"))
     else:
-        os.sched_setaffinity(0, {core})
+        os.sched_setaffinity(0, cores)
         load = drive(running.port, raw(running), conns, seconds)
         times = sorted(load.times_us)
         calls, us, bad = load.calls, load.seconds * 1e6, 0

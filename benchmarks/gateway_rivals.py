@@ -124,7 +124,7 @@ access:
       team: red
       value: env.{secret}
       limits: {{requests_per_minute: 1000000000, tokens_per_minute: 1000000000000}}
-      budget: {{eur: 1000000, per: month}}
+      budget: {{eur: {budget}, per: month}}
 telemetry: {{log: "off"}}
 ledger: {{store: ledger.db, journal: journal}}
 """
@@ -137,7 +137,7 @@ ANTHROPIC = """
 
 
 @contextmanager
-def packshot(
+def packshot(  # noqa: PLR0913 - what a run may differ in
     folder: Path,
     url: str,
     ca: str,
@@ -146,12 +146,18 @@ def packshot(
     python: str,
     *,
     workers: int = 1,
+    budget: str = "1000000",
 ) -> Generator[Running]:
     """Run ours with everything on: virtual key, limits, budget, journal and drain."""
     port = free_port()
     more = ANTHROPIC.format(port=anthropic, secret=VARIABLE) if anthropic else ""
     text = PACKSHOT.format(
-        port=port, url=url, secret=VARIABLE, more=more, ca=f", ca: {ca}" if ca else ""
+        port=port,
+        url=url,
+        secret=VARIABLE,
+        more=more,
+        ca=f", ca: {ca}" if ca else "",
+        budget=budget,
     )
     (folder / "packshot.yaml").write_text(text)
     command = [python or sys.executable, "-m", "packshot", "gateway", "-c", "packshot.yaml"]
@@ -165,7 +171,7 @@ def packshot(
 # ------------------------------------------------------------------------------ rivals
 
 NGINX = """
-worker_processes 1; daemon off; error_log {folder}/error.log crit; pid {folder}/pid;
+{user} worker_processes {workers}; daemon off; error_log {folder}/error.log crit; pid {folder}/pid;
 events {{ worker_connections 4096; }}
 http {{
   access_log off; client_body_temp_path {folder}/t1; proxy_temp_path {folder}/t2;
@@ -173,26 +179,45 @@ http {{
   keepalive_requests 1000000000;
   upstream up {{ server {host}; keepalive 256; keepalive_requests 1000000000; }}
   server {{
-    listen 127.0.0.1:{port}; client_body_buffer_size 64k;
-    location / {{
-      proxy_pass {scheme}://up; proxy_http_version 1.1; proxy_set_header Connection "";
-      proxy_set_header Authorization "Bearer sk-upstream"; proxy_buffering off;
-      proxy_ssl_session_reuse on;
-    }}
+    listen 127.0.0.1:{port}{reuse}; client_body_buffer_size 64k;
+    location / {{ {place} }}
   }}
 }}
 """
 
 
 @contextmanager
-def nginx(folder: Path, url: str, core: int | None) -> Generator[Running]:
+def nginx(folder: Path, url: str, core: int | None, *, workers: int = 1) -> Generator[Running]:
     """Run nginx as a reverse proxy that replaces one header: the limit of what is possible."""
+    scheme, host = url.split("://")
+    place = f'proxy_pass {scheme}://up; proxy_http_version 1.1; proxy_set_header Connection "";'
+    place += 'proxy_set_header Authorization "Bearer sk-upstream"; proxy_buffering off;'
+    place += "proxy_ssl_session_reuse on;"
+    with _nginx(folder, core, host, place, workers) as made:
+        yield made
+
+
+@contextmanager
+def answering(folder: Path, body: str, workers: int) -> Generator[Running]:
+    """Run nginx as a provider that always answers the same JSON, which has no apostrophe."""
+    place = f"default_type application/json; return 200 '{body}';"
+    with _nginx(folder, None, "127.0.0.1:9", place, workers) as made:
+        yield made
+
+
+@contextmanager
+def _nginx(
+    folder: Path, core: int | None, host: str, place: str, workers: int
+) -> Generator[Running]:
     found = shutil.which("nginx") or "/usr/sbin/nginx"
     if not Path(found).exists():
         raise Absent("nginx is not installed (Debian: apt-get install nginx-light wrk)")
     port = free_port()
-    scheme, host = url.split("://")
-    config = NGINX.format(folder=folder, port=port, scheme=scheme, host=host)
+    config = NGINX.format(
+        folder=folder, port=port, host=host, place=place, workers=workers,
+        reuse=" reuseport" if workers > 1 else "",
+        user="user root;" if os.geteuid() == 0 else "",  # who owns the folder of this run
+    )  # fmt: skip
     (folder / "nginx.conf").write_text(config)
     with process([found, "-c", str(folder / "nginx.conf")], folder, core) as started:
         wait_for(port, started, folder)

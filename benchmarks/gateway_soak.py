@@ -115,7 +115,7 @@ def soak(options: argparse.Namespace, folder: Path) -> tuple[list[Slice], float,
               f"{'MiB':>8}{'worker':>8}{'files':>7}")  # fmt: skip
         began, calls = time.monotonic(), 0
         while time.monotonic() - began < options.minutes * 60:
-            got = measure(ours, folder, conns=options.connections, seconds=options.slice, core=0)
+            got = measure(ours, folder, conns=options.connections, seconds=options.slice, cores=[0])
             calls += got.calls
             pids = family(ours.process.pid)
             sizes = {pid: memory_of(pid) for pid in pids}
