@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import aiohttp
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packshot.core.config import read
-from packshot.core.errors import InvalidRequest, NoEmbedding
+from packshot.core.errors import CheckFailed, InvalidRequest, NoEmbedding
 from packshot.gateway.cache import embed_route
 from packshot.gateway.cache.embed_route import BATCH, RouteEmbedder, vectors_of
 from packshot.gateway.cache.embedding_models import KNOWN, asked_model, check_price
@@ -233,6 +234,28 @@ def test_a_budget_of_the_house_ends_the_vectors_and_not_the_calls(tmp_path: Path
         assert len(there.fakes["vectors"].truth) == 0
         assert embedded(there) == {"failed": 2}
     assert not world.errors
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_check_that_cannot_compare_is_none_and_no_error(tmp_path: Path, fails: bool) -> None:
+    world = made(tmp_path, YAML.replace("share: 0}", "share: 1}").replace("[spare/", "[vectors/"))
+    for there in started(world):
+        ask(there, PLAIN)
+        settle(there)
+        vectors, openai = there.fakes["vectors"], there.fakes["openai"]
+        vectors.script = lambda asked: Fault(status=400) if asked.number >= 2 and fails else Fault()
+        assert did(ask(there, POLITE)) == "hit"
+        cache = there.worker.gateway.cache
+        assert cache is not None
+        give_up = monotonic() + 20
+        while cache._tasks and monotonic() < give_up:
+            sleep(0.01)
+        assert [len(openai.truth), len(vectors.truth)] == [2, 3]
+        checks = there.run(asyncio.to_thread(cache.shadow.log.counts))  # type: ignore[union-attr]
+        assert sum(each.checked for each in checks) == (0 if fails else 1)
+        assert embedded(there) == ({"failed": 2, "made": 2} if fails else {"made": 4})
+    # The fakes' answers differ, which is a check's finding and no failure of ours.
+    assert [type(each) for each in world.errors] == [CheckFailed] * (not fails)
 
 
 def test_another_model_begins_another_index(tmp_path: Path) -> None:

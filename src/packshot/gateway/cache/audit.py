@@ -19,7 +19,7 @@ from time import monotonic
 import msgspec
 
 from packshot.core.clock import SECOND_US, Clock, wall_us
-from packshot.core.errors import CheckFailed, PackshotError
+from packshot.core.errors import CheckFailed, NoEmbedding, PackshotError, Saturated
 from packshot.core.ids import new_id
 from packshot.core.money import nanos_of
 from packshot.gateway.cache.audit_log import AuditLog, Check, Count, Verdict
@@ -120,7 +120,10 @@ class Auditor:
         old, new = text_of(job.surface, hit.entry.body), text_of(job.surface, fresh)
         if not (old and new):
             return
-        rows = await self._embedder.embed([old, new])
+        try:
+            rows = await self._embedder.embed([old, new])
+        except (NoEmbedding, Saturated):
+            return  # who makes the vectors has counted it; the hit stays unchecked
         cosine = float(rows[0] @ rows[1])
         verdict, note = await self._decide(said[1], old, new, cosine)
         check = Check(
