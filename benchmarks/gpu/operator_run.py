@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -305,6 +306,38 @@ class Run:
             f"--no-graphs gives the same {same}; 8 steps {seconds['none'] * 1e3:.0f} ms, "
             f"with graphs {seconds['graphs'] * 1e3:.0f}",
             {"mean_levels": mean, "most_levels": most, "seconds": seconds},
+        )
+
+    def aside(self) -> Found:
+        """Pictures finished beside the next render, as in a batch's worker, and after each."""
+        from PIL.Image import fromarray
+
+        from packshot.studio.finish import DEFAULT_SHARPEN, finish
+        from packshot.studio.store import encode
+
+        size, count = self.place.sizes[0], 5
+        request = asked(size, steps=30)
+
+        def finished(pixels: np.ndarray) -> int:
+            return len(encode(finish(fromarray(pixels), size, DEFAULT_SHARPEN), "PNG"))
+
+        def taken(use: Callable[[np.ndarray], object]) -> float:
+            begun = time.perf_counter()
+            for _ in range(count):
+                use(self.engine.render(request).images[0])
+            return time.perf_counter() - begun
+
+        self.engine.render(request)
+        alone, after = taken(lambda _: None), taken(finished)
+        with ThreadPoolExecutor(2) as threads:
+            beside = taken(lambda pixels: threads.submit(finished, pixels))
+        busy = {"after": alone / after, "beside": alone / beside}
+        return Found(
+            None if self.place.tiny else beside < after,
+            f"{count} pictures of 30 steps: {alone:.2f} s of rendering; finished after each "
+            f"{after:.2f} s (the device is used {busy['after']:.0%} of it), beside the next "
+            f"{beside:.2f} s ({busy['beside']:.0%})",
+            {"alone_s": alone, "after_s": after, "beside_s": beside, "busy": busy},
         )
 
     def invariant(self) -> Found:
@@ -627,7 +660,9 @@ def poison(engine: Engine) -> None:
 # ---------------------------------------------------------------------- the command
 
 
-CHECKS = ("warm", "memory", "tuning", "graphs", "drift", "room", "invariant", "processes")
+CHECKS = (
+    "warm", "memory", "tuning", "graphs", "drift", "room", "aside", "invariant", "processes"
+)  # fmt: skip
 
 
 def main() -> None:

@@ -196,7 +196,7 @@ def test_ctrl_c_ends_it_and_the_same_command_goes_on(
     child.send_signal(signal.SIGINT)
     said, err = child.communicate(timeout=60)
     assert child.returncode == 130, err
-    assert "stopping after the picture in work" in err
+    assert "stopping after what is in work" in err
     assert "run the same command again" in err
     assert "pictures delivered" in said
     kept = len(list(Path("out/objects").glob("*/*")))

@@ -368,13 +368,13 @@ def _run(desk: Desk, agreed: Nanos | None, most: int | None, beside: Beside | No
 
 @contextmanager
 def _interrupts(run: Run) -> Generator[None]:
-    """Have Ctrl-C end the run after the picture in work, and a second one at once."""
+    """Have Ctrl-C end the run after what is in work, and a second one at once."""
 
     def heard(number: int, _frame: object) -> None:
         again = run.stop.level > 0
         run.stop.ask(2 if again else 1, signal.Signals(number).name)
         if not again:
-            terminal.note("stopping after the picture in work; Ctrl-C again stops at once")
+            terminal.note("stopping after what is in work; Ctrl-C again stops at once")
 
     numbers = (signal.SIGINT, signal.SIGTERM)
     before: list[Any] = [signal.signal(number, heard) for number in numbers]
