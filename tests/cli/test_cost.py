@@ -149,7 +149,10 @@ def test_what_was_avoided_stands_beside_and_in_no_sum(cost: Cost, tmp_path: Path
     store.append([Stamped("saver", 1, seq, each) for seq, each in enumerate(rows, 1)])
     store.close()
     said = cost(*SINCE)
-    assert "avoided: 2.47 EUR, 1,234 answers from the cache" in said
+    assert "avoided: 2.47 EUR, 1,234 answers from the cache (packshot cost avoided)" in said
+    by_route = cost(*SINCE, "--by", "route")  # a route that only avoided has no row of zeros
+    assert "caption" not in by_route
+    assert "avoided: 2.47 EUR" in by_route
     assert max(map(len, said.splitlines())) <= 80
     after = json.loads(cost(*SINCE, "--json"))
     assert [(row["avoided"], row["avoided_hits"]) for row in after if row["avoided"]] == [

@@ -21,7 +21,7 @@ class World:
         self.path = folder / "ledger.db"
         self.store = store or open_store(str(self.path))
         self.now = now
-        self.seq = 0
+        self.seq = self.saved = 0
 
     def settled(self, amount: int = 1000, **given: Any) -> Settled:
         """Return an attempt with every field that is not given filled in."""
@@ -54,10 +54,10 @@ class World:
 
     def avoid(self, amount: int, kind: str = "exact", **of: Any) -> None:
         """Store a cost that was avoided."""
-        self.seq += 1
+        self.saved += 1
         dimensions = Dimensions(**{"stage": "chat", "team": "red", **of})
         self.store.append(
-            [Stamped("saver", 1, self.seq, Avoided(self.now, kind, dimensions, 1, amount))]
+            [Stamped("saver", 1, self.saved, Avoided(self.now, kind, dimensions, 1, amount))]
         )
 
     def render(self, name: str, *, at: int | None = None, delivered: bool = True) -> None:

@@ -479,7 +479,8 @@ def _print_table(table: Table) -> None:
     renders = "1 render" if table.renders == 1 else f"{table.renders:,} renders"
     typer.echo(f"{_when(table.period)}: {renders} delivered; amounts are EUR")
     most = max((line.cost_share for line in table.lines), default=0.0)
-    rows = [_row(line, most) for line in (*table.lines, table.total)]
+    spent = [line for line in table.lines if line.attempts or line.amount or not line.avoided_hits]
+    rows = [_row(line, most) for line in (*spent, table.total)]
     heads = (table.by, "", "wall", "EUR", "cost", "/render", "p50", "p95", "trend")
     print_rows(heads, rows, left={0, 1})
     total = table.total
@@ -488,7 +489,9 @@ def _print_table(table: Table) -> None:
         typer.echo(f"with loading, waiting and storage: {full} EUR per render")
     if total.avoided_hits:
         answers = "1 answer" if total.avoided_hits == 1 else f"{total.avoided_hits:,} answers"
-        typer.echo(f"avoided: {_money(total.avoided)} EUR, {answers} from the cache")
+        typer.echo(
+            f"avoided: {_money(total.avoided)} EUR, {answers} from the cache (packshot cost avoided)"
+        )
     if table.total.unpriced:
         typer.echo(f"booked without a price: {table.total.unpriced}; see packshot cost unpriced")
 
