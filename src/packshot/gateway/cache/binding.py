@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
+from packshot.gateway.cache.lexicon import lexicon
 from packshot.gateway.cache.patterns import Slot
 from packshot.gateway.cache.slots import WEAK, Reading
 
@@ -20,6 +22,9 @@ __all__ = ["rebound"]
 Turned = tuple[tuple[str, ...], tuple[str, ...]]
 ATTRIBUTES = frozenset({"colour", "material", "number", "size"})
 """Types that say something of what stands near, even alone between commas."""
+NAMES = frozenset({"word", "product", "place", "language"})
+FOCUS = frozenset({"only", "just", "even", "especially", "mainly", "almost", "nearly", "exactly"})
+"""Words that say something of the next one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +51,8 @@ def rebound(a: Reading, b: Reading) -> Turned | None:
         _exchanged(left, right),
         _regrouped(left, right),
         _turned(a, b),
+        _compounded(a, b),
+        _refocused(a, b),
     )
     return next((turned for check in checks for turned in check), None)
 
@@ -77,15 +84,24 @@ def _places(reading: Reading) -> dict[str, list[_Place]]:
 
 
 def _heads(things: list[Slot], chunk: dict[int, frozenset[str]]) -> dict[int, frozenset[str]]:
+    """Return what each chunk may hang on. Attributes, and what a weak preposition leads, hang on
+    the last thing before them alone: a mug in red with a lid in blue.
+    """
+    bare = {slot.chunk for slot in things} - {
+        slot.chunk for slot in things if slot.type not in ATTRIBUTES
+    }
     first: dict[int, int] = {}
     found: dict[int, frozenset[str]] = {}
-    before = -1
+    before = thing = -1
     for slot in things:
         if slot.chunk not in found:
             led = first.setdefault(slot.stretch, slot.chunk) != slot.chunk
             hangs = chunk[first[slot.stretch]] | chunk[before] if led else frozenset[str]()
+            if led and thing >= 0 and (slot.chunk in bare or slot.relation.startswith(WEAK)):
+                hangs = chunk[thing]
             found[slot.chunk] = hangs if slot.relation else frozenset()
             before = slot.chunk
+            thing = thing if slot.chunk in bare else before
     return found
 
 
@@ -147,7 +163,8 @@ def _regrouped(left: dict[str, list[_Place]], right: dict[str, list[_Place]]) ->
 
 
 def _turned(a: Reading, b: Reading) -> Iterator[Turned]:
-    """Yield those of one type that share a chunk in both texts and stand the other way round.
+    """Yield those of one type, or names, that share a chunk in both texts and stand the other way
+    round: a phone case, a case phone.
 
     So must attributes of one kind of which one stands alone between commas: mug, red, lid, blue.
     """
@@ -156,7 +173,8 @@ def _turned(a: Reading, b: Reading) -> Iterator[Turned]:
     rows = defaultdict[tuple[object, ...], list[Slot]](list)
     for slot in _things(a):
         if _key(slot) in spots:
-            rows[slot.type, slot.chunk, spots[_key(slot)][1].chunk].append(slot)
+            kind = "name" if slot.type in NAMES else slot.type
+            rows[kind, slot.chunk, spots[_key(slot)][1].chunk].append(slot)
             if slot.type in ATTRIBUTES:
                 rows[_attribute(slot),].append(slot)
     for kind, row in rows.items():
@@ -165,6 +183,42 @@ def _turned(a: Reading, b: Reading) -> Iterator[Turned]:
             there = sorted(row, key=lambda slot: spots[_key(slot)][0])
             if there != row:
                 yield tuple(slot.value for slot in row), tuple(slot.value for slot in there)
+
+
+def _compounded(a: Reading, b: Reading) -> Iterator[Turned]:
+    """Yield two names that an "and" or a weak preposition parts in one text, and that stand side by
+    side in the other: a phone and a case, a phone case; a table with a lamp, a table lamp.
+    """
+    for one, other in ((a, b), (b, a)):
+        if both := _side_by_side(one, parted=False) & _side_by_side(other, parted=True):
+            yield tuple(" ".join(pair) for pair in sorted(both)), ()
+
+
+def _side_by_side(reading: Reading, *, parted: bool) -> set[tuple[str, str]]:
+    """Return the keys of names with nothing between them, or parted by what may be left out."""
+    joints = lexicon(reading.language).joints
+    found: set[tuple[str, str]] = set()
+    for left, right in pairwise(_things(reading)):
+        if left.type in NAMES and right.type in NAMES:
+            between = reading.text[left.end : right.start].lower()
+            has = not joints.isdisjoint(between.split()) or "&" in between
+            has |= right.relation.startswith(WEAK)
+            apart = left.chunk != right.chunk
+            if (has and apart) if parted else not apart:
+                found.add((_key(left), _key(right)))
+    return found
+
+
+def _refocused(a: Reading, b: Reading) -> Iterator[Turned]:
+    """Yield what an "only" or the like says something of, where it is something else."""
+    one, other = _focused(a), _focused(b)
+    if one != other:
+        yield tuple(sorted(one)), tuple(sorted(other))
+
+
+def _focused(reading: Reading) -> set[str]:
+    pairs = pairwise(_things(reading))
+    return {f"{left.value} {right.value}" for left, right in pairs if left.value in FOCUS}
 
 
 def _attribute(slot: Slot) -> str:

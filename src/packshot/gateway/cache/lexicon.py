@@ -134,6 +134,14 @@ class Lexicon:
         )
 
     @cached_property
+    def joints(self) -> frozenset[str]:
+        """The single words that join: and, plus."""
+        rows = (row for rows in self.phrases.values() for row in rows)
+        return frozenset(
+            words[0] for words, term in rows if len(words) == 1 and term.type == "joint"
+        )
+
+    @cached_property
     def frame(self) -> re.Pattern[str]:
         """How a request opens, before it says what it is about: ``Please write a caption for``."""
         part = {

@@ -58,6 +58,8 @@ def _decimal(text: str) -> Decimal:
         return Decimal(text.replace(".", "").replace(",", "."))
     if re.fullmatch(r"[-+]?\d+,\d+", text):
         return Decimal(text.replace(",", "."))
+    if re.match(r"[-+]?0\d", text):
+        return Decimal("NaN")  # 007 is a name
     # 1.000 may be one or a thousand, so it is neither.
     plain = re.fullmatch(r"[-+]?\d+(?:\.\d+)?", text)
     return Decimal(text) if plain and not THOUSANDS.fullmatch(text) else Decimal("NaN")
@@ -141,6 +143,12 @@ PATTERNS: dict[str, tuple[Extractor, ...]] = {
             rf"{NUMBER}(?:\s*{UNIT})?(?:{TIMES}\d+(?:[.,]\d+)?(?:\s*{UNIT})?){{1,3}}(?![\w])",
             "number",
             _dimensions,
+        ),
+        _slots(
+            # Case tells mega from milli, where both are said of things.
+            rf"(?P<n>{NUMBER})\s*(?P<u>(?-i:M)(?:w|wh|v|a|j|pa|g))(?!\w)",
+            "number",
+            lambda match: quantity(match["n"], f"mega{match['u'][1:]}"),
         ),
         _slots(
             rf"(?P<n>{NUMBER})[\s-]*(?P<u>{UNIT}|[€£$])",

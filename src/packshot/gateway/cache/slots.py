@@ -54,8 +54,10 @@ class Reading:
 
     @property
     def gist(self) -> str:
-        """What is embedded: the slots' values alone, so that a long opening changes no vector."""
-        return " ".join(slot.value for slot in self.slots)
+        """What is embedded: the slots' values alone, so that a long opening changes no vector, and
+        sorted, so that phrases in another order do not; their order is the guards' business.
+        """
+        return " ".join(sorted(slot.value for slot in self.slots))
 
     def key(self, must_match: Collection[str] = SLOT_TYPES) -> bytes:
         """Return 32 bytes that are the same for requests that agree in ``must_match``.
@@ -75,6 +77,8 @@ SYMBOL = re.compile(
     r"[^\s\w\x00.,;:!?()\[\]{}/|\\'\"“”„«»‘’–—\-&+*_~`]|[\x1c-\x1f\x85]"
     # C++ is not C, and A- not A: signs that lean on what precedes.
     r"|(?<=[\w\x00])\+|(?<=[\w\x00])-(?![\w\x00-])"
+    # Five stars are not five, and about five is not.
+    r"|(?<=\x00)\*(?!\*)|(?<!~)~(?=\x00)"
 )
 BREAK = re.compile(r"[.,;!?()\[\]|\n–—]|\s/\s|\s-\s")
 QUESTION = re.compile(r"[?¿]+")
