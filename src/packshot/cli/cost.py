@@ -489,9 +489,8 @@ def _print_table(table: Table) -> None:
         typer.echo(f"with loading, waiting and storage: {full} EUR per render")
     if total.avoided_hits:
         answers = "1 answer" if total.avoided_hits == 1 else f"{total.avoided_hits:,} answers"
-        typer.echo(
-            f"avoided: {_money(total.avoided)} EUR, {answers} from the cache (packshot cost avoided)"
-        )
+        saved = f"{_money(total.avoided)} EUR, {answers} from the cache"
+        typer.echo(f"avoided: {saved} (packshot cost avoided)")
     if table.total.unpriced:
         typer.echo(f"booked without a price: {table.total.unpriced}; see packshot cost unpriced")
 
