@@ -68,7 +68,7 @@ def owners() -> list[VirtualKey]:
 def test_10_000_identical_prompts_of_50_tenants(tmp_path: Path, words: tuple[str, ...]) -> None:
     async def test() -> None:
         provider: Any = Owned()
-        tier = Semantic(Words(), 1000, pytest.fail)
+        tier = Semantic(Words(), 1000, pytest.fail, longest_s=30.0)
         back = FileStore(tmp_path / "answers.db", 1 << 24)
         cache = ResponseCache(
             SemanticCacheEntry(enabled=True),

@@ -9,13 +9,21 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+import msgspec
 import numpy as np
 import pytest
 import requests
 
+from packshot.core.errors import ModelCorrupt
+from packshot.gateway.cache.cache import Rules
 from packshot.gateway.cache.embed import Vectors
 from packshot.gateway.cache.entry import Entry, Purge, Scent
-from packshot.gateway.cache.semantic import Semantic
+from packshot.gateway.cache.request import CachedRequest, cached_request
+from packshot.gateway.cache.semantic import Semantic, read_kept
+from packshot.gateway.cache.slots import read
+from packshot.gateway.job import Job
+from packshot.gateway.plan import Route
+from packshot.gateway.virtual_key import VirtualKey
 from packshot.gateway.worker import Worker
 from packshot.providers.fake_script import Settings
 from tests.gateway.cache.test_cache import KEYS, YAML, body_of, calls, did
@@ -44,6 +52,11 @@ def with_tier(worker: Worker, name: str = "words@1") -> None:
     cache = worker.gateway.cache
     assert cache is not None
     cache.tier = Semantic(Words(name), 1000, lambda error: worker.telemetry.error(None, error))
+
+
+async def ended(tier: Semantic) -> None:
+    await tier.learned()
+    await tier.aclose()
 
 
 def semantic_world(folder: Path, **more: Any) -> World:
@@ -122,7 +135,7 @@ def test_vectors_of_another_embedder_are_not_found() -> None:
     vector = np.ones(64, np.float16).tobytes()
     entry = Entry(b"", "key:one", "", "", 0, 1 << 60, 1, (), Scent("p", "t", vector, "words@1"))
     tier.learn("k", entry)
-    asyncio.run(tier.aclose())
+    asyncio.run(ended(tier))
     assert len(tier) == 0
 
 
@@ -133,6 +146,115 @@ def test_it_knows_no_more_than_it_may() -> None:
         scent = Scent(f"p{number % 4}", f"text {number}", vector, "words@1")
         tier.learn(f"k{number}", Entry(b"", "s", "", "", 0, 1 << 60, 1, (), scent))
     tier.drop(Purge("key", "k9"))
-    asyncio.run(tier.aclose())
+    asyncio.run(ended(tier))
     assert len(tier) == 2
     assert len(tier._partitions) == 2
+
+
+class Near(Words):
+    """An embedder in this process, as `Offloaded` is; it counts what it embeds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedded: list[str] = []
+        self.fails = False
+
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        if self.fails:
+            raise ModelCorrupt("it broke")
+        self.embedded += texts
+        return asyncio.run(self.embed(texts))
+
+
+RULES = Rules(True, True, 0.94, 60, (), frozenset())
+
+
+def asking(text: str, owner: str = "one") -> CachedRequest:
+    body = {"model": "caption", "messages": [{"role": "user", "content": text}]}
+    fields = msgspec.json.decode(msgspec.json.encode(body), type=dict[str, msgspec.Raw])
+    route = Route("caption", ())
+    job = Job("id", "chat", VirtualKey(owner), route, fields, "caption", False, 0.0, 60.0, "chat")
+    return cached_request(job, 1.0)
+
+
+async def told(tier: Semantic, key: str, text: str, *, until: int = 1 << 60) -> None:
+    _, _, scent = await tier.find(asking(text), RULES, 0.94)
+    tier.learn(key, Entry(b"", "key:one", "", "", 0, until, 1, (), scent))
+    await tier.learned()
+
+
+def test_what_says_the_same_in_another_order_is_found_without_a_vector() -> None:
+    async def test() -> None:
+        embedder, errors = Near(), list[BaseException]()
+        tier = Semantic(embedder, 10, errors.append, longest_s=30.0)
+        await told(tier, "k1", PHRASES[0])
+        assert len(embedder.embedded) == 1
+        key, cosine, scent = await tier.find(asking(PHRASES[1]), RULES, 0.94)
+        assert (key, cosine) == ("k1", 1.0)
+        assert scent is not None
+        assert len(scent.vector) == 2 * embedder.dimension
+        assert len(embedder.embedded) == 1
+        assert (await tier.find(asking(PHRASES[1], "two"), RULES, 0.1))[0] == ""
+        # The same words, and yet another thing: the guards are asked all the same.
+        await told(tier, "k2", "a red mug with a blue lid")
+        assert (await tier.find(asking("a blue mug with a red lid"), RULES, 0.1))[0] == ""
+        tier.drop(Purge("key", "k1"))
+        await tier.learned()
+        assert (await tier.find(asking(PHRASES[1]), RULES, 0.94))[0] == ""
+        assert next(iter(tier._partitions.values())).alike.keys() == {
+            read("a red mug with a blue lid").gist
+        }
+        assert errors == []
+        embedder.fails = True
+        assert await tier.find(asking("a lamp"), RULES, 0.94) == ("", 0.0, None)
+        assert [type(error) for error in errors] == [ModelCorrupt]
+        await ended(tier)
+
+    asyncio.run(test())
+
+
+def test_what_is_past_its_time_is_not_found_but_what_came_before_it_is() -> None:
+    async def test() -> None:
+        now = 10
+        tier = Semantic(Near(), 10, pytest.fail, clock=lambda: now, longest_s=30.0)
+        await told(tier, "k1", PHRASES[0])
+        await told(tier, "k2", f"please: {PHRASES[0]}", until=20)
+        now = 19
+        assert (await tier.find(asking(PHRASES[1]), RULES, 0.94))[0] == "k2"
+        now = 20
+        assert (await tier.find(asking(PHRASES[1]), RULES, 0.94))[0] == "k1"
+        assert len(tier) == 1
+        await ended(tier)
+
+    asyncio.run(test())
+
+
+def test_a_lookup_goes_before_what_a_store_tells_of_at_the_start() -> None:
+    async def test() -> None:
+        tier = Semantic(Near(), 500, pytest.fail, longest_s=30.0)
+        await told(tier, "k", PHRASES[0])
+        vector = np.ones(64, np.float16).tobytes()
+        for number in range(499):
+            scent = Scent("p", f"text {number}", vector, "words@1")
+            tier.learn(f"n{number}", Entry(b"", "s", "", "", 0, 1 << 60, 1, (), scent))
+        assert (await tier.find(asking(PHRASES[1]), RULES, 0.94))[0] == "k"
+        assert len(tier) < 500
+        await tier.learned()
+        assert len(tier) == 500
+        await tier.aclose()
+
+    asyncio.run(test())
+
+
+def test_readings_are_of_one_partition() -> None:
+    """Or one caller could time what another one asked (RELIABILITY S13)."""
+
+    async def test() -> None:
+        tier = Semantic(Near(), 10, pytest.fail, longest_s=30.0)
+        read_kept.cache_clear()
+        for owner in ("one", "two", "one"):
+            await tier.find(asking(PHRASES[0], owner), RULES, 0.94)
+        assert (read_kept.cache_info().misses, read_kept.cache_info().hits) == (2, 1)
+        await tier.aclose()
+
+    asyncio.run(test())

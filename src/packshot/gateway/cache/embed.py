@@ -125,6 +125,10 @@ class Offloaded:
         """The length of its vectors."""
         return self._model.dimension
 
+    def encode(self, texts: Sequence[str]) -> Vectors:
+        """Return a row for each text, in the caller's own thread, beside what waits here."""
+        return self._model.encode(texts)
+
     async def embed(self, texts: Sequence[str]) -> Vectors:
         """Return a row for each text; raises `Saturated` when `MOST_WAITING` texts wait."""
         if len(self._waiting) + len(texts) > MOST_WAITING:

@@ -2,22 +2,29 @@
 
 ::
 
-    partition ─► read ─► embed ─► nearest within the partition ─► guards, the nearest first
+    partition ─► read ─► entries that say the same ─► guards
+                    └──► embed ─► nearest within the partition ─► guards, the nearest first
 
 A partition is all of a request but the words of its last message, and whose it is (see
-`packshot.gateway.cache.request.spoken`): requests of two partitions are never compared. Reading,
-searching and comparing take up to some milliseconds, and happen in one thread beside the event
-loop, which alone touches the index; embeddings are the embedder's business.
+`packshot.gateway.cache.request.spoken`): requests of two partitions are never compared.
+
+Most requests that share an answer have the same slots, in another order: what is embedded of them
+is the same text (`Reading.gist`), so their cosine is 1, and no vector is needed to find them.
+
+All of it happens in one thread beside the event loop, which alone touches the index: reading and
+comparing, and where the model is in this process, embedding and searching in the same turn, since
+each turn waits for a busy loop twice. What is to be learned waits while anybody asks.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
+from threading import Lock
 from typing import Any
 
 import msgspec
@@ -27,7 +34,7 @@ from numpy.typing import NDArray
 from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import NoEmbedding, Saturated
 from packshot.gateway.cache.cache import Rules
-from packshot.gateway.cache.embed import Embedder
+from packshot.gateway.cache.embed import MOST_WAITING, Embedder, Vectors
 from packshot.gateway.cache.entry import Entry, Purge, Scent
 from packshot.gateway.cache.guards import compare
 from packshot.gateway.cache.request import CachedRequest, spoken
@@ -44,23 +51,51 @@ CANDIDATES = 4
 LONGEST_S = 0.25
 """A call does not wait longer than this for what may be found; it goes upstream."""
 
+MOST_TURNS = 8
+"""Entries that are learned before a lookup that comes after them, about a millisecond each: what
+was just kept is found, and the thousands that a store tells of at the start hold up nobody.
+"""
+
+LEAST_WORKS = 1000
+"""Entries that may wait to be learned where fewer may be known; further ones are not learned."""
+
 READINGS = 4096
-"""Texts that are kept taken apart."""
+"""Texts that are kept taken apart, each for its partition: whether another caller's partition had
+the same text read is nothing that a caller may time."""
 
 NOTHING: tuple[str, float, Scent | None] = ("", 0.0, None)
 Vector = NDArray[np.float32]
-read_kept = lru_cache(READINGS)(read)
+
+
+@lru_cache(READINGS)
+def read_kept(partition: str, text: str) -> Reading:
+    """Return a text, read."""
+    del partition
+    return read(text)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What is looked for."""
+
+    partition: str
+    text: str
+    threshold: float
+    must_match: tuple[str, ...]
 
 
 @dataclass(slots=True)
 class _Partition:
+    name: str
     index: VectorIndex
-    texts: dict[int, tuple[str, str]] = field(default_factory=dict[int, tuple[str, str]])
-    """Exact key and text, by number."""
+    texts: dict[int, tuple[str, str, str]] = field(default_factory=dict[int, tuple[str, str, str]])
+    """Exact key, text and gist, by number."""
+    alike: dict[str, list[int]] = field(default_factory=dict[str, list[int]])
+    """Numbers by what was embedded, the newest last."""
     miner: TemplateMiner = field(default_factory=TemplateMiner)
 
     def reading(self, text: str) -> Reading:
-        return replace(read_kept(text), filled=self.miner.filled(text))
+        return replace(read_kept(self.name, text), filled=self.miner.filled(text))
 
 
 class Semantic:
@@ -91,6 +126,14 @@ class Semantic:
         self._known: OrderedDict[str, tuple[int, Entry]] = OrderedDict()
         """By exact key: the number in its partition, and the entry without its body."""
         self._made = 0
+        self._asking = 0
+        self._works: deque[Callable[[], object]] = deque()
+        """What is to be learned and dropped."""
+        self._turns = 0
+        self._lock = Lock()
+        self._closed = False
+        encode = getattr(embedder, "encode", None)
+        self._encode: Callable[[Sequence[str]], Vectors] | None = encode
         # The lists of words take a tenth of a second to load: not in a call.
         compare(read("a red mug"), read("a mug, red"), SLOT_TYPES)
 
@@ -104,29 +147,39 @@ class Semantic:
         said = spoken(request)
         if said is None:
             return NOTHING
-        partition, text = said
-        run = asyncio.get_running_loop().run_in_executor
+        if self._asking >= MOST_WAITING:
+            return NOTHING
+        ask = _Ask(*said, threshold, rules.must_match or SLOT_TYPES)
+        self._asking += 1
         try:
             async with asyncio.timeout(self._longest_s):
-                gist = await run(self._thread, lambda: read_kept(text).gist)
-                vector: Vector = (await self.embedder.embed([gist or text]))[0]
-                must_match = rules.must_match or SLOT_TYPES
-                search = partial(self._search, partition, text, vector, threshold, must_match)
-                key, similarity = await run(self._thread, search)
-                packed = vector.astype(np.float16).tobytes()
-                scent = Scent(partition, text, packed, self.embedder.name)
-                if not key and self._far is not None:
-                    near = await self._far.nearest(scent, CANDIDATES, threshold)
-                    choose = partial(self._choose, scent, near, must_match)
-                    key, similarity = await run(self._thread, choose) if near else ("", 0.0)
+                return await self._find(ask)
         except (TimeoutError, Saturated, NoEmbedding):
             return NOTHING
+        except Exception as error:  # noqa: BLE001 - a tier in trouble costs a hit, and no call
+            self._tell(error)
+            return NOTHING
+        finally:
+            self._asking -= 1
+
+    async def _find(self, ask: _Ask) -> tuple[str, float, Scent | None]:
+        run = asyncio.get_running_loop().run_in_executor
+        key, similarity, found = await run(self._thread, self._look, ask)
+        if isinstance(found, str):
+            vector: Vector = (await self.embedder.embed([found]))[0]
+            key, similarity, found = await run(self._thread, self._search, ask, vector)
+        scent = Scent(ask.partition, ask.text, found, self.embedder.name)
+        if not key and self._far is not None:
+            near = await self._far.nearest(scent, CANDIDATES, ask.threshold)
+            choose = partial(self._choose, scent, near, ask.must_match)
+            key, similarity = await run(self._thread, choose) if near else ("", 0.0)
         return key, similarity, scent
 
     def learn(self, key: str, entry: Entry) -> None:
         """Find this entry from now on."""
         scent = entry.scent
-        if scent is not None and scent.embedder == self.embedder.name:
+        full = len(self._works) >= max(self._most, LEAST_WORKS)
+        if scent is not None and scent.embedder == self.embedder.name and not full:
             kept = msgspec.structs.replace(entry, body=b"")
             self._do(partial(self._learn, key, kept, scent))
 
@@ -136,10 +189,14 @@ class Semantic:
 
     async def learned(self) -> None:
         """Return when all that it was told so far is found."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, int)
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        self._do(partial(loop.call_soon_threadsafe, done.set))
+        await done.wait()
 
     async def aclose(self) -> None:
-        """End the threads."""
+        """End the threads; what is not learned yet is not learned."""
+        self._closed = True
         await asyncio.to_thread(self._thread.shutdown)
         close = getattr(self.embedder, "close", None)
         if close is not None:
@@ -148,45 +205,88 @@ class Semantic:
         if aclose is not None:
             await aclose()
 
-    def _do(self, work: Callable[[], None]) -> None:
-        self._thread.submit(work).add_done_callback(self._done)
+    def _do(self, work: Callable[[], object]) -> None:
+        with self._lock:
+            self._works.append(work)
+            if self._turns == MOST_TURNS:
+                return  # one of those before it makes its turn
+            self._turns += 1
+        self._turn()
+
+    def _turn(self) -> None:
+        self._thread.submit(self._work).add_done_callback(self._done)
 
     def _done(self, future: Future[Any]) -> None:
         if not future.cancelled() and (error := future.exception()) is not None:
             self._tell(error)
 
     # ------------------------------------------------------------ in the thread
-    def _search(
-        self,
-        name: str,
-        text: str,
-        vector: Vector,
-        threshold: float,
-        must_match: tuple[str, ...],
-    ) -> tuple[str, float]:
-        partition = self._partitions.get(name)
-        if partition is None:
-            return "", 0.0
-        asked = partition.reading(text)
-        for match in partition.index.nearest(vector, CANDIDATES, threshold):
-            key, other = partition.texts[match.key]
-            if compare(asked, partition.reading(other), must_match).agree:
-                if self._known[key][1].until > self._clock():
-                    return key, min(match.similarity, 1.0)
-                self._forget(key)
-        return "", 0.0
+    def _look(self, ask: _Ask) -> tuple[str, float, bytes | str]:
+        """Return key and cosine of what serves, and the request's vector (fp16); instead of a
+        vector the text to embed, where the model is not here.
+        """
+        reading = read_kept(ask.partition, ask.text)
+        key = self._alike(ask, reading.gist)
+        if key:
+            scent = self._known[key][1].scent
+            return key, 1.0, b"" if scent is None else scent.vector
+        gist = reading.gist or ask.text
+        if self._encode is None:
+            return "", 0.0, gist
+        return self._search(ask, self._encode([gist])[0])
+
+    def _alike(self, ask: _Ask, gist: str) -> str:
+        """Return the key of an entry of which the same was embedded, "" where none serves."""
+        partition = self._partitions.get(ask.partition)
+        numbers = [] if partition is None or not gist else partition.alike.get(gist, [])
+        for number in numbers[: -CANDIDATES - 1 : -1]:
+            if partition is not None and (key := self._served(partition, ask, number)):
+                return key
+        return ""
+
+    def _served(self, partition: _Partition, ask: _Ask, number: int) -> str:
+        """Return an entry's key where its answer serves, else ""."""
+        key, other, _ = partition.texts[number]
+        asked = partition.reading(ask.text)
+        if not compare(asked, partition.reading(other), ask.must_match).agree:
+            return ""
+        if self._known[key][1].until > self._clock():
+            return key
+        self._forget(key)
+        return ""
+
+    def _search(self, ask: _Ask, vector: Vector) -> tuple[str, float, bytes]:
+        packed = vector.astype(np.float16).tobytes()
+        partition = self._partitions.get(ask.partition)
+        if partition is not None:
+            for match in partition.index.nearest(vector, CANDIDATES, ask.threshold):
+                if key := self._served(partition, ask, match.key):
+                    return key, min(match.similarity, 1.0), packed
+        return "", 0.0, packed
 
     def _choose(
         self, scent: Scent, near: Sequence[Near], must_match: tuple[str, ...]
     ) -> tuple[str, float]:
         """Return the nearest of ``near`` that the guards let pass."""
         partition = self._partitions.get(scent.partition)
-        reading = read_kept if partition is None else partition.reading
+        here = partial(read_kept, scent.partition)
+        reading = here if partition is None else partition.reading
         asked = reading(scent.text)
         for key, text, similarity in near:
             if compare(asked, reading(text), must_match).agree:
                 return key, min(similarity, 1.0)
         return "", 0.0
+
+    def _work(self) -> None:
+        """Do the next of the works; lookups that came meanwhile go before those without a turn."""
+        try:
+            self._works.popleft()()
+        finally:
+            with self._lock:
+                more = len(self._works) >= self._turns and not self._closed
+                self._turns -= not more
+            if more:
+                self._turn()
 
     def _learn(self, key: str, entry: Entry, scent: Scent) -> None:
         if key in self._known and self._known[key][1] == entry:
@@ -197,11 +297,13 @@ class Semantic:
             return
         partition = self._partitions.get(scent.partition)
         if partition is None:
-            partition = _Partition(VectorIndex(self.embedder.dimension))
+            partition = _Partition(scent.partition, VectorIndex(self.embedder.dimension))
             self._partitions[scent.partition] = partition
         self._made += 1
         partition.index.add(self._made, vector / np.float32(np.linalg.norm(vector)))
-        partition.texts[self._made] = (key, scent.text)
+        gist = read_kept(scent.partition, scent.text).gist
+        partition.texts[self._made] = (key, scent.text, gist)
+        partition.alike.setdefault(gist, []).append(self._made)
         partition.miner.learn(scent.text)
         self._known[key] = (self._made, entry)
         while len(self._known) > self._most:
@@ -220,6 +322,9 @@ class Semantic:
             return
         partition = self._partitions[entry.scent.partition]
         partition.index.remove(number)
-        del partition.texts[number]
+        _, _, gist = partition.texts.pop(number)
+        partition.alike[gist].remove(number)
+        if not partition.alike[gist]:
+            del partition.alike[gist]
         if not partition.texts:
             del self._partitions[entry.scent.partition]
