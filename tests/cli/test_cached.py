@@ -7,15 +7,19 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
 from packshot.cli.cache import app
 from packshot.core.errors import InvalidRequest, PackshotError
+from packshot.gateway.cache import embed
 from packshot.gateway.cache.audit_log import AuditLog
 from packshot.gateway.cache.file_store import FileStore
+from packshot.gateway.content import ContentLog
 from tests.gateway.cache.test_audit import check_of
 from tests.gateway.cache.test_store import entry_of
+from tests.gateway.cache.test_traffic import content
 
 Cache = Callable[..., str]
 
@@ -82,3 +86,57 @@ def test_the_audit_shows_rates_and_takes_verdicts(cache: Cache, tmp_path: Path) 
     assert json.loads(cache("audit", "--json"))["routes"] == []
     with pytest.raises(InvalidRequest, match="no checks"):
         cache("audit", "--on", "other")
+
+
+# ---------------------------------------------------------------- undecided, and one's own traffic
+def test_what_no_judge_decided_is_put_to_a_person_first(cache: Cache, tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "state" / "cache-audit.db")
+    log.add(check_of(verdict="open", note="bench (judge-1): undecided. it gives orders"))
+    log.add(check_of())
+    log.close()
+    shown = cache("audit")
+    assert "1 undecided, not counted" in shown
+    assert "why     bench (judge-1): undecided. it gives orders" in shown
+    cache("audit", "--judge", "-n", "1", typed="n\n")
+    facts = json.loads(cache("audit", "--json"))
+    assert facts["undecided"] == {}
+    assert (facts["routes"][0]["checked"], facts["routes"][0]["false"]) == (2, 1)
+
+
+class Alike:
+    """A model to which all texts are the same."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        return np.ones((len(texts), 1), np.float32)
+
+
+def test_tuning_on_traffic(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed, "MiniLM", Alike)
+    with pytest.raises(InvalidRequest, match="name one of"):
+        cache("tune")
+    with pytest.raises(InvalidRequest, match="no pair of the traffic has a label"):
+        cache("tune", "--from-traffic")
+    key = "k" * 32
+    monkeypatch.setenv("CONTENT", key)
+    yaml = "server: {state: state}\ntelemetry: {content_key: env.CONTENT}\n"
+    yaml += "semantic_cache: {routes: {caption: {similarity_threshold: 0.9}}}\n"
+    (tmp_path / "packshot.yaml").write_text(yaml)
+    log = ContentLog(tmp_path / "state" / "content", key, 30, "w")
+    log.start()
+    for text in ("a red mug", "a blue mug", "on a beach, a red mug", "a red mug on a beach"):
+        log.put(content(text, text))
+    log.stop()
+    fill(tmp_path / "state")
+    shown = cache("tune", "--from-traffic")
+    assert "labelled: " in shown
+    assert "2 by slots" not in shown
+    assert "in force: 0.90; keep it, or a higher one, until it is proven" in shown
+    facts = json.loads(cache("tune", "--from-traffic", "--json"))
+    (route,) = facts["routes"]
+    assert (route["route"], route["proven"], route["in_force"]) == ("caption", False, 0.9)
+    assert route["others_needed"] == 3688
+    assert sum(route["labelled_by"].values()) == route["same"] + route["other"]
+    assert route["other"] >= 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import getpass
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from packshot.gateway.cache.audit_log import AuditLog, Check, Count
     from packshot.gateway.cache.entry import Purge
     from packshot.gateway.cache.settings import SemanticCacheEntry
+    from packshot.gateway.content import Content
 
-__all__ = ["audit", "purge"]
+__all__ = ["Config", "audit", "contents_of", "purge", "settings_of"]
 
 WIDTH = 78
 
@@ -94,7 +95,7 @@ def audit(
             _table(log.counts(), entry.audit.limit)
 
 
-def _settings(config: Path | None) -> tuple[Path, SemanticCacheEntry]:
+def settings_of(config: Path | None) -> tuple[Path, SemanticCacheEntry]:
     """Return the gateway's state folder and the cache's section; secrets need not be set."""
     from packshot.core.config import read
     from packshot.gateway.cache.settings import SemanticCacheEntry
@@ -110,12 +111,30 @@ def _settings(config: Path | None) -> tuple[Path, SemanticCacheEntry]:
     return server.folder, found or SemanticCacheEntry()
 
 
+def contents_of(config: Path | None) -> Iterator[Content]:
+    """Yield what the content log has; nothing where none is configured, or none was written yet."""
+    from packshot.core.config import read
+    from packshot.gateway.content import read_contents
+    from packshot.gateway.settings import ServerEntry, TelemetryEntry
+    from packshot.ledger.settings import CONFIG_NAME, SECTIONS
+
+    path = config or Path(CONFIG_NAME)
+    if not path.exists():
+        return
+    document = read(path, SECTIONS)
+    entry = document.section("telemetry", TelemetryEntry) or TelemetryEntry()
+    server = document.section("server", ServerEntry) or ServerEntry()
+    folder = entry.content_log if entry.content_log.name else server.folder / "content"
+    if entry.content_key and folder.exists():
+        yield from read_contents(folder, entry.content_key)
+
+
 def _purge(what: Purge, config: Path | None) -> tuple[int, int]:
     from packshot.gateway.cache.audit_log import AuditLog
     from packshot.gateway.cache.file_store import FileStore
     from packshot.gateway.cache.opening import ANSWERS, AUDIT
 
-    folder, entry = _settings(config)
+    folder, entry = settings_of(config)
     if entry.store:
         raise InvalidRequest(
             "the answers are not in a file: POST /admin/cache/purge at the gateway's admin port"
@@ -137,7 +156,7 @@ def _log(config: Path | None) -> Generator[tuple[AuditLog, SemanticCacheEntry]]:
     from packshot.gateway.cache.audit_log import AuditLog
     from packshot.gateway.cache.opening import AUDIT
 
-    folder, entry = _settings(config)
+    folder, entry = settings_of(config)
     if not (folder / AUDIT).exists():
         raise InvalidRequest(
             f"no hit was checked yet: there is no {folder / AUDIT}. Checks are made of semantic "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from packshot.engine.results import OnStep, Progress
 
-__all__ = ["bar", "spinner"]
+__all__ = ["bar", "counting", "spinner"]
 
 
 @contextmanager
@@ -56,6 +56,20 @@ def bar(pictures: int, steps: int) -> Generator[OnStep]:
             shown.update(task, description=now if done < pictures * steps else "decode ")
 
         yield tell
+
+
+@contextmanager
+def counting(what: str, count: int) -> Generator[Callable[[], None]]:
+    """Show a bar over ``count`` things; what it yields is called after each."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    console = terminal.stderr()
+    columns = (BarColumn(bar_width=30), MofNCompleteColumn(), f"{what}, ETA", TimeRemainingColumn())
+    quiet = not console.is_terminal
+    with Bar(*columns, console=console, transient=True, disable=quiet) as shown:
+        task = shown.add_task("", total=count)
+        yield lambda: shown.advance(task)
 
 
 def _speed_column() -> ProgressColumn:

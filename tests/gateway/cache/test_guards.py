@@ -248,6 +248,17 @@ vase\x1d | vase
 vase\U000e0041 | vase
 the | a
 write a caption for this photo | write a caption for this product
+mug in red with lid in blue | mug in blue with lid in red
+mug in quorl with lid in zemp | mug in zemp with lid in quorl
+a table with a lamp | a table lamp
+a phone and a case | a phone case
+a table for a lamp | a table lamp
+a beach ball snake | a snake beach ball
+only the rim is gilded | the rim is only gilded
+59* sofa | 59 sofa
+about ~59 cm | about 59 cm
+59 mW sofa | 59 MW sofa
+part no. 059 | part no. 59
 """.strip().split("\n")
 
 

@@ -41,6 +41,7 @@ class LabelledPair(msgspec.Struct, frozen=True):
     """Two requests of a route; ``same`` says whether one answer serves both.
 
     ``nano_eur`` is what answering the second by the upstream costs; 0 where nobody knows.
+    ``answer_a`` and ``answer_b`` are their own answers, where they are known.
     """
 
     a: str
@@ -49,6 +50,8 @@ class LabelledPair(msgspec.Struct, frozen=True):
     route: str = ""
     kind: str = ""
     nano_eur: int = 0
+    answer_a: str = ""
+    answer_b: str = ""
 
 
 @dataclass(frozen=True, slots=True)
