@@ -252,6 +252,12 @@ def _notes(settings: GatewaySettings, providers: Mapping[str, Provider]) -> tupl
     ]
     if (note := _of_model(settings.semantic_cache)) is not None:
         notes.append(note)
+    embeddings = settings.semantic_cache.embeddings
+    if embeddings.asked and embeddings.account in {k.id for k in settings.access.virtual_keys}:
+        notes.append(
+            f"semantic_cache.embeddings.account: {embeddings.account!r} is a caller's virtual key, "
+            "whose budget pays for the vectors of all; name another"
+        )
     notes += [
         f"semantic_cache.routes.{route} is no route's id: nothing is cached by it"
         for route in settings.semantic_cache.routes
