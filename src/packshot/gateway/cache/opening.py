@@ -8,17 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packshot.core.errors import InvalidRequest, ModelNotFound
+from packshot.core.errors import InvalidRequest, ModelNotFound, unknown_name
 from packshot.gateway.cache.audit_log import AuditLog
 from packshot.gateway.cache.cache import ResponseCache
 from packshot.gateway.cache.file_store import FileStore
-from packshot.gateway.cache.settings import SemanticCacheEntry
+from packshot.gateway.cache.settings import JudgeEntry, SemanticCacheEntry
 from packshot.gateway.cache.store import MemoryStore, Neighbours, Store
 from packshot.gateway.dispatch import Dispatcher
 from packshot.gateway.settings import GatewaySettings
 from packshot.gateway.telemetry import Telemetry
 
 if TYPE_CHECKING:
+    from packshot.gateway.cache.judge import Judge
     from packshot.gateway.cache.semantic import Semantic
     from packshot.gateway.plan import Plan
 
@@ -39,7 +40,7 @@ async def open_cache(
 
     Raises:
         StateUnavailable: its file cannot be used.
-        InvalidRequest: the store's address is none.
+        InvalidRequest: the store's address is none, or there is no such route for the judge.
         ModelCorrupt: the embedding model is not the one that was made.
     """
     entry = settings.semantic_cache
@@ -60,7 +61,9 @@ async def open_cache(
         from packshot.gateway.cache.audit import Auditor
 
         log = await asyncio.to_thread(AuditLog, settings.server.folder / AUDIT, entry.audit.keep)
-        cache.shadow = Auditor(entry.audit, log, dispatcher, tier.embedder, telemetry)
+        judge = _judge(entry.audit.judge, plan, dispatcher)
+        parts = (dispatcher, tier.embedder, telemetry)
+        cache.shadow = Auditor(entry.audit, log, *parts, judge=judge)
     await cache.tick()
     return cache
 
@@ -112,6 +115,19 @@ def _wanted(entry: SemanticCacheEntry) -> bool:
     """Tell whether any route has a semantic tier."""
     by_route = any(route.semantic for route in entry.routes.values())
     return entry.max_vectors > 0 and (entry.semantic or by_route)
+
+
+def _judge(
+    entry: JudgeEntry, plan: Callable[[], Plan] | None, dispatcher: Dispatcher
+) -> Judge | None:
+    """Return who judges checked hits; None for the machine alone."""
+    if not entry.route or plan is None:
+        return None
+    from packshot.gateway.cache.judge import Judge
+
+    if not plan().knows(entry.route):
+        raise unknown_name("route of semantic_cache.audit.judge", entry.route, plan().names())
+    return Judge(entry, plan, dispatcher)
 
 
 def _tier(
