@@ -15,7 +15,7 @@ import asyncio
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from time import monotonic, perf_counter
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from packshot.core.clock import SECOND_US, Clock, wall_us
@@ -24,7 +24,7 @@ from packshot.core.types import Usage
 from packshot.gateway.answers import JSON
 from packshot.gateway.cache.control import HEADER, Control, control_of
 from packshot.gateway.cache.entry import Entry, Purge, Scent
-from packshot.gateway.cache.flights import Flight, Flights, Hit
+from packshot.gateway.cache.flights import Flights, Hit, Seat
 from packshot.gateway.cache.replay import events_of, is_good, whole_of
 from packshot.gateway.cache.request import CachedRequest, Unreadable, cached_request
 from packshot.gateway.cache.settings import SemanticCacheEntry
@@ -174,18 +174,25 @@ class ResponseCache:
             entry = self.front.look(key)
             if entry is not None:
                 return await deliver(self._answer(job, Hit(key, entry)))
-            flight = self._flights.find(key)
-            if flight is None:
-                return await self._lead(job, how, deliver)
-            await _landed(job, flight)
-            if flight.hit is not None and _suits(flight.hit, how):
-                return await deliver(self._answer(job, flight.hit))
-            if flight.failure is not None and flight.owner == job.owner.id:
+            told = await self._board(job, key)
+            if isinstance(told, Seat):
+                return await self._lead(job, how, told, deliver)
+            if isinstance(told, Failure):
                 job.cache = MISS
-                raise Refused(flight.failure)
-            if not flight.abandoned:
-                break  # it brought nothing to share: each makes its own call
+                raise Refused(told)
+            if _suits(told, how):
+                return await deliver(self._answer(job, told))
         return await self._ask(job, how, None, deliver)
+
+    async def _board(self, job: Job, key: str) -> Hit | Failure | Seat:
+        """Make the call oneself, or wait for another's."""
+        began = perf_counter()
+        try:
+            return await self._flights.board(key, job.owner.id, job.deadline)
+        except TimeoutError as error:
+            raise Refused(Failure("timeout", 0, WAITED, code="deadline")) from error
+        finally:
+            job.upstream_s += perf_counter() - began
 
     def _request(self, job: Job, control: Control, rules: Rules) -> CachedRequest:
         if not control.keep and not control.only:
@@ -206,30 +213,28 @@ class ResponseCache:
             return await deliver(_not_kept(job))
         return await deliver(await self._dispatcher.answer(job))
 
-    async def _lead(self, job: Job, how: Kept, deliver: Deliver) -> int:
+    async def _lead(self, job: Job, how: Kept, seat: Seat, deliver: Deliver) -> int:
         """Look further, and make the call that all who ask the same wait for."""
-        key = how.request.key
-        flight = self._flights.begin(key, job.owner.id)
         try:
             hit, scent = await self._behind(how)
             if hit is not None:
-                flight.hit = hit
-                self._flights.land(key, flight)
+                seat.hit = hit
+                self._flights.land(seat)
                 answer = self._answer(job, hit)
                 self._check(job, hit)
                 return await deliver(answer)
             if how.control.only:
-                flight.abandoned = True
+                seat.abandoned = True
                 return await deliver(_not_kept(job))
-            return await self._ask(job, how._replace(scent=scent), flight, deliver)
+            return await self._ask(job, how._replace(scent=scent), seat, deliver)
         except CancelledError:
-            flight.abandoned = True
+            seat.abandoned = True
             raise
         except Refused as error:
-            flight.failure = error.failure
+            seat.failure = error.failure
             raise
         finally:
-            self._flights.land(key, flight)
+            self._flights.land(seat)
 
     async def _behind(self, how: Kept) -> tuple[Hit | None, Scent | None]:
         """Look in the store, then for similar requests; return the hit, and the request's scent."""
@@ -259,7 +264,7 @@ class ResponseCache:
                 self.front.keep(key, entry)
         return entry
 
-    async def _ask(self, job: Job, how: Kept, flight: Flight | None, deliver: Deliver) -> int:
+    async def _ask(self, job: Job, how: Kept, seat: Seat | None, deliver: Deliver) -> int:
         """Have the job answered by a provider, and keep what comes."""
         result = "miss" if how.control.look else "refresh"
         key = how.request.key.encode()
@@ -271,12 +276,12 @@ class ResponseCache:
             got.relay = record
             status = await deliver(got)
             body = record.whole(job) if status == 200 else None
-            self._keep(job, how, flight, body)
+            self._keep(job, how, seat, body)
             return status
-        self._keep(job, how, flight, got.body if got.status == 200 else None)
+        self._keep(job, how, seat, got.body if got.status == 200 else None)
         return await deliver(got)
 
-    def _keep(self, job: Job, how: Kept, flight: Flight | None, body: bytes | None) -> None:
+    def _keep(self, job: Job, how: Kept, seat: Seat | None, body: bytes | None) -> None:
         """Keep an answer, and give it to those who wait for it."""
         key = how.request.key
         if body is not None and is_good(job.surface, body):
@@ -287,10 +292,10 @@ class ResponseCache:
                     self._begin(self.back.put(key, entry))
                 if self.tier is not None and entry.scent is not None:
                     self.tier.learn(key, entry)
-            if flight is not None:
-                flight.hit = Hit(key, entry)
-        if flight is not None:
-            self._flights.land(key, flight)
+            if seat is not None:
+                seat.hit = Hit(key, entry)
+        if seat is not None:
+            self._flights.land(seat)
 
     def _entry(self, job: Job, how: Kept, body: bytes) -> Entry:
         ttl_s = how.control.ttl_s or how.rules.ttl_s
@@ -484,20 +489,6 @@ def _suits(hit: Hit, how: Kept) -> bool:
         return True
     threshold = how.control.threshold or how.rules.threshold
     return not how.control.exact and hit.similarity >= threshold
-
-
-async def _landed(job: Job, flight: Flight) -> None:
-    """Wait for another's call."""
-    began = perf_counter()
-    flight.waiting += 1
-    try:
-        async with asyncio.timeout(max(0.0, job.deadline - monotonic())):
-            await flight.landed.wait()
-    except TimeoutError as error:
-        raise Refused(Failure("timeout", 0, WAITED, code="deadline")) from error
-    finally:
-        flight.waiting -= 1
-        job.upstream_s += perf_counter() - began
 
 
 def _not_kept(job: Job) -> Answer:

@@ -1,15 +1,26 @@
-"""Of identical requests under way at the same time, one is made; the others wait for its answer."""
+"""Of identical requests under way at the same time, one is made; the others wait for its answer.
+
+Where that answer is none to share (a refusal, a stream that broke), those who wait go on in the
+order in which they came: one in its place and one more beside it, so twice as many after each
+round, up to `MOST_SEATS` at once. One of them may bring what serves all the rest. So the provider
+gets no burst of what just failed, and a line of 200 is through after eight rounds or so.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from time import monotonic
+from typing import NamedTuple, TypeAlias
 
 from packshot.gateway.cache.entry import Entry
 from packshot.providers.base import Failure
 
-__all__ = ["Flight", "Flights", "Hit"]
+__all__ = ["MOST_SEATS", "Flights", "Hit", "Seat"]
+
+MOST_SEATS = 32
+"""Identical requests that are made at the same time, once their answers proved none to share."""
 
 
 class Hit(NamedTuple):
@@ -21,41 +32,94 @@ class Hit(NamedTuple):
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
-    """A call under way for all that ask the same. ``owner`` is the id of its virtual key.
+class Seat:
+    """A call that its holder makes, and lands whatever happens. ``owner`` is its virtual key's id.
 
-    It lands with a hit, with ``failure`` (what its caller hears), with neither where its answer
-    is none to keep, or it is ``abandoned``: its caller hung up, and another has to make the call.
+    It lands with a hit for all who wait, with ``failure``, which those of its owner hear (where it
+    is not that its own time was up), or ``abandoned``: its caller hung up, and the call says
+    nothing of the answer. With none of these, its answer is none to share.
     """
 
+    key: str
     owner: str
     hit: Hit | None = None
     failure: Failure | None = None
     abandoned: bool = False
-    waiting: int = 0
-    landed: asyncio.Event = field(default_factory=asyncio.Event)
+    landed: bool = False
+
+
+Told: TypeAlias = Hit | Failure | Seat
+Waiter: TypeAlias = tuple[str, asyncio.Future[Told]]
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    """All who ask the same: ``busy`` of ``seats`` are making the call, the rest wait in line."""
+
+    seats: int = 1
+    busy: int = 0
+    line: deque[Waiter] = field(default_factory=deque[Waiter])
 
 
 class Flights:
     """The flights of one worker, by exact key; there are no more than calls in flight."""
 
     def __init__(self) -> None:
-        self._flights: dict[str, Flight] = {}
+        self._flights: dict[str, _Flight] = {}
 
     def __len__(self) -> int:
         return len(self._flights)
 
-    def find(self, key: str) -> Flight | None:
-        """Return the flight of this key."""
-        return self._flights.get(key)
+    async def board(self, key: str, owner: str, deadline: float) -> Told:
+        """Return a seat, or, having waited for another's call, its hit or its failure.
 
-    def begin(self, key: str, owner: str) -> Flight:
-        """Begin a flight: the caller makes the call, and lands it whatever happens."""
-        flight = self._flights[key] = Flight(owner)
-        return flight
+        Raises:
+            TimeoutError: ``deadline`` (`time.monotonic`) passed before that.
+        """
+        flight = self._flights.setdefault(key, _Flight())
+        if flight.busy < flight.seats:
+            flight.busy += 1
+            return Seat(key, owner)
+        told: asyncio.Future[Told] = asyncio.get_running_loop().create_future()
+        flight.line.append((owner, told))
+        try:
+            async with asyncio.timeout(max(0.0, deadline - monotonic())):
+                return await told
+        except BaseException:
+            # The turn came in the very moment in which this caller went away: the next one's.
+            if told.done() and not told.cancelled() and isinstance(seat := told.result(), Seat):
+                seat.abandoned = True
+                self.land(seat)
+            raise
 
-    def land(self, key: str, flight: Flight) -> None:
-        """End a flight, and tell all who wait."""
-        if self._flights.get(key) is flight:
-            del self._flights[key]
-        flight.landed.set()
+    def land(self, seat: Seat) -> None:
+        """Give up a seat: tell those who wait, and let the next go. Twice is once."""
+        if seat.landed:
+            return
+        seat.landed = True
+        flight = self._flights[seat.key]
+        flight.busy -= 1
+        if seat.hit is not None:
+            _tell(flight, seat.hit, None)
+        elif not seat.abandoned:
+            flight.seats = min(flight.seats + 1, MOST_SEATS)
+            if seat.failure is not None and seat.failure.code != "deadline":
+                _tell(flight, seat.failure, seat.owner)
+        while flight.line and flight.busy < flight.seats:
+            owner, told = flight.line.popleft()
+            if not told.done():
+                flight.busy += 1
+                told.set_result(Seat(seat.key, owner))
+        if not flight.busy:
+            del self._flights[seat.key]
+
+
+def _tell(flight: _Flight, what: Hit | Failure, only: str | None) -> None:
+    """Tell those in line, or ``only`` an owner's, what came; they leave it."""
+    stay: deque[Waiter] = deque()
+    for owner, told in flight.line:
+        if only is not None and owner != only:
+            stay.append((owner, told))
+        elif not told.done():
+            told.set_result(what)
+    flight.line = stay
