@@ -69,7 +69,8 @@ class Pool:
         self._size = size
         self._prepare = prepare
         self._open: set[Connection] = set()
-        self._idle: asyncio.LifoQueue[Connection] = asyncio.LifoQueue()
+        self._idle: asyncio.LifoQueue[Connection | None] = asyncio.LifoQueue()
+        self._waiting = 0
         self._tasks: set[asyncio.Task[Any]] = set()
         self._making: asyncio.Task[None] | None = None
         self._retry_at = 0.0
@@ -107,10 +108,19 @@ class Pool:
     async def _free(self) -> Connection:
         while True:
             self._mend()
-            connection = await self._idle.get()
-            if not connection.is_closed():
+            if not self._open and self._making is None:
+                raise ConnectionError(self._why)
+            self._waiting += 1
+            try:
+                connection = await self._idle.get()
+            finally:
+                self._waiting -= 1
+            if connection is not None and not connection.is_closed():
                 return connection
-            self._open.discard(connection)  # it was lost while nobody used it
+            if connection is not None:
+                self._open.discard(connection)  # it was lost while nobody used it
+            elif not self._open:
+                raise ConnectionError(self._why)
 
     async def _used(self, connection: Connection, work: Callable[[Connection], Awaitable[T]]) -> T:
         # Not a cancellation: that would itself wait for a server that does not answer.
@@ -149,6 +159,8 @@ class Pool:
         if error is not None:
             self._why = f"no connection: {error or type(error).__name__}"
             self._retry_at = monotonic() + RETRY_S
+            for _ in range(self._waiting if not self._open else 0):
+                self._idle.put_nowait(None)  # nobody waits for what does not come
 
     async def _make(self) -> None:
         connect = cast("Callable[..., Awaitable[Connection]]", asyncpg.connect)  # pyright: ignore[reportUnknownMemberType]
