@@ -162,12 +162,12 @@ def _traffic(config: Path | None, loaded: MiniLM) -> tuple[Traffic, SemanticCach
 
 def _sources(route: str, found: Traffic, entry: SemanticCacheEntry) -> dict[str, Any]:
     """Return who labelled a route's pairs, how many nobody could, and what is in force there."""
-    own = entry.routes.get(route)
-    in_force = (own.similarity_threshold if own else None) or entry.similarity_threshold
+    from packshot.gateway.cache.settings import threshold_of
+
     return {
         "labelled_by": dict(Counter(pair.kind for pair in found.pairs if pair.route == route)),
         "unsure": found.unsure[route],
-        "in_force": in_force,
+        "in_force": threshold_of(entry, route),
     }
 
 

@@ -27,7 +27,7 @@ from packshot.gateway.cache.entry import Entry, Purge, Scent
 from packshot.gateway.cache.flights import Flights, Hit, Seat
 from packshot.gateway.cache.replay import events_of, is_good, whole_of
 from packshot.gateway.cache.request import CachedRequest, Unreadable, cached_request
-from packshot.gateway.cache.settings import SemanticCacheEntry
+from packshot.gateway.cache.settings import SemanticCacheEntry, threshold_of
 from packshot.gateway.cache.store import Mark, MemoryStore, Store
 from packshot.gateway.dispatch import Answer, Dispatcher, Refused, Stream
 from packshot.gateway.job import Job
@@ -455,7 +455,7 @@ def _rules(entry: SemanticCacheEntry, route: str) -> Rules:
         return Rules(
             True,
             entry.semantic,
-            entry.similarity_threshold,
+            threshold_of(entry, route),
             entry.ttl_seconds,
             entry.must_match,
             frozenset(entry.also),
@@ -463,7 +463,7 @@ def _rules(entry: SemanticCacheEntry, route: str) -> Rules:
     return Rules(
         own.enabled,
         entry.semantic if own.semantic is None else own.semantic,
-        own.similarity_threshold or entry.similarity_threshold,
+        threshold_of(entry, route),
         own.ttl_seconds or entry.ttl_seconds,
         entry.must_match if own.must_match is None else own.must_match,
         frozenset(entry.also if own.also is None else own.also),

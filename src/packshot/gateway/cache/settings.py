@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from packshot.core.errors import InvalidRequest
 
@@ -17,6 +17,7 @@ __all__ = [
     "RouteCacheEntry",
     "SemanticCacheEntry",
     "SlotType",
+    "threshold_of",
 ]
 
 Kind: TypeAlias = Literal["multi_turn", "tools", "temperature", "links"]
@@ -40,6 +41,11 @@ SlotType: TypeAlias = Literal[
     "parameter",
 ]
 """`packshot.gateway.cache.slots.SLOT_TYPES`, which is not loaded for a cache of exact answers."""
+
+GUARDED, LOOSE = 0.80, 0.94
+"""The cosine that is asked for where nobody says: behind all guards, and where ``must_match`` lets
+slots differ, so that the similarity has to do what the guards do not (decision 0013).
+"""
 
 LONGEST_TTL_S = 400 * 24 * 3600
 LONGEST_VECTOR = 4096
@@ -153,15 +159,15 @@ class EmbeddingsEntry:
 class SemanticCacheEntry:
     """The response cache: exact answers, and with ``semantic`` those of similar requests.
 
-    ``store`` is where answers are kept beside the worker's memory: "" is a file in the state
-    folder, "memory" nothing, the URL of a server (``valkey://``, ``postgresql://``) what replicas
-    share. ``model`` is the folder of the embedding model; "" where ``packshot cache model`` makes
-    it. ``max_entry_kb`` bounds one answer, ``max_vectors`` the answers that the semantic tier
-    knows, per worker.
+    ``similarity_threshold`` None is that of `threshold_of`. ``store`` is where answers are kept
+    beside the worker's memory: "" is a file in the state folder, "memory" nothing, the URL of a
+    server (``valkey://``, ``postgresql://``) what replicas share. ``model`` is the folder of
+    the embedding model; "" where ``packshot cache model`` makes it. ``max_entry_kb`` bounds one
+    answer, ``max_vectors`` the answers that the semantic tier knows, per worker.
     """
 
     enabled: bool = False
-    similarity_threshold: float = 0.94
+    similarity_threshold: float | None = None
     ttl_seconds: int = 604_800
     semantic: bool = True
     must_match: tuple[SlotType, ...] = ()
@@ -195,6 +201,14 @@ class SemanticCacheEntry:
                 'store is "", "memory", or the URL of a server: valkey://host or'
                 " postgresql://user@host/database"
             )
+
+
+def threshold_of(entry: SemanticCacheEntry, route: str) -> float:
+    """Return the cosine from which on two requests of a route may share an answer."""
+    own = entry.routes.get(route, RouteCacheEntry())
+    must_match = entry.must_match if own.must_match is None else own.must_match
+    loose = must_match and not set(get_args(SlotType)) <= set(must_match)
+    return own.similarity_threshold or entry.similarity_threshold or (LOOSE if loose else GUARDED)
 
 
 def check_threshold(value: float | None) -> None:
