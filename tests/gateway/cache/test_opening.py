@@ -12,6 +12,7 @@ from packshot.core.config import read
 from packshot.core.errors import InvalidRequest
 from packshot.gateway.cache.file_store import FileStore
 from packshot.gateway.cache.opening import ANSWERS, open_cache
+from packshot.gateway.cache.postgres_store import PostgresStore
 from packshot.gateway.cache.settings import (
     AuditEntry,
     RouteCacheEntry,
@@ -44,6 +45,8 @@ def test_each_store(tmp_path: Path) -> None:
     assert (tmp_path / ANSWERS).stat().st_mode & 0o777 == 0o600
     assert opened(tmp_path, store="memory").back is None
     assert isinstance(opened(tmp_path, store="valkey://127.0.0.1:1").back, ValkeyStore)
+    database = "postgresql://127.0.0.1:1/none"
+    assert isinstance(opened(tmp_path, store=database).back, PostgresStore)
     with pytest.raises(InvalidRequest, match="one worker's own"):
         opened(tmp_path, workers=2, store="memory")
     with pytest.raises(InvalidRequest, match="valkey://"):

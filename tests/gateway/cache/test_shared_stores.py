@@ -309,6 +309,7 @@ def test_a_stalled_server_is_waited_for_once_a_second(place: Place) -> None:
             await one.tick()
             await one.keep(PHRASES[0])
             one.front.drop(Purge("all"))
+            await asyncio.gather(*getattr(one.store, "_tasks", ()))
             relay.stall()
             place.clock.now += SECOND  # it answered a moment ago: that is no server that is away
             with patch.object(module, "ANSWER_S", 0.005), patch.object(module, "PATIENT_S", 0.05):
