@@ -194,6 +194,9 @@ def small_budget(
             answered, bad = answered + got.calls - got.bad, got.bad
         # What the load's calls held and did not use came back, and pays for a few more.
         more, refused = one_by_one(made)
+        until = time.monotonic() + 30
+        while booked_of(folder)[1] < answered + more and time.monotonic() < until:
+            time.sleep(0.2)  # one drain books for all workers
     booked, entries = booked_of(folder)
     print(f"budget {budget:.6f} EUR over {count} workers, {budget / cost:,.0f} calls: booked "
           f"{booked:.6f} in {entries:,} entries; answered {answered:,} at once, {more} one by one; "
@@ -235,7 +238,7 @@ def cost_of_one(options: argparse.Namespace, folder: Path, url: str) -> float:
 
 
 def booked_of(home: Path) -> tuple[float, int]:
-    """Return what the ledger's store has booked in EUR once the gateway ended, and its entries."""
+    """Return what the ledger's store has booked, in EUR, and in how many entries."""
     with sqlite3.connect(f"file:{home / 'ledger.db'}?mode=ro", uri=True, timeout=30) as made:
         total, entries = made.execute(
             "SELECT coalesce(sum(amount), 0), count(*) FROM entries"
