@@ -35,9 +35,8 @@ class Hit(NamedTuple):
 class Seat:
     """A call that its holder makes, and lands whatever happens. ``owner`` is its virtual key's id.
 
-    It lands with a hit for all who wait, with ``failure``, which those of its owner hear (where it
-    is not that its own time was up), or ``abandoned``: its caller hung up, and the call says
-    nothing of the answer. With none of these, its answer is none to share.
+    It lands with a hit for all who wait, with ``failure``, which those of its owner hear, or
+    ``abandoned``: its caller hung up. With none of these, its answer is none to share.
     """
 
     key: str
@@ -46,6 +45,11 @@ class Seat:
     failure: Failure | None = None
     abandoned: bool = False
     landed: bool = False
+
+    @property
+    def says_nothing(self) -> bool:
+        """True where its caller hung up, or had no time left: the next may fare better."""
+        return self.abandoned or (self.failure is not None and self.failure.code == "deadline")
 
 
 Told: TypeAlias = Hit | Failure | Seat
@@ -101,9 +105,9 @@ class Flights:
         flight.busy -= 1
         if seat.hit is not None:
             _tell(flight, seat.hit, None)
-        elif not seat.abandoned:
+        elif not seat.says_nothing:
             flight.seats = min(flight.seats + 1, MOST_SEATS)
-            if seat.failure is not None and seat.failure.code != "deadline":
+            if seat.failure is not None:
                 _tell(flight, seat.failure, seat.owner)
         while flight.line and flight.busy < flight.seats:
             owner, told = flight.line.popleft()
