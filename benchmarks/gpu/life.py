@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from operator_run import Place, placed
+from operator_place import Place, placed
 from world import ROOT
 
 from packshot.core.types import RenderRequest

@@ -31,105 +31,19 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from world import ROOT, drift, make_folder
+from operator_children import POISON, child
+from operator_place import TEXT, Place, again, allocated, asked, digest, levels, placed, reserved
+from world import ROOT, drift
 
-from packshot.core.errors import DeviceLost, InvalidRequest, OutOfMemory, PackshotError
-from packshot.core.types import RenderRequest
-from packshot.engine.buckets import SDXL, Size
+from packshot.core.errors import DeviceLost, OutOfMemory, PackshotError
 from packshot.engine.engine import Engine
-from packshot.engine.fast import runner as fast
-from packshot.engine.fast.attention import Attention
 from packshot.engine.fast.runner import FastRunner
 from packshot.engine.folder import ModelFolder
 from packshot.engine.memory import CUDA_BYTES, Ask, footprint, read_shapes
 from packshot.engine.model import Model
 from packshot.engine.runner import PlainRunner, Runner, Task
-from packshot.studio.batch.worker import Job, Performer
-from packshot.studio.embeddings import cache_folder
-from packshot.studio.loading import load_model
 
-FOLDER = Path(os.environ.get("SDXL_FOLDER", "/tmp/sdxl-random"))  # noqa: S108 (7 GB, to be kept)
-TEXT = "white sneakers on a sandy beach"
-POISON = "poison"
 GB = 1e9
-
-
-@dataclass(frozen=True)
-class Place:
-    """What is run, and how large."""
-
-    folder: str
-    tiny: bool = False
-
-    @property
-    def sizes(self) -> tuple[Size, ...]:
-        return ((64, 64), (96, 64), (64, 96)) if self.tiny else SDXL
-
-    @property
-    def small(self) -> Size:
-        return (96, 96) if self.tiny else (512, 512)
-
-    @property
-    def device(self) -> str:
-        return "cpu" if self.tiny else "cuda"
-
-    def load(self, on_device: Callable[[str], None] | None = None) -> Engine:
-        """Return the engine as `packshot render` and a batch's worker load it."""
-        folder = ModelFolder.open(Path(self.folder))
-        if not self.tiny:
-            return load_model(folder, "cuda", ("auto", "auto"), on_device)
-        if on_device:
-            on_device("cpu")
-        return played(Model(folder, torch.device("cpu"), "fp32", "fp32"))
-
-
-def played(model: Model) -> Engine:
-    """Return an engine that runs on a CPU what is a GPU's: plain kernels, tiers of eight bits."""
-    from packshot.engine import engine as module
-    from packshot.engine.networks.unet import UNet
-    from packshot.engine.networks.vae import VAE
-    from packshot.engine.weights import load
-
-    torch.set_num_threads(1)
-    model.unet = load(UNet, model.folder, "unet", channels_last=True)
-    model.vae = load(VAE, model.folder, "vae", channels_last=True)
-    model.precision = "bf16"
-
-    def checked(name: str, _: object) -> str:
-        if name == "fp8" and os.environ.get("PACKSHOT_COMPUTE_CAPABILITY") == "8.6":
-            raise InvalidRequest("precision fp8 was asked for, and this is played")
-        return name
-
-    module.pick_precision = checked  # type: ignore[assignment]
-    return Engine(model, runner=FastRunner(model, tuning=cache_folder() / "tuning"))
-
-
-def again(engine: Engine, **options: bool) -> Engine:
-    """Return another engine on the same weights."""
-    tuning = cache_folder() / "tuning"
-    return Engine(engine.model, runner=FastRunner(engine.model, tuning=tuning, **options))
-
-
-def asked(size: Size, seeds: tuple[int, ...] = (1,), steps: int = 4, **more: str) -> RenderRequest:
-    return RenderRequest(TEXT, seeds, *size, steps, 5.0, **more)  # type: ignore[arg-type]
-
-
-def digest(engine: Engine, request: RenderRequest) -> str:
-    return hashlib.sha256(np.stack(engine.render(request).images).tobytes()).hexdigest()
-
-
-def levels(a: np.ndarray, b: np.ndarray) -> tuple[float, int]:
-    """Return the mean and the largest difference of two pictures, in levels of 256."""
-    apart = np.abs(a.astype(int) - b.astype(int))
-    return float(apart.mean()), int(apart.max())
-
-
-def reserved() -> int:
-    return torch.cuda.memory_reserved() if torch.cuda.is_available() else 0
-
-
-def allocated() -> int:
-    return torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
 
 
 @dataclass(frozen=True)
@@ -494,7 +408,7 @@ class Run:
 
         said: dict[str, str] = {}
         with tempfile.TemporaryDirectory() as folder:
-            order = Order("operator_run:factory", asdict(self.place), Path(folder))
+            order = Order("operator_children:factory", asdict(self.place), Path(folder))
             worker = Worker(order, Watch())
             for name, brief in (("poison", POISON), ("after", TEXT)):
                 worker.load(lambda _: None)
@@ -570,93 +484,6 @@ def filled(engine: Engine, leave: float, name: str) -> Generator[list[int]]:
         del block
 
 
-# ---------------------------------------------------------------------- in other processes
-
-
-def child(place: Place, what: str, env: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run a part of this script in a process of its own, and return what it found."""
-    line = [sys.executable, __file__, "--child", what, "--place", json.dumps(asdict(place))]
-    environment = os.environ | {"BEGUN": repr(time.time())} | (env or {})
-    done = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{what}: exit {done.returncode}: {done.stderr.strip()[-600:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def second(place: Place) -> dict[str, Any]:
-    """Render in both tiers with the tuning that is there; count what is measured all the same."""
-    counts = {"measured": 0, "calibrated": 0}
-    fastest, calibrate = Attention._fastest, fast.calibrate
-
-    def counted_fastest(self: Attention, *args: torch.Tensor) -> str:
-        counts["measured"] += 1
-        return fastest(self, *args)
-
-    def counted_calibrate(*args: object) -> list[float]:
-        counts["calibrated"] += 1
-        return calibrate(*args)  # type: ignore[arg-type]
-
-    Attention._fastest = counted_fastest  # type: ignore[method-assign]
-    fast.calibrate = counted_calibrate
-    engine = place.load()
-    runner: FastRunner = engine.runner  # type: ignore[assignment]
-    before, told = dict(runner.tuning.attention), runner.told()
-    first_s = 0.0
-    for tier in ("bf16", "fp8"):
-        engine.render(asked(place.sizes[0], precision=tier))
-        first_s = first_s or time.time() - float(os.environ["BEGUN"])
-    same = before == runner.tuning.attention
-    return counts | {"known": len(before), "same": same, "told": told, "first_s": first_s}
-
-
-def chip(place: Place, tier: str) -> dict[str, Any]:
-    """Render in bf16 and in a tier, and see what is refused."""
-    engine = place.load()
-    images = {
-        name: engine.render(asked(place.small, steps=8, precision=name)).images[0]
-        for name in ("bf16", tier)
-    }
-    refused = ""
-    if tier != "fp8":
-        try:
-            engine.render(asked(place.small, precision="fp8"))
-        except InvalidRequest as error:
-            refused = str(error)
-    mean, most = levels(images["bf16"], images[tier])
-    one_pass = bool(getattr(engine.runner, "_one_pass", False))
-    return {"mean_levels": mean, "most_levels": most, "refused": refused, "one_pass": one_pass}
-
-
-def factory(settings: dict[str, Any], folder: Path, on_device: Callable[[str], None]) -> Performer:
-    """Return what makes pictures; an item whose brief is `POISON` breaks the device's context."""
-    from packshot.studio.batch.state import Made
-
-    del folder
-    place = Place(**settings)
-    engine = place.load(on_device)
-
-    def perform(job: Job) -> Made:
-        if job.item.brief == POISON:
-            poison(engine)
-        engine.render(asked(place.small))
-        return Made(job.render, "none.png", "none.png", "", 0, job.item.seed, "", {})
-
-    return perform
-
-
-def poison(engine: Engine) -> None:
-    """Have the device read beyond the end of a tensor: an assertion in a kernel."""
-    if torch.cuda.is_available():
-        beyond = torch.tensor([9], device="cuda")
-        torch.zeros(4, device="cuda").index_select(0, beyond)
-        return
-
-    def broken(*_: object) -> None:
-        raise RuntimeError("CUDA error: device-side assert triggered")
-
-    engine.runner.denoise = broken  # type: ignore[assignment]
-
-
 # ---------------------------------------------------------------------- the command
 
 
@@ -671,13 +498,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--checks", default=",".join(CHECKS))
     parser.add_argument("--limit", type=float, default=200.0)
-    parser.add_argument("--child", default="")
-    parser.add_argument("--place", default="")
     options = parser.parse_args()
-    if options.child:
-        place, (name, *rest) = Place(**json.loads(options.place)), options.child.split()
-        print(json.dumps(second(place) if name == "second" else chip(place, *rest)))
-        return
     begun = time.perf_counter()
     os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp()
     paths = (str(ROOT / "src"), os.environ.get("PYTHONPATH", ""))
@@ -694,15 +515,6 @@ def main() -> None:
     report |= {"seconds": time.perf_counter() - begun, "failed": failed}
     print(json.dumps(report, default=str))
     sys.exit(1 if failed else 0)
-
-
-def placed(*, tiny: bool) -> Place:
-    """Return what to run, with its folder made."""
-    if not tiny:
-        return Place(str(make_folder(FOLDER)))
-    from tiny import make_tiny_sdxl
-
-    return Place(str(make_tiny_sdxl(Path(tempfile.mkdtemp()) / "tiny")), tiny=True)
 
 
 def tried(

@@ -244,8 +244,7 @@ class Engine:
         try:
             return self.runner.decode(latents)
         except torch.OutOfMemoryError:
-            pass  # what failed lets go of its memory here
-        self.runner.release()
+            self.runner.release()
         return self.runner.decode(latents)
 
     def _result(

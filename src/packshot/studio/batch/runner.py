@@ -230,6 +230,9 @@ class Run:
                     try:
                         self._check_agreed()
                         self._make(todo, self._place(), turn)
+                    except BaseException as error:
+                        self.stop.ask(1, str(error))  # before the next turn begins
+                        raise
                     finally:
                         self.line.leave(todo.work)
             if done == before:  # what is left, others have
