@@ -165,7 +165,7 @@ async def main() -> None:
         link, headers = Link(), dict(lines)
 
         def call() -> Awaitable[None]:
-            cycle = Cycle(link, headers, bodiless=False)  # type: ignore[arg-type]
+            cycle = Cycle(link, headers, b"POST", b"/v1/chat/completions", 0.0)  # type: ignore[arg-type]
             cycle.parts, cycle.more_body = [body], False
             scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions",
                      "headers": lines, "client": ("127.0.0.1", 1),

@@ -38,10 +38,15 @@ from typing import Any
 
 import uvloop
 
+from packshot.gateway import telemetry
+from packshot.gateway import worker as worker_module
 from packshot.gateway.bench import SECRET, VARIABLE, request_of
+from packshot.gateway.wire import pool as pool_module
+from packshot.gateway.wire import server
 from packshot.gateway.wire.pool import Pool
 from packshot.gateway.wire.server import Door
 from packshot.gateway.worker import Worker
+from packshot.ledger import journal
 
 CONNECTIONS = 16
 CONFIG = """
@@ -196,6 +201,12 @@ class Counted:
         await self.ended
 
 
+def rarely() -> None:
+    """Have what comes again with time come hardly ever: under valgrind a second has few calls."""
+    telemetry.EVERY_S = worker_module.TICK_S = journal.SYNC_EVERY_S = 3600.0
+    pool_module.SWEEP_S = server.SWEEP_S = 3600.0
+
+
 class Tally:
     """Counts what Python does, by `sys.setprofile` and `sys.settrace`; our own ends left out."""
 
@@ -234,6 +245,8 @@ async def counted(options: argparse.Namespace) -> dict[str, float]:
     """Start the gateway, and count."""
     os.environ.setdefault(VARIABLE, SECRET)
     facts: dict[str, float] = {}
+    if options.under_valgrind:
+        rarely()
     with tempfile.TemporaryDirectory(prefix="packshot-hot-") as name:
         path = Path(name) / "packshot.yaml"
         path.write_text(CONFIG.format(v=VARIABLE))
@@ -290,7 +303,8 @@ def instructions(options: argparse.Namespace) -> dict[str, float]:
                    f"--callgrind-out-file={out}", sys.executable, __file__, "--under-valgrind",
                    "--calls", str(options.calls)]  # fmt: skip
         command += ["--stream"] * options.stream
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        fixed = {**os.environ, "PYTHONHASHSEED": "0"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=fixed)
         found = re.search(r"^(?:summary|totals): (.*)$", out.read_text(), re.MULTILINE)
         if found is None:
             raise SystemExit(done.stderr)
