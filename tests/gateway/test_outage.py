@@ -137,9 +137,12 @@ class Count:
     def capped(self, _job: Job) -> bool:
         return False
 
-    async def hold(self, *_: object) -> object:
+    def hold_at_once(self, *_: object) -> object:
         self.open += 1
         return SimpleNamespace(amount=1)
+
+    async def hold(self, *_: object) -> object:
+        return self.hold_at_once()
 
     def post(self, job: Job, _hold: object, usage: Usage | None, outcome: str, *_: str) -> None:
         self.open -= 1

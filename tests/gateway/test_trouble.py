@@ -16,6 +16,7 @@ import httpx2 as httpx
 import pytest
 
 from packshot.core.errors import LedgerUnavailable
+from packshot.gateway import dispatch
 from packshot.gateway.attempt import Attempt, hold_for
 from packshot.gateway.health import CONSECUTIVE, Breaker
 from packshot.gateway.money import Money
@@ -79,7 +80,7 @@ def test_a_ledger_that_fails_before_a_call_is_worth_another_try(
 ) -> None:
     with world(tmp_path, YAML, one=Settings()) as there:
         with monkeypatch.context() as patch:
-            patch.setattr(Money, "hold", broken)
+            patch.setattr(Money, "hold_at_once", broken)
             got = ask(there)
         assert got.status_code == 503
         assert got.headers["x-should-retry"] == "true"
@@ -100,6 +101,7 @@ def test_a_hold_that_came_after_the_deadline_is_voided_and_no_call_is_made(
     with world(tmp_path, YAML, one=Settings()) as there:
         assert ask(there).status_code == 200, "a connection is there: it would be used at once"
         monkeypatch.setattr(Money, "hold", slow)
+        monkeypatch.setattr(dispatch, "hold_at_once", lambda *_: None)  # it has to be waited for
         model = "gpt-4o-mini"
         got = ask(there, path, headers={"x-packshot-timeout-ms": "100"}, model=f"openai/{model}")
         assert got.status_code == 504, got.text

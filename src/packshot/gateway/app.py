@@ -128,6 +128,8 @@ class Visit(msgspec.Struct, eq=False):
             await respond(self.send, status, lines, body)
 
 
+NO_SCOPE: Scope = {}
+
 Serve: TypeAlias = Callable[[Visit], Awaitable[int]]
 
 
@@ -170,17 +172,28 @@ class Gateway:
         path = scope["path"]
         door = DOORS.get(path)
         if door is not None and scope["method"] == "POST":
-            return self._guarded(Visit(scope, receive, send, door), self.infer)
+            return self._guarded(visit_of(scope, receive, send, door), self.infer)
         if path.startswith(PREFIX):
             door = door_of(path, self.plan)
-            return self._guarded(Visit(scope, receive, send, door), self.pass_through)
+            return self._guarded(visit_of(scope, receive, send, door), self.pass_through)
         return self._other(scope, receive, send)
+
+    def serve(self, cycle: Cycle) -> Awaitable[None] | None:
+        """Serve a call of a model without what ASGI says of it; None for any other request."""
+        door = DOORS.get(cycle.path())
+        if door is None or cycle.method != b"POST":
+            return None
+        visit = Visit(NO_SCOPE, cycle.receive, cycle.send, door, cycle.began, cycle)
+        return self._guarded(visit, self.infer)
 
     async def infer(self, visit: Visit) -> int:
         """Serve one call of a model and return its status; ``visit`` is what is known of it."""
-        headers, owner, body = await self._let_in(visit)
+        headers, owner, body = self._let_in(visit)
+        if body is None:
+            body = await self._read(visit, headers)
         job = visit.job = make_job(visit.door, self.plan, owner, headers, body, visit.began)
-        await self._limiter.take(job)
+        if (waits := self._limiter.take(job)) is not None:
+            await waits
         if owner.content_log:
             self._listen(visit, job, body)
         if self._once is not None and b"idempotency-key" in headers:
@@ -189,38 +202,51 @@ class Gateway:
             return await self.cache.serve(job, headers, partial(self._deliver, visit, job))
         else:
             got = await self.dispatcher.answer(job)
-        return await self._deliver(visit, job, got)
+        if isinstance(got, Stream) or visit.cycle is None or self._money.ledger.durable:
+            return await self._deliver(visit, job, got)
+        visit.cycle.reply(got.status, self._lines_of(job, got), got.body)
+        if (waits := self._limiter.settle(job)) is not None:
+            await waits
+        return got.status
 
     async def pass_through(self, visit: Visit) -> int:
         """Serve a raw call of a provider and return its status; see `packshot.gateway.raw`."""
-        headers, owner, body = await self._let_in(visit)
+        headers, owner, body = self._let_in(visit)
+        if body is None:
+            body = await self._read(visit, headers)
         asked = ask(visit.scope, self.plan, owner, headers, body, visit.began)
         job = visit.job = asked.job
-        await self._limiter.take(job)
+        if (waits := self._limiter.take(job)) is not None:
+            await waits
         if owner.content_log:
             self._listen(visit, job, body)
         return await self._deliver(visit, job, await self._raw.answer(asked))
 
-    async def _let_in(self, visit: Visit) -> tuple[dict[bytes, bytes], VirtualKey, bytes]:
-        """Find out who calls, and read what they send; return headers, virtual key and body."""
-        cycle, client = visit.cycle, visit.scope.get("client")
-        if cycle is not None:
+    def _let_in(self, visit: Visit) -> tuple[dict[bytes, bytes], VirtualKey, bytes | None]:
+        """Find out who calls; return headers, virtual key and the body, where it is there whole."""
+        cycle, server = visit.cycle, self.settings.server
+        if cycle is None:
+            headers, client = dict(visit.scope["headers"]), client_of(visit.scope)
+        else:
+            headers, client = cycle.headers, cycle.link.client
             cycle.cancels = True
             if cycle.fired:
                 raise Gone
-        headers = dict(visit.scope["headers"]) if cycle is None else cycle.headers
-        owner = self.access.authenticate(headers, client[0] if client else "")
+        owner = self.access.authenticate(headers, client)
         visit.owner = owner.id
-        server = self.settings.server
         if self.in_flight > server.max_in_flight:
             raise Saturated("as many calls are under way as there may be", 1.0)
         body = None if cycle is None else cycle.take_body()
-        if body is None:
-            visit.share = Share(self._room)
-            body = await read_body(visit.receive, headers, server.max_body_bytes, visit.share)
-        elif len(body) > server.max_body_bytes:
+        if body is not None and len(body) > server.max_body_bytes:
             raise too_large(server.max_body_bytes)
         return headers, owner, body
+
+    async def _read(self, visit: Visit, headers: dict[bytes, bytes]) -> bytes:
+        """Read a body that did not come in one piece."""
+        visit.share = Share(self._room)
+        return await read_body(
+            visit.receive, headers, self.settings.server.max_body_bytes, visit.share
+        )
 
     def _listen(self, visit: Visit, job: Job, body: bytes) -> None:
         """Keep what a call sends and gets."""
@@ -235,15 +261,17 @@ class Gateway:
             status = got.status
             if self._money.ledger.durable:
                 await self._money.flush()
-            lines = self._lines(job, got.content)
-            if got.headers:
-                lines += lines_of(got.headers)
             if visit.cycle is not None:
-                visit.cycle.reply(status, lines, got.body)
+                visit.cycle.reply(status, self._lines_of(job, got), got.body)
             else:
-                await respond(visit.send, status, lines, got.body)
-        await self._limiter.settle(job)
+                await respond(visit.send, status, self._lines_of(job, got), got.body)
+        if (waits := self._limiter.settle(job)) is not None:
+            await waits
         return status
+
+    def _lines_of(self, job: Job, got: dispatch.Answer) -> bytes:
+        lines = self._lines(job, got.content)
+        return lines + lines_of(got.headers) if got.headers else lines
 
     def forget_limits(self) -> None:
         """Read the limits of the virtual keys anew."""
@@ -251,9 +279,7 @@ class Gateway:
 
     async def _guarded(self, visit: Visit, serve: Serve) -> None:
         """Serve a call; whatever happens, its caller hears of it and it is counted."""
-        visit.began = visit.scope.get("packshot.began") or perf_counter()
-        visit.cycle = cycle = visit.scope.get("packshot.gone")
-        status = 0
+        cycle, status = visit.cycle, 0
         self.in_flight += 1
         try:
             status = await serve(visit)
@@ -288,8 +314,10 @@ class Gateway:
 
     async def _left(self, job: Job | None) -> None:
         """Correct what a caller who hung up took of the limits, unless its stream is read on."""
-        if job is not None and job not in self.drains:
-            await self._limiter.settle(job)
+        if job is None or job in self.drains:
+            return
+        if (waits := self._limiter.settle(job)) is not None:
+            await waits
 
     async def _tell(self, visit: Visit, trouble: Trouble) -> int:
         """Send an error; return its status."""
@@ -301,7 +329,8 @@ class Gateway:
             lines = lines_of([JSON, (ID, visit.id.encode())])
         else:
             lines = self._lines(visit.job, JSON)
-            await self._limiter.settle(visit.job)
+            if (waits := self._limiter.settle(visit.job)) is not None:
+                await waits
         lines += lines_of(trouble.headers())
         await visit.respond(answer.status, lines, error_body(visit.door.surface, answer))
         return answer.status
@@ -348,9 +377,8 @@ class Gateway:
 
     async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
         """List the routes and models that the caller's key may use."""
-        client = scope.get("client")
         try:
-            owner = self.access.authenticate(dict(scope["headers"]), client[0] if client else "")
+            owner = self.access.authenticate(dict(scope["headers"]), client_of(scope))
         except PackshotError as error:
             await self._turn_away(of_error(error), Visit(scope, receive, send, ELSEWHERE))
             return
@@ -365,6 +393,18 @@ class Gateway:
         status = await self._tell(visit, trouble)
         seconds = perf_counter() - visit.began
         self.telemetry.finished(None, "other", status, seconds, visit.code, request=visit.id)
+
+
+def visit_of(scope: Scope, receive: Receive, send: Send, door: Door) -> Visit:
+    """Return the visit that an ASGI server tells of."""
+    began = scope.get("packshot.began") or perf_counter()
+    return Visit(scope, receive, send, door, began, scope.get("packshot.gone"))
+
+
+def client_of(scope: Scope) -> str:
+    """Return the address of a client; "" for a local socket's."""
+    client = scope.get("client")
+    return client[0] if client else ""
 
 
 def _trouble(job: Job | None, error: PackshotError) -> Trouble:

@@ -14,7 +14,7 @@ from packshot.gateway.telemetry import Telemetry
 from packshot.ledger.ledger import Hold
 from packshot.providers.base import Failure
 
-__all__ = ["LATE", "Attempt", "hold_for", "may_be_billed"]
+__all__ = ["LATE", "Attempt", "hold_at_once", "hold_for", "may_be_billed"]
 
 LATE = "the deadline passed while the ledger was asked"
 
@@ -42,6 +42,21 @@ def may_be_billed(failure: Failure, *, sent: bool) -> bool:
     return sent
 
 
+def hold_at_once(
+    money: Money, job: Job, target: Target, key: Key, limit: int | None
+) -> Hold | None:
+    """Hold what an attempt may cost where that needs no waiting, as nearly always; None where
+    `hold_for` is to be asked, and nothing is held.
+
+    Raises:
+        BudgetExceeded, Unbounded, Unpriced, LedgerUnavailable: do not make the call.
+    """
+    breaker = key.breakers.get(target.model)
+    if breaker is not None and breaker.open_until:
+        return None
+    return money.hold_at_once(job, target, key.name, limit)
+
+
 async def hold_for(
     money: Money, job: Job, target: Target, key: Key, limit: int | None
 ) -> Hold | None:
@@ -58,7 +73,7 @@ async def hold_for(
     if breaker.open_until:
         breaker.begin(began)
     try:
-        hold = await money.hold(job, target, key.name, limit, job.deadline - began)
+        hold = await money.hold(job, target, key.name, limit)
     except BaseException:
         breaker.neutral(began)
         raise
@@ -90,15 +105,15 @@ class Attempt:
         self.money = money
         self.telemetry = telemetry
         self.ended = False
-        self.breaker: Breaker = key.breakers.get(target.model) or key.breaker(target.model)
         self.began = monotonic()
-        if hold is None and self.breaker.open_until:  # else `hold_for` has told it
+        self.breaker: Breaker = key.breakers.get(target.model) or key.breaker(target.model)
+        if hold is not None:
+            job.held += hold.amount
+        elif self.breaker.open_until:  # else `hold_for` has told it
             self.breaker.begin(self.began)
         key.in_flight += 1
         target.in_flight += 1
         job.attempts += 1
-        if hold is not None:
-            job.held += hold.amount
         job.target = target
         job.key = key.name
 
@@ -109,13 +124,14 @@ class Attempt:
     def succeed(self, usage: Usage | None) -> None:
         """End it by what it used; by its whole hold where the provider did not say."""
         if self._leave():
+            job, key, hold = self.job, self.key, self.hold
             self.breaker.success(monotonic())
-            if self.key.cooled or self.key.out:
-                self.key.succeeded()
-            if self.hold is not None:
+            if key.cooled or key.out:
+                key.succeeded()
+            if hold is not None:
                 reason = "" if usage is not None else "the provider reported no usage"
-                self.money.post(self.job, self.hold, usage, "succeeded", reason)
-            self.telemetry.attempt(self.job, self.target, self.key, "succeeded", self.began)
+                self.money.post(job, hold, usage, "succeeded", reason)
+            self.telemetry.attempt(job, self.target, key, "succeeded", self.began)
 
     def waste(self, usage: Usage, reason: str) -> None:
         """End what was billed and reached nobody."""

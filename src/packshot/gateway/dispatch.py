@@ -29,7 +29,7 @@ from packshot.core.errors import (
     UpstreamTimeout,
 )
 from packshot.gateway.answers import JSON
-from packshot.gateway.attempt import LATE, Attempt, hold_for
+from packshot.gateway.attempt import LATE, Attempt, hold_at_once, hold_for
 from packshot.gateway.hedge import HUNG_UP, SLOWER, HedgeBudget, race
 from packshot.gateway.job import Job
 from packshot.gateway.keys import Key
@@ -301,43 +301,30 @@ class Dispatcher:
         return True
 
     async def _attempt(self, job: Job, target: Target, key: Key) -> Answer | Stream | Failure:
-        provider = target.provider
-        exchange = provider.exchanges.get(job.surface)
-        if exchange is None:
-            said = f"{provider.name} does not serve {job.surface}"
-            return Failure("not_found", 0, said, ELSEWHERE)
-        put_in = self._limit(job, target) if job.output_limit is None else None
-        try:
-            body = exchange.request(job.fields, target.model, put_in)
-        except InvalidRequest as error:
-            if job.attempts == 0:
-                raise
-            return Failure("not_found", 0, str(error), ELSEWHERE)
-        lines = header_lines(key, job) if job.headers else key.header
-        call = Call(target.path(exchange.path), lines, body, job.deadline, provider.timeouts)
-        hold = None
+        """Make one call; it is booked and ended on return, unless it is a stream that began."""
+        ready = self._ready(job, target, key)
+        if isinstance(ready, Failure):
+            return ready
+        call, exchange, limit = ready
+        provider, hold = target.provider, None
         if job.surface != "count_tokens":
-            limit = job.output_limit or put_in
-            limit = None if limit is None else limit * job.choices
-            hold = await hold_for(self._money, job, target, key, limit)
+            hold = hold_at_once(self._money, job, target, key, limit)
+            if hold is None:
+                hold = await hold_for(self._money, job, target, key, limit)
             if hold is None:
                 return Failure("timeout", 0, LATE, code="deadline")
         attempt = Attempt(job, target, key, hold, self._money, self._telemetry)
-        return await self._send(attempt, call, exchange)
-
-    async def _send(
-        self, attempt: Attempt, call: Call, exchange: Exchange
-    ) -> Answer | Stream | Failure:
-        """Make the call; the attempt is ended on return, unless it is a stream that began."""
-        job, target = attempt.job, attempt.target
-        provider = target.provider
-        sent = perf_counter()
-        begun = False
+        sent, begun = perf_counter(), False
         try:
             reply = await (provider.upstream or provider.connections).send(call)
             target.answered(perf_counter() - sent)
-            if not (job.stream and reply.status < 300):
-                return await self._whole(attempt, reply, exchange)
+            if reply.status >= 300:
+                failure, _ = await read_refusal(reply)
+                attempt.fail(failure, sent=True)
+                return failure
+            if not job.stream:
+                data = await reply.read(self._server.max_reply_bytes)
+                return self._whole(attempt, reply, exchange, data)
             got = await self._begin(attempt, reply, exchange)
             begun = isinstance(got, Stream)
             return got  # noqa: TRY300 - not in `else`: what `finally` does goes before it
@@ -353,26 +340,47 @@ class Dispatcher:
             if not (begun or attempt.ended):
                 attempt.abandon("an error of the gateway's own", sent=True)
 
-    async def _whole(self, attempt: Attempt, reply: Reply, exchange: Exchange) -> Answer | Failure:
-        """Read the whole answer, good or bad."""
-        if reply.status < 300:
-            data = await reply.read(self._server.max_reply_bytes)
-            if b"content-encoding" in reply.headers:
-                raise compressed()
-            try:
-                body, usage = exchange.reply(data, attempt.job.model)
-            except UpstreamBroken:
-                # Some send their errors, rate limits too, under the status 200.
-                failure = failure_of(reply.status, reply.headers, data)
-                # A whole answer's head comes after the work: trouble under 200 may be billed.
-                attempt.fail(failure, sent=True, began=NEXT[failure.kind] == "again")
-                return failure
-            attempt.succeed(usage)
-            attempt.lead()
-            return Answer(body)
-        failure, _ = await read_refusal(reply)
-        attempt.fail(failure, sent=True)
-        return failure
+    def _ready(
+        self, job: Job, target: Target, key: Key
+    ) -> tuple[Call, Exchange, int | None] | Failure:
+        """Write the call; return it with its exchange and the limit of what may come out."""
+        provider = target.provider
+        exchange = provider.exchanges.get(job.surface)
+        if exchange is None:
+            said = f"{provider.name} does not serve {job.surface}"
+            return Failure("not_found", 0, said, ELSEWHERE)
+        limit, put_in = job.output_limit, None
+        if limit is None:
+            limit = put_in = self._limit(job, target)
+        try:
+            body = exchange.request(job.fields, target.model, put_in)
+        except InvalidRequest as error:
+            if job.attempts == 0:
+                raise
+            return Failure("not_found", 0, str(error), ELSEWHERE)
+        if limit is not None:
+            limit *= job.choices
+        lines = header_lines(key, job) if job.headers else key.header
+        call = Call(target.path(exchange.path), lines, body, job.deadline, provider.timeouts)
+        return call, exchange, limit
+
+    def _whole(
+        self, attempt: Attempt, reply: Reply, exchange: Exchange, data: bytes
+    ) -> Answer | Failure:
+        """Take the whole of a good answer."""
+        if b"content-encoding" in reply.headers:
+            raise compressed()
+        try:
+            body, usage = exchange.reply(data, attempt.job.model)
+        except UpstreamBroken:
+            # Some send their errors, rate limits too, under the status 200.
+            failure = failure_of(reply.status, reply.headers, data)
+            # A whole answer's head comes after the work: trouble under 200 may be billed.
+            attempt.fail(failure, sent=True, began=NEXT[failure.kind] == "again")
+            return failure
+        attempt.succeed(usage)
+        attempt.lead()
+        return Answer(body)
 
     async def _begin(self, attempt: Attempt, reply: Reply, exchange: Exchange) -> Stream | Failure:
         """Wait for the first event: until it is there, another attempt can still take over."""

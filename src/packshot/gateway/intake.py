@@ -28,6 +28,7 @@ from packshot.gateway.job import (
     Job,
     input_bound,
     is_open_ended,
+    known_of,
     note_limits,
     open_fields,
     whole_number,
@@ -81,6 +82,9 @@ STAGES_OF_CALLS = frozenset({*STAGES, *GATEWAY_STAGES})
 
 ANTHROPIC_HEADERS = (b"anthropic-version", b"anthropic-beta")
 """What Anthropic's SDK says of the API's version goes on to Anthropic."""
+
+SPOKEN = frozenset({"chat", "messages"})
+"""What may be streamed, and has a limit of output tokens."""
 
 PLAIN = re.compile(rb"[ -~]{1,500}")
 
@@ -209,8 +213,9 @@ def make_job(
         InvalidRequest: the body or a header is not what it must be.
         Forbidden: the virtual key may not use this route or model.
     """
-    fields = open_fields(body)
-    model = text_of(fields, "model")
+    fields, surface = open_fields(body), door.surface
+    known = known_of(body)
+    model = text_of(fields, "model") if known is None else known.model
     told = not OURS.isdisjoint(headers)
     if "models" in fields:
         raise InvalidRequest(
@@ -223,33 +228,38 @@ def make_job(
     name = wanted.decode("latin-1") if wanted else model
     if wanted and not plan.knows(name):
         raise unknown_name("route or target", name[:200], filter(owner.may_see, plan.names()))
-    route = plan.route(name, door.surface, "" if wanted else door.prefix, owner.may_see)
+    route = plan.route(name, surface, "" if wanted else door.prefix, owner.may_see)
     first = route.targets[0]
     owner.permit(route.id, ((first.provider.name, first.model),))
     limit_s = first.provider.entry.network.timeouts.total_s
+    speaks = surface in SPOKEN
     job = Job(
         new_id(),
-        door.surface,
+        surface,
         owner,
         route,
         fields,
         model,
-        door.surface in {"chat", "messages"} and bytes(fields.get("stream", b"")) == b"true",
+        speaks and (_streams(fields) if known is None else known.stream is True),
         began,
         monotonic() + (time_limit_s(headers, limit_s) if told else limit_s),
         door.stage,
-        input_bound=input_bound(fields, len(body)),
+        input_bound=input_bound(fields, len(body), known),
         open_ended=is_open_ended(fields),
     )
-    if door.surface in {"chat", "messages"}:
-        note_limits(job)
-    elif door.surface == "images":
+    if speaks:
+        note_limits(job, known)
+    elif surface == "images":
         # A picture in the body is no text: what is bounded by bytes is the prompt.
         job.images = whole_number(fields, "n", MAX_CHOICES) or 1
         job.input_bound = len(fields.get("prompt", b""))
-    if told or door.surface in {"messages", "count_tokens"}:
+    if told or surface in {"messages", "count_tokens"}:
         annotate(job, headers)
     return job
+
+
+def _streams(fields: Fields) -> bool:
+    return bytes(fields.get("stream", b"")) == b"true"
 
 
 def annotate(job: Job, headers: Mapping[bytes, bytes]) -> None:

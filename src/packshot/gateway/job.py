@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import msgspec
 
@@ -17,7 +17,15 @@ from packshot.providers.base import Failure, Fields, Surface
 if TYPE_CHECKING:
     from packshot.gateway.limiter import Rates
 
-__all__ = ["Job", "input_bound", "is_open_ended", "note_limits", "open_fields", "whole_number"]
+__all__ = [
+    "Job",
+    "input_bound",
+    "is_open_ended",
+    "known_of",
+    "note_limits",
+    "open_fields",
+    "whole_number",
+]
 
 MOST_DIGITS = 18
 """Of a whole number: more is a joke, and costs time to read."""
@@ -155,13 +163,18 @@ class _Thinking(msgspec.Struct):
 THINKING = msgspec.json.Decoder(_Thinking)
 
 
-def note_limits(job: Job) -> None:
+def note_limits(job: Job, known: Known | None = None) -> None:
     """Note how much may come out of a chat or a message: where several limits stand there, the
     largest, since which of them holds is the provider's to say.
 
     Raises:
         InvalidRequest: one of them is no number, or too large.
     """
+    if known is not None and job.surface == "chat":
+        limit, other = known.max_tokens, known.max_completion_tokens
+        job.output_limit = limit if other is None else max(limit or 0, other)
+        job.choices = known.n or 1
+        return
     fields = job.fields
     limit = whole_number(fields, "max_tokens", MAX_OUTPUT)
     if job.surface == "chat":
@@ -200,6 +213,33 @@ class _Message(msgspec.Struct):
 
 
 MESSAGES = msgspec.json.Decoder(list[_Message])
+Count: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=MAX_OUTPUT)]
+
+
+class Known(msgspec.Struct):
+    """What is routed on and counted of nearly every body, read in one pass."""
+
+    model: str
+    stream: bool | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    n: Annotated[int, msgspec.Meta(ge=1, le=MAX_CHOICES)] | None = None
+    messages: list[_Message] | None = None
+
+
+KNOWN = msgspec.json.Decoder(Known)
+
+
+def known_of(body: bytes) -> Known | None:
+    """Return what is to be known of a body that `open_fields` has opened; None where something of
+    it is not as the APIs have it: then each member is looked at by itself.
+    """
+    try:
+        return KNOWN.decode(body)
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+
+
 WORDS = frozenset({"text", "refusal", "thinking", "redacted_thinking", "tool_use", "tool_result"})
 """Parts of a message that cost no more tokens than they have bytes."""
 
@@ -245,7 +285,7 @@ def is_open_ended(fields: Fields) -> bool:
         return True  # no shape that we know
 
 
-def input_bound(fields: Fields, body_bytes: int) -> int:
+def input_bound(fields: Fields, body_bytes: int, known: Known | None = None) -> int:
     """Return an upper bound of a request's input tokens: its bytes, and what it points to.
 
     A token has a byte at the least; a picture or document may be a short URL.
@@ -255,16 +295,18 @@ def input_bound(fields: Fields, body_bytes: int) -> int:
         body_bytes += WITH_TOOLS
     if messages is None:
         return body_bytes
-    try:
-        found = MESSAGES.decode(messages)
-    except (msgspec.MsgspecError, RecursionError):
-        # No shape that we know, so each of its objects may be anything.
-        return body_bytes + PER_DOCUMENT + PER_ATTACHMENT * bytes(messages).count(b"{")
-    attached = 0
+    found = None if known is None else known.messages
+    if found is None:
+        try:
+            found = MESSAGES.decode(messages)
+        except (msgspec.MsgspecError, RecursionError):
+            # No shape that we know, so each of its objects may be anything.
+            return body_bytes + PER_DOCUMENT + PER_ATTACHMENT * bytes(messages).count(b"{")
     for message in found:
-        if isinstance(message.content, list):
-            attached += sum(_attached(part) for part in message.content)
-    return body_bytes + attached
+        content = message.content
+        if isinstance(content, list):
+            body_bytes += sum(map(_attached, content))
+    return body_bytes
 
 
 def _attached(part: _Part) -> int:

@@ -7,11 +7,12 @@ and never the same key several times in a row where another has weight, too. A s
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from hashlib import blake2b
-from math import log
+from math import gcd, lcm, log
 
 from packshot.gateway.health import Breaker
 
@@ -24,6 +25,9 @@ COOL_S = 1.0
 """Cooldown after a 429 that names no delay; doubled each time, at most `COOL_MAX_S`."""
 
 COOL_MAX_S = 60.0
+LONGEST_ROUND = 1000
+"""Calls after which the smooth choice among keys that are well begins anew, where it is kept."""
+
 OUT_S = 300.0
 """How long a key that was refused, or has no money, is left alone before it is tried once more."""
 
@@ -64,7 +68,7 @@ class Key:
         if now < self.ready_at:
             return False
         found = self.breakers.get(model)
-        return found is None or found.allows(now)
+        return found is None or not found.open_until or found.allows(now)
 
     def cool(self, now: float, asked_s: float | None) -> None:
         """Leave the key alone for as long as the provider asked, or a little longer each time."""
@@ -89,6 +93,9 @@ class Keys:
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self._keys = tuple(keys)
+        self._turns = turns_of(self._keys)
+        """Whose turn it is, call by call, while all are well; then from the beginning again."""
+        self._turn = 0
 
     def __iter__(self) -> Iterator[Key]:
         return iter(self._keys)
@@ -120,14 +127,16 @@ class Keys:
         ``allowed`` are the names that the virtual key is bound to (None: all), ``tried`` the keys
         that this call has had already.
         """
+        if self._turns and not (tried or session) and allowed is None:
+            key = self._turns[self._turn - 1]
+            self._turn = (self._turn or len(self._turns)) - 1
+            if key.well(model, now):
+                return key  # else the others take its turn, by their weights
         best: Key | None = None
         total = 0.0
         well: list[Key] = []
         for key in self._keys:
-            if now < key.ready_at or (tried and key in tried):
-                continue
-            breaker = key.breakers.get(model)
-            if breaker is not None and breaker.open_until and not breaker.allows(now):
+            if (tried and key in tried) or not key.well(model, now):
                 continue
             if (allowed is None or key.name in allowed) and (not key.models or key.may(model)):
                 well.append(key)
@@ -160,6 +169,26 @@ class Keys:
             for key in self._keys
             if (allowed is None or key.name in allowed) and key.may(model)
         )
+
+
+def turns_of(keys: Sequence[Key]) -> tuple[Key, ...]:
+    """Return one round of the smooth weighted choice among keys that are all well, last turn first;
+    nothing where a key is not for all models, or a round is longer than `LONGEST_ROUND`.
+    """
+    weights = [Fraction(repr(key.weight)) for key in keys]
+    unit = lcm(*(weight.denominator for weight in weights))
+    shares = [int(weight * unit) for weight in weights]
+    total, one = sum(shares), gcd(*shares)
+    if not total or total // one > LONGEST_ROUND or any(key.models for key in keys):
+        return ()
+    turns: list[Key] = []
+    current = [0] * len(keys)
+    for _ in range(total // one):
+        current = [before + share for before, share in zip(current, shares, strict=True)]
+        best = current.index(max(current))
+        current[best] -= total
+        turns.append(keys[best])
+    return tuple(reversed(turns))
 
 
 def _score(key: Key, session: bytes) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import ceil, isfinite
+from collections.abc import Awaitable, Callable, Sequence
+from math import isfinite
 from time import monotonic
 
 import msgspec
@@ -10,7 +11,7 @@ import msgspec
 from packshot.core.errors import InvalidRequest, RateLimited
 from packshot.gateway.access import VirtualKey
 from packshot.gateway.job import Job
-from packshot.state.limits import Ask, Limits, LocalLimits, Refusal, Rule
+from packshot.state.limits import Ask, Limits, LocalLimits, MemoryLimits, Refusal, Rule, left_of
 
 __all__ = ["Limiter", "Rates"]
 
@@ -39,52 +40,70 @@ class Limiter:
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
         self._local = limits if isinstance(limits, LocalLimits) else None
+        self._left: Callable[[Sequence[Ask]], tuple[int, ...]] = (
+            limits.left
+            if isinstance(limits, MemoryLimits)
+            else lambda asks: left_of(limits.peek(asks))
+        )
         self._rates: dict[str, Rates] = {}
 
-    async def take(self, job: Job) -> None:
-        """Take a request, and the tokens that it may come to.
+    def take(self, job: Job) -> Awaitable[None] | None:
+        """Take a request, and the tokens that it may come to; what is returned is to be waited for.
 
         Raises:
             RateLimited: a limit is used up; nothing was taken.
         """
-        rates = job.rates = self.rates_of(job.owner)
+        owner = job.owner
+        rates = self._rates.get(owner.id)
+        # A call that began before its key was changed leaves nothing behind for those after it.
+        if rates is None or rates.owner is not owner:
+            rates = self.rates_of(owner)
+        job.rates = rates
         asks = rates.of_requests
         tokens = job.input_bound // BYTES_PER_TOKEN + (job.output_limit or GUESS) * job.choices
         for one in rates.of_tokens:
             asks = (*asks, Ask(one.key, one.rule, tokens))
         if not asks:
-            return
-        local = self._local
-        refusal = local.take_now(asks) if local else await self._limits.take(asks)
-        if refusal is not None:
-            raise _refused(refusal)
+            return None
         job.tokens_taken = tokens
         job.taken_at = monotonic()
+        if self._local is None:
+            return self._take(job, asks)
+        refusal = self._local.take_now(asks)
+        if refusal is not None:
+            raise _refused(job, refusal)
+        return None
 
-    async def settle(self, job: Job) -> None:
-        """Correct the tokens taken to those that were used; the first call counts."""
+    async def _take(self, job: Job, asks: Sequence[Ask]) -> None:
+        refusal = await self._limits.take(asks)
+        if refusal is not None:
+            raise _refused(job, refusal)
+        job.taken_at = monotonic()
+
+    def settle(self, job: Job) -> Awaitable[None] | None:
+        """Correct the tokens taken to those that were used; the first call counts. What is returned
+        is to be waited for.
+        """
         surplus = job.tokens_taken - job.input_tokens - job.output_tokens
         if job.unmetered:
             surplus -= _unmetered(job)
-        if not surplus or not job.tokens_taken:
-            return
+        rates = job.rates
+        if not surplus or not job.tokens_taken or rates is None:
+            return None
         job.tokens_taken = 0
-        for one in () if job.rates is None else job.rates.of_tokens:
+        for one in rates.of_tokens:
             asks, age_s = (Ask(one.key, one.rule, surplus),), monotonic() - job.taken_at
-            if self._local:
-                self._local.give_back_now(asks, age_s)
-            else:
-                await self._limits.give_back(asks, age_s)
+            if self._local is None:
+                return self._limits.give_back(asks, age_s)
+            self._local.give_back_now(asks, age_s)
+        return None
 
     def lines(self, job: Job) -> bytes:
         """Return OpenAI's header lines of what is left, as far as this process knows."""
         rates = job.rates
         if rates is None or not rates.asks:
             return b""
-        left: list[int] = []
-        for room in self._limits.peek(rates.asks):
-            left += room.remaining, ceil(room.reset_s * 1000)
-        return rates.lines % tuple(left)
+        return rates.lines % self._left(rates.asks)
 
     def forget(self) -> None:
         """Let go of the limits of virtual keys: some may be gone."""
@@ -93,7 +112,6 @@ class Limiter:
     def rates_of(self, owner: VirtualKey) -> Rates:
         """Return the limits of a virtual key."""
         found = self._rates.get(owner.id)
-        # A call that began before its key was changed leaves nothing behind for those after it.
         if found is None or found.owner is not owner:
             found = self._rates[owner.id] = _rates(owner)
         return found
@@ -118,7 +136,8 @@ def _rates(owner: VirtualKey) -> Rates:
     return Rates(owner, tuple(asks.values()), requests, tokens, "".join(lines).encode())
 
 
-def _refused(refusal: Refusal) -> RateLimited | InvalidRequest:
+def _refused(job: Job, refusal: Refusal) -> RateLimited | InvalidRequest:
+    job.tokens_taken = 0  # nothing was taken of any limit
     what = refusal.ask.key.rpartition("/")[2]
     if not isfinite(refusal.retry_after_s):
         return InvalidRequest(

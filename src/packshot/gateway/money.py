@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from decimal import Decimal
 from functools import partial
+from time import monotonic
 
 from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import BudgetExceeded, Unbounded, Unpriced
@@ -48,22 +49,55 @@ class Money:
             return True
         return self.ledger.capped(job.owner.team, job.owner.id, job.batch)
 
-    async def hold(
-        self, job: Job, target: Target, key: str, limit: int | None, expires_in_s: float
-    ) -> Hold:
-        """Hold the most that one attempt can cost; it may go out on return.
+    def hold_at_once(self, job: Job, target: Target, key: str, limit: int | None) -> Hold | None:
+        """Hold the most that one attempt can cost where nobody has to wait for it; None where
+        somebody has, and nothing is held. It may go out on return.
 
         ``limit`` is the limit of output tokens, None for none.
 
         Raises:
             BudgetExceeded, Unbounded, Unpriced, LedgerUnavailable: do not make the call.
         """
-        provider = target.provider
         dimensions = self._of(job, target, key)
+        bound, priced = self._bound(job, target, limit)
+        expires_in_s = int(job.deadline - monotonic()) + MARGIN_S
+        try:
+            return self.ledger.hold(
+                dimensions, bound, priced=priced, expires_in_s=expires_in_s, wait=False
+            )
+        except MustWait:
+            return None
+        except Unpriced as error:
+            raise _unpriced(job, error) from error
+
+    async def hold(self, job: Job, target: Target, key: str, limit: int | None) -> Hold:
+        """Hold the same, and wait for the disk or the table of leases where that has to be; see
+        `hold_at_once`.
+        """
+        hold = self.hold_at_once(job, target, key, limit)
+        if hold is not None:
+            return hold
+        bound, priced = self._bound(job, target, limit)
+        wanted = partial(
+            self.ledger.hold,
+            self._of(job, target, key),
+            bound,
+            priced=priced,
+            expires_in_s=int(job.deadline - monotonic()) + MARGIN_S,
+        )
+        try:
+            return await self.waits.run(wanted, self._not_wanted)
+        except Unpriced as error:
+            raise _unpriced(job, error) from error
+
+    def _bound(self, job: Job, target: Target, limit: int | None) -> tuple[int | None, bool]:
+        """Return the most that an attempt can cost, None for no bound, and whether its price is
+        known.
+        """
         window = target.entry.context_tokens
         try:
             bound = self.book.bound(
-                provider.price_as,
+                target.provider.price_as,
                 target.model,
                 self._clock(),
                 body_bytes=min(job.input_bound, window) if window else job.input_bound,
@@ -80,22 +114,7 @@ class Money:
             )
         if job.owner.max_cost_eur is not None:
             _hold_to(job, job.owner.max_cost_eur, bound, priced=priced)
-        expires_in_s = int(expires_in_s) + MARGIN_S
-        hold = self.ledger.hold
-        try:
-            try:
-                return hold(dimensions, bound, priced=priced, expires_in_s=expires_in_s, wait=False)
-            except MustWait:
-                return await self.waits.run(
-                    partial(hold, dimensions, bound, priced=priced, expires_in_s=expires_in_s),
-                    self._not_wanted,
-                )
-        except Unpriced as error:
-            if job.route.id or "/" in job.model:
-                raise
-            # A mistyped route looks like a model that nobody sells.
-            said = f"{error}; no route is called {job.model[:100]!r}, if one was meant"
-            raise Unpriced(said) from error
+        return bound, priced
 
     async def flush(self) -> None:
         """Return when what was settled is as durable as was promised."""
@@ -146,6 +165,13 @@ class Money:
                     self._dimensions.clear()  # of keys that are gone, or names that callers made up
                 self._dimensions[name] = found
         return found
+
+
+def _unpriced(job: Job, error: Unpriced) -> Unpriced:
+    """Return the error for a model without a price, which may be a mistyped route."""
+    if job.route.id or "/" in job.model:
+        return error
+    return Unpriced(f"{error}; no route is called {job.model[:100]!r}, if one was meant")
 
 
 def _hold_to(job: Job, most: Decimal, bound: int | None, *, priced: bool) -> None:

@@ -43,7 +43,7 @@ class Drains:
     ``settle`` corrects what a job took of its limits, once that is known.
     """
 
-    def __init__(self, settle: Callable[[Job], Awaitable[None]]) -> None:
+    def __init__(self, settle: Callable[[Job], Awaitable[None] | None]) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
         self._jobs: set[Job] = set()
         self._settle = settle
@@ -68,7 +68,8 @@ class Drains:
         job = stream.attempt.job
         try:
             await _drain(stream)
-            await self._settle(job)
+            if (waits := self._settle(job)) is not None:
+                await waits
         finally:
             self._jobs.discard(job)
 

@@ -31,6 +31,7 @@ from packshot.gateway.plan import Plan, Provider, build_plan
 from packshot.gateway.relay import Send
 from packshot.gateway.settings import GatewaySettings, ServerEntry, load_gateway
 from packshot.gateway.telemetry import Telemetry
+from packshot.gateway.wire.cycle import Cycle
 from packshot.gateway.wire.later import Later
 from packshot.gateway.wire.pool import Pool, PoolLimits
 from packshot.gateway.wire.upstream import Upstream
@@ -84,6 +85,10 @@ class Worker:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one request."""
         return (self._gateway or self.gateway)(scope, receive, send)
+
+    def serve(self, cycle: Cycle) -> Awaitable[None] | None:
+        """Serve a call of a model; None for any other request, which is ASGI's."""
+        return (self._gateway or self.gateway).serve(cycle)
 
     async def start(self) -> None:
         """Open the ledger, the keys and the limits.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from math import inf
+from math import ceil, inf
 from typing import Protocol, runtime_checkable
 
 import msgspec
@@ -34,6 +34,7 @@ __all__ = [
     "Refusal",
     "Room",
     "Rule",
+    "left_of",
     "wait_s",
 ]
 
@@ -131,6 +132,11 @@ class LocalLimits(Limits, Protocol):
         ...
 
 
+def left_of(rooms: Iterable[Room]) -> tuple[int, ...]:
+    """Return of each what remains, and the milliseconds until all of it is there again."""
+    return tuple(number for room in rooms for number in (room.remaining, ceil(room.reset_s * 1000)))
+
+
 def wait_s(parts: Iterable[tuple[int, int]], excess: int, now: float, width: float) -> float:
     """Return the seconds until ``excess`` of ``parts`` has left the window.
 
@@ -146,18 +152,24 @@ def wait_s(parts: Iterable[tuple[int, int]], excess: int, now: float, width: flo
 class _Window:
     """What one key took: [slot, amount] for each slot in which it did, and their sum."""
 
-    __slots__ = ("last", "newest", "parts", "per_s", "total", "width")
+    __slots__ = ("last", "newest", "parts", "per_s", "total", "until", "width")
 
     def __init__(self, per_s: float) -> None:
         self.per_s = per_s
         self.width = per_s / SLOTS
         self.newest = -1
+        self.until = 0.0
+        """When the newest slot ends."""
         self.total = 0
         self.last = [-1, 0]
         self.parts: deque[list[int]] = deque()
 
-    def advance(self, slot: int) -> None:
-        """Begin a slot, and drop what has left the window."""
+    def advance(self, now: float) -> None:
+        """Begin the slot of now, where it has not begun, and drop what has left the window."""
+        slot = int(now / self.width)
+        self.until = (slot + 1) * self.width
+        if slot == self.newest:
+            return
         parts = self.parts
         while parts and parts[0][0] < slot - SLOTS:
             self.total -= parts.popleft()[1]
@@ -223,14 +235,14 @@ class MemoryLimits:
             window = windows.get(ask.key)
             if window is None or window.per_s != rule.per_s:
                 window = self._open(ask.key, rule, now)
-            slot = int(now / window.width)
-            if slot != window.newest:
-                window.advance(slot)
-            total = window.total + ask.amount
+            if now >= window.until:
+                window.advance(now)
+            amount = ask.amount
+            total = window.total + amount
             if total > rule.limit:
                 return self._refuse(asks, ask, window, now)
             window.total = total
-            window.last[1] += ask.amount
+            window.last[1] += amount
         return None
 
     def add(self, asks: Sequence[Ask]) -> None:
@@ -250,42 +262,56 @@ class MemoryLimits:
         now = self._clock()
         for ask in asks:
             window, amount = self._windows.get(ask.key), ask.amount
-            fresh = window is not None and now < (window.newest + 1) * window.width
-            if window is None or not fresh or window.per_s != ask.rule.per_s:
+            if window is None or now >= window.until or window.per_s != ask.rule.per_s:
                 window = self._now(ask.key, ask.rule, now)
-            last, slot = window.last, int((now - age_s) / window.width)
-            if amount < 0 or (slot >= last[0] and amount <= last[1]):
+            last, at = window.last, now - age_s
+            if amount < 0 or (at >= window.until - window.width and amount <= last[1]):
                 window.total -= amount
                 last[1] -= amount
             else:
-                window.give_back(amount, slot)
+                window.give_back(amount, int(at / window.width))
 
     def peek(self, asks: Sequence[Ask]) -> list[Room]:
         """Return what is left of each limit."""
         now = self._clock()
         rooms: list[Room] = []
         for ask in asks:
-            limit, window = ask.rule.limit, self._windows.get(ask.key)
-            if window is None or window.per_s != ask.rule.per_s:
+            rule = ask.rule
+            limit, window = rule.limit, self._windows.get(ask.key)
+            if window is None or window.per_s != rule.per_s:
                 rooms.append(Room(limit, limit, 0.0))
                 continue
-            if int(now / window.width) != window.newest:
-                window.advance(int(now / window.width))
-            # Asked for after each call, when the newest slot has that call in it: it leaves last.
-            slot, amount = window.last
-            gone = (slot + SLOTS + 1) * window.width - now + EASE_S
+            if now >= window.until:
+                window.advance(now)
             left = limit - window.total
-            rooms.append(Room(limit, max(0, left), gone if amount else window.reset_s(now)))
+            # Asked for after each call, when the newest slot has that call in it: it leaves last.
+            gone = window.until + window.per_s - now + EASE_S
+            if not window.last[1]:
+                gone = window.reset_s(now)
+            rooms.append(Room(limit, max(0, left), gone))
         return rooms
+
+    def left(self, asks: Sequence[Ask]) -> tuple[int, ...]:
+        """Return what `left_of` does of `peek`, in one pass: it is asked for after each call."""
+        now, windows = self._clock(), self._windows
+        found: tuple[int, ...] = ()
+        for ask in asks:
+            window = windows.get(ask.key)
+            # After a call the newest slot has that call in it: it leaves last.
+            if window is None or now >= window.until or not window.last[1]:
+                return left_of(self.peek(asks))
+            left = ask.rule.limit - window.total
+            gone = ceil((window.until + window.per_s - now + EASE_S) * 1000)
+            found = (*found, max(0, left), gone)
+        return found
 
     def _now(self, key: str, rule: Rule, now: float) -> _Window:
         """Return a key's window as it is now."""
         window = self._windows.get(key)
         if window is None or window.per_s != rule.per_s:
             window = self._open(key, rule, now)
-        slot = int(now / window.width)
-        if slot != window.newest:
-            window.advance(slot)
+        if now >= window.until:
+            window.advance(now)
         return window
 
     def _open(self, key: str, rule: Rule, now: float) -> _Window:

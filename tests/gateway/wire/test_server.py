@@ -10,7 +10,7 @@ import time
 import pytest
 import uvloop
 
-from packshot.gateway.wire import server
+from packshot.gateway.wire import connection, server
 from packshot.gateway.wire.server import Door, DoorLimits
 
 HELLO = b"POST /v1/x HTTP/1.1\r\nhost: gate.example\r\ncontent-length: 2\r\n\r\n{}"
@@ -133,8 +133,9 @@ async def until(condition) -> None:
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look at deadlines often: the tests make them short."""
-    monkeypatch.setattr(server, "SWEEP_S", 0.02)
-    monkeypatch.setattr(server, "LINGER_S", 0.2)
+    for module in (server, connection):
+        monkeypatch.setattr(module, "SWEEP_S", 0.02)
+    monkeypatch.setattr(connection, "LINGER_S", 0.2)
 
 
 def test_requests_over_one_connection():

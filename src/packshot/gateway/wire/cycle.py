@@ -10,15 +10,15 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from packshot.gateway.wire.lines import lines_of
 
 if TYPE_CHECKING:
-    from packshot.gateway.wire.server import Connection
+    from packshot.gateway.wire.connection import Connection
 
-__all__ = ["STATUS", "UNREAD", "Application", "Cycle", "Gone"]
+__all__ = ["STATUS", "UNREAD", "Application", "Cycle", "Gone", "Serve"]
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,10 @@ class Application(Protocol):
     def __call__(self, scope: Any, receive: Any, send: Any, /) -> Any:  # noqa: ANN401 - ASGI's
         """Serve one request."""
         ...
+
+
+Serve: TypeAlias = "Callable[[Cycle], Awaitable[None] | None]"
+"""An application's short way: it serves a request, or leaves it to ASGI."""
 
 
 class Gone:
@@ -85,19 +89,34 @@ class Cycle(Gone):
     """A request under way; an application that breaks ASGI's rules gets a RuntimeError."""
 
     __slots__ = (
-        "_chunked", "_given", "_head", "_left", "bodiless", "complete", "disconnected",
-        "headers", "keep_alive", "link", "more_body", "parts", "size", "started", "waiter", "wants",
+        "_chunked", "_given", "_head", "_left", "began", "bodiless", "complete", "disconnected",
+        "headers", "keep_alive", "lines", "link", "method", "more_body", "parts", "size", "started",
+        "target", "version", "waiter", "wants",
     )  # fmt: skip
 
-    def __init__(self, link: Connection, headers: dict[bytes, bytes], *, bodiless: bool) -> None:
+    def __init__(
+        self,
+        link: Connection,
+        headers: dict[bytes, bytes],
+        method: bytes,
+        target: bytes,
+        began: float,
+    ) -> None:
         # `Gone.__init__` is written out: this is made for every request.
         self.fired = self.cancels = False
         self.task = self._callback = None
         self.link = link
         self.headers = headers
         """Of the request, by lower-case name; the last one wins."""
-        self.bodiless = bodiless
-        """It is a HEAD request: its answer has no body, whatever its headers say."""
+        self.lines: list[tuple[bytes, bytes]] | None = None
+        """All headers, where a name came more than once."""
+        self.method = method
+        self.target = target
+        self.version = "1.1"
+        self.began = began
+        """`time.perf_counter` at the first byte of the request."""
+        self.bodiless = method == b"HEAD"
+        """Its answer has no body, whatever its headers say."""
         self.keep_alive = True
         self.wants = False
         """The client waits to be told to send its body."""
@@ -120,15 +139,37 @@ class Cycle(Gone):
         self.waiter: asyncio.Future[None] | None = None
         """The application, where it waits for the rest of the body."""
 
-    async def run(self, application: Application, scope: dict[str, Any]) -> None:
-        """Have the application answer; see that it does.
+    def path(self) -> str:
+        """Return the path that is asked for."""
+        return self.link.door.split(self.target)[0]
+
+    def scope(self) -> dict[str, Any]:
+        """Return what ASGI says of a request."""
+        path, raw_path, query = self.link.door.split(self.target)
+        return self.link.base | {
+            "http_version": self.version,
+            "method": self.method.decode("ascii"),
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": [*self.headers.items()] if self.lines is None else self.lines,
+            "state": {},
+            "packshot.began": self.began,
+            "packshot.gone": self,
+        }
+
+    async def run(self, application: Application) -> None:
+        """Have the application answer; see that it does. One that has a method ``serve`` is handed
+        the cycle itself, and gets what ASGI says only where that returns nothing to wait for.
 
         A task that is cancelled before its first step does not get here, and stays among the
         door's. Only `Door.close` does that, when nobody looks at them any more.
         """
         wrong = ""
         try:
-            await application(scope, self.receive, self.send)
+            serve = self.link.door.serve
+            served = None if serve is None else serve(self)
+            await (served or application(self.scope(), self.receive, self.send))
             if not self.complete and not self.disconnected:
                 wrong = "the application ended before its answer did"
                 logger.error(wrong)
@@ -202,12 +243,9 @@ class Cycle(Gone):
         link = self.link
         if not self.keep_alive:
             lines += b"connection: close\r\n"
-        size = len(body)
-        link.door.outbox.write(
-            link.transport,
-            b"%b%b%bcontent-length: %d\r\n\r\n%b"
-            % (STATUS[status], link.door.date, lines, size, b"" if self.bodiless else body),
-        )
+        door, size = link.door, b"content-length: %d\r\n\r\n" % len(body)
+        parts = (STATUS[status], door.date, lines, size, b"" if self.bodiless else body)
+        door.outbox.write(link.transport, b"".join(parts))
         self._end()
 
     async def send(self, message: dict[str, Any]) -> None:

@@ -52,6 +52,9 @@ MOST = 1 << 15
 """Bytes of one chunk: what waits to be written to a slow reader is copied in pieces of this."""
 
 
+EMPTY_LINE = b"\r\n\r\n"
+
+
 class StaleLink(Exception):
     """A kept connection was dead before the request arrived: the call may be sent again."""
 
@@ -67,7 +70,7 @@ def request_bytes(call: Call, host_tail: bytes) -> tuple[bytes, ...]:
     target, headers, body = call.target, call.headers, call.body
     if target not in _sound:
         _check_target(target)
-    if headers and (headers[-2:] != b"\r\n" or b"\r\n\r\n" in headers or headers[0] == 13):
+    if headers and (headers[-2:] != b"\r\n" or headers[0] == 13 or headers.find(EMPTY_LINE) >= 0):
         raise ValueError("headers are whole lines, each ended by one CRLF")
     if not body and call.method in {b"GET", b"HEAD", b"DELETE"}:
         return (call.method, b" ", target, host_tail, headers, b"\r\n")
@@ -124,7 +127,9 @@ class Answer:
         "want",
     )
 
-    def __init__(self, call: Call, link: Link, sent_at: float) -> None:
+    def __init__(
+        self, call: Call, link: Link, sent_at: float, waiter: asyncio.Future[None]
+    ) -> None:
         self.call = call
         self.sent_at = sent_at
         self.status = 0
@@ -142,7 +147,7 @@ class Answer:
         """The connection had been kept, and was dead: the call never arrived, it may go again."""
         self.want = HEAD
         self.cap = 0
-        self.waiter: asyncio.Future[None] | None = None
+        self.waiter: asyncio.Future[None] | None = waiter
         self.link: Link | None = link
         """Its connection, until it has ended or never will."""
 
@@ -218,18 +223,6 @@ class Answer:
                 )
             link.drop()
 
-    def check_head(self) -> None:
-        """Raise what came instead of status and headers, if anything did.
-
-        Raises:
-            UpstreamError: they did not come.
-            StaleLink: the connection had been kept, and was dead.
-        """
-        if self.stale:
-            raise StaleLink
-        if self.error is not None and not self.started:
-            raise self.error
-
     async def _wait(self) -> None:
         """Sleep until the link has something; a cancelled sleeper takes the connection with it."""
         link = self.link
@@ -258,7 +251,7 @@ class Answer:
         self.wake()
 
     def fail_stale(self) -> None:
-        """End before it began; `wait_for_head` raises `StaleLink`."""
+        """End before it began: the pool sends the call again."""
         self.link = None
         self.stale = True
         self.wake()
@@ -338,8 +331,8 @@ class Link(asyncio.Protocol):
         ``now`` is by `time.monotonic`; for ``host_tail`` and errors see `request_bytes`.
         """
         pieces = request_bytes(call, host_tail)
-        answer = self.answer = Answer(call, self, now)
-        answer.waiter = waiter = self.loop.create_future()
+        waiter = self.loop.create_future()
+        answer = self.answer = Answer(call, self, now, waiter)
         self._room = self.limits.head
         self._given.clear()
         self._fresh = True
@@ -539,7 +532,9 @@ class Link(asyncio.Protocol):
                 self._problem = f"status {status}"
                 raise ValueError(self._problem)
             return
-        headers = {name.lower(): value for name, value in self._given.items()}
+        headers = self._given.copy()
+        if not b"".join(headers).islower():
+            headers = {name.lower(): value for name, value in headers.items()}
         coding = headers.get(b"transfer-encoding")
         if coding is not None and coding.strip().lower() != b"chunked":
             self._problem = f"transfer-encoding {coding[:40]!r}; packshot reads chunked only"

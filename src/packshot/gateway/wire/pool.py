@@ -16,7 +16,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from packshot.core.errors import UpstreamBroken, UpstreamTimeout, UpstreamUnreachable
-from packshot.gateway.wire.link import Answer, Link, LinkLimits, StaleLink
+from packshot.gateway.wire.link import Answer, Link, LinkLimits
 from packshot.gateway.wire.outbox import Outbox
 from packshot.gateway.wire.resolve import Resolver
 from packshot.gateway.wire.upstream import Call, Origin
@@ -111,13 +111,27 @@ class Pool:
             link = await self._acquire(call, now)
             now = time.monotonic()
         self._outbox.alone = self._open - len(idle) == 1
-        try:
-            return await self._exchange(link, call, now)
-        except StaleLink:
+        while True:
+            try:
+                answer, waiter = link.send(call, self._host_tail, now)
+            except ValueError:
+                self._rest(link)
+                raise
+            try:
+                await waiter
+            except BaseException:
+                if answer.stale:  # in the very moment in which it was cancelled
+                    self._lost(link)
+                answer.abort()
+                raise
+            if answer.started:
+                return answer
+            if not answer.stale:
+                raise answer.error or RuntimeError("woken for nothing")
             # The call keeps the place of the connection that it found dead.
             self._links.discard(link)
             link = await self._connect(call)
-            return await self._exchange(link, call, time.monotonic())
+            now = time.monotonic()
 
     async def close(self) -> None:
         """Close every connection; calls in flight fail, and so does every later one."""
@@ -139,24 +153,6 @@ class Pool:
             self._timer = None
 
     # ---------------------------------------------------------------- getting a connection
-
-    async def _exchange(self, link: Link, call: Call, now: float) -> Answer:
-        """Send the call over a connection, and wait for the head of its answer."""
-        try:
-            answer, waiter = link.send(call, self._host_tail, now)
-        except ValueError:
-            self._rest(link)
-            raise
-        try:
-            await waiter
-        except BaseException:
-            if answer.stale:  # in the very moment in which it was cancelled
-                self._lost(link)
-            answer.abort()
-            raise
-        if not answer.started:
-            answer.check_head()
-        return answer
 
     async def _acquire(self, call: Call, now: float) -> Link:
         """Return a connection: a new one where there is room, else the next that gets free."""
