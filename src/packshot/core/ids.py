@@ -21,13 +21,23 @@ tails: list[str] = []
 os.register_at_fork(after_in_child=tails.clear)
 
 
+heads: dict[int, str] = {}
+"""The millisecond of the last id, as 12 hex digits."""
+
+
 def new_id() -> str:
     """Return a new UUIDv7 as 32 hex digits; ids of one process sort by their millisecond."""
     try:
         tail = tails.pop()
     except IndexError:
         tail = _refill()
-    return f"{time.time_ns() // 1_000_000:012x}{tail}"
+    now = time.time_ns() // 1_000_000
+    head = heads.get(now)
+    if head is None:
+        head = f"{now:012x}"
+        heads.clear()
+        heads[now] = head
+    return head + tail
 
 
 def _refill() -> str:

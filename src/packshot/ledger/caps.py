@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 from packshot.core.errors import BudgetExceeded, InvalidRequest, Unbounded, Unpriced
 from packshot.core.money import Nanos, show_eur
 from packshot.ledger.leases import Grant, Leases, Want
-from packshot.ledger.periods import Per, end_of, label_of
+from packshot.ledger.periods import FOR_EVER, Per, end_of, label_of
 from packshot.ledger.records import Dimensions
 
 __all__ = ["Cap", "Caps", "Scope", "Shortage", "Slice"]
@@ -74,6 +74,15 @@ class Slice:
 
 
 @dataclass(slots=True, eq=False)
+class _Found:
+    """The caps on a team, virtual key and batch, and this worker's slices of their periods."""
+
+    slices: tuple[Slice, ...]
+    until: int
+    """When the first of these periods ends."""
+
+
+@dataclass(slots=True, eq=False)
 class _Line:
     """A cap, and this worker's slice of its present period."""
 
@@ -118,7 +127,7 @@ class Caps:
         self._taken_back: dict[str, Nanos] = {}
         """What was free of a cap that was lowered: `idle` hands it out, to be given back."""
         self._by: dict[Scope, dict[str, list[_Line]]] = {}
-        self._found: dict[tuple[str, str, str], tuple[_Line, ...]] = {}
+        self._found: dict[tuple[str, str, str], _Found] = {}
         """The caps on a team, virtual key and batch, looked for once."""
         self.replace(caps)
 
@@ -166,13 +175,10 @@ class Caps:
             Unbounded, Unpriced: and nothing is held.
         """
         name = (dimensions.team, dimensions.virtual_key, dimensions.batch)
-        lines = self._found.get(name)
-        if lines is None:
-            lines = self._applying(name)
-        applying: list[Slice] = []
-        for line in lines:
-            part = line.now
-            applying.append(self._begin(line, at) if part is None or at >= part.ends else part)
+        found = self._found.get(name)
+        if found is None or at >= found.until:
+            found = self._applying(name, at)
+        applying = found.slices
         if applying and (amount is None or not priced):
             _check(applying, dimensions, priced=priced)
         bound = amount or 0
@@ -183,7 +189,7 @@ class Caps:
             part.free -= bound
             part.holds += 1
             part.used = True
-        return tuple(applying)
+        return applying
 
     def ask(self, shortage: Shortage) -> Grant:
         """Ask the table that all workers share for more of a slice. It may wait for a database.
@@ -270,17 +276,23 @@ class Caps:
     def _lines(self) -> Iterator[_Line]:
         return (line for named in self._by.values() for some in named.values() for line in some)
 
-    def _applying(self, name: tuple[str, str, str]) -> tuple[_Line, ...]:
+    def _applying(self, name: tuple[str, str, str], at: int) -> _Found:
+        """Find the caps on a team, virtual key and batch, with the slices of their periods."""
         by, (team, virtual_key, batch) = self._by, name
-        found = (
+        lines = (
             *by["total"].get("", ()),
             *by["team"].get(team, ()),
             *by["virtual_key"].get(virtual_key, ()),
             *by["batch"].get(batch, ()),
         )
+        slices = tuple(
+            self._begin(line, at) if line.now is None or at >= line.now.ends else line.now
+            for line in lines
+        )
         if len(self._found) >= MAX_FOUND:
             self._found.clear()
-        self._found[name] = found
+        until = min((part.ends for part in slices), default=FOR_EVER)
+        found = self._found[name] = _Found(slices, until)
         return found
 
     def _begin(self, line: _Line, at: int) -> Slice:

@@ -178,6 +178,7 @@ class Journal:
         self.worker = worker
         self._folder = folder / worker
         self._files = RealFiles() if files is None else files
+        self._put = self._files.write
         self._segment_bytes = segment_bytes
         self._eager = durability == "process"
         self._lock = threading.Lock()
@@ -273,13 +274,14 @@ class Journal:
     def _write(self, event: Event) -> int:
         if self._broken:
             raise LedgerUnavailable(self._broken)
-        frame = encode_frame(self._seq + 1, event)
+        seq = self._seq + 1
+        frame = encode_frame(seq, event)
         try:
             if self._size >= self._segment_bytes:
                 fresh = self._create()
                 self._retired.append(self._descriptor)
                 self._descriptor = fresh
-            written = self._files.write(self._descriptor, frame)
+            written = self._put(self._descriptor, frame)
         except OSError as error:
             self._cut()
             raise LedgerUnavailable(f"the journal cannot be written: {error}") from error
@@ -287,8 +289,8 @@ class Journal:
             self._cut()
             raise LedgerUnavailable("the journal took only a part of a record: is the disk full?")
         self._size += written
-        self._seq += 1
-        return self._seq
+        self._seq = seq
+        return seq
 
     def _cut(self) -> None:
         """Leave nothing of a failed write; where that fails, too, this life is over."""

@@ -49,6 +49,8 @@ ABOVE = "above its hold"
 
 
 PERIOD_OF = attrgetter("period")
+UNCAPPED: tuple[tuple[Slice, ...], tuple[str, ...]] = (), ()
+"""The slices and periods of what no cap applies to."""
 
 
 class MustWait(Exception):
@@ -168,7 +170,8 @@ class Ledger:
             MustWait: see above.
             LedgerUnavailable: the journal takes nothing. Do not make the call.
         """
-        if amount is not None and amount < 0:
+        bound = amount or 0
+        if bound < 0:
             raise InvalidRequest(f"a hold is 0 or more nano-EUR, got {amount}")
         if not priced and self._unpriced == "refuse":
             raise Unpriced(
@@ -178,8 +181,7 @@ class Ledger:
         if self.durable and dispatched and not wait:
             raise MustWait
         at = self._clock()
-        bound = amount or 0
-        slices: tuple[Slice, ...] = ()
+        slices, periods = UNCAPPED
         caps = self._caps
         if self._capped and caps is not None and dimensions.stage not in BESIDE:
             with self._lock:
@@ -187,13 +189,14 @@ class Ledger:
             if isinstance(got, Shortage):
                 got = self._ask(caps, got, dimensions, at, wait=wait)
             slices = got
+            periods = (slices[0].period,) if len(slices) == 1 else tuple(map(PERIOD_OF, slices))
         held = Held(
             new_id(),
             at,
             bound,
             at + expires_in_s * SECOND_US,
             dimensions,
-            tuple(map(PERIOD_OF, slices)) if slices else (),
+            periods,
             dispatched,
             sha256(key.encode()).hexdigest() if key else "",
             priced,
@@ -494,9 +497,8 @@ def _record(
     held = hold.held
     of = held.dimensions
     used = _NOTHING if usage is None else usage
-    amount = charge.amount
-    credit = charge.credit
-    wasted = outcome in {"failed_billed", "unknown"}
+    amount, credit = charge.amount, charge.credit
+    wasted = outcome == "unknown" or outcome == "failed_billed"  # noqa: PLR1714 - on every call
     return Settled(
         held.attempt,
         number,

@@ -25,6 +25,7 @@ __all__ = ["OpenAIChat", "OpenAIEmbeddings", "OpenAIRelay", "asked_usage", "need
 
 TRUE = msgspec.Raw(b"true")
 NULL = b"null"
+LF, CR = b"\n\r"
 LIMITS = ("max_tokens", "max_completion_tokens")
 OTHER: dict[str, str] = dict(zip(LIMITS, reversed(LIMITS), strict=True))
 
@@ -93,7 +94,7 @@ class OpenAIChat:
         """
         out = fields.copy()
         out["model"] = msgspec.Raw(ENCODER.encode(model))
-        if "messages" in out and b'"thinking_blocks"' in bytes(out["messages"]):
+        if bytes(out.get("messages", NULL)).find(b'"thinking_blocks"') >= 0:
             out["messages"] = _without_thinking(out["messages"])
         self._limit(out, model, output_limit)
         if "stream" in out and is_json(out["stream"], b"true"):
@@ -192,7 +193,7 @@ class OpenAIRelay(EventRelay):
     def feed(self, data: bytes, /) -> bytes:
         """Take bytes, return whole events; see `Relay.feed`."""
         one = data.startswith(b"data: {") and data.find(b"\n") == len(data) - 2
-        if one and data[-1] == 10 and b"\r" not in data and not self.splitter.rest:
+        if one and data[-1] == LF and CR not in data and not self.splitter.rest:
             # As nearly always: one chunk on one line, whole.
             if self.done or self.failure is not None:
                 return b""

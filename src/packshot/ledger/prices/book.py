@@ -398,10 +398,8 @@ def _tiers(tier: str | None) -> Iterable[str]:
 
 
 def _charge(tariff: Tariff, top: int, credit: Credit) -> Charge:
-    amount, original = (
-        half_even(top * tariff.nano, tariff.bottom),
-        decimal_text(top, tariff.denominator),
-    )
+    amount = half_even(top * tariff.nano, tariff.bottom)
+    original = decimal_text(top, tariff.denominator)
     return Charge(amount, credit, True, tariff.currency, original, tariff.rate, tariff.price)
 
 

@@ -76,7 +76,8 @@ class Tier:
     Of one input, cached, written and output token, picture, microsecond and request. Tokens are
     those of a call in which nobody told text from pictures: each costs what the dearer does, which
     is too much for the text and never too little. ``split`` is for calls in which somebody did.
-    ``all_tokens`` are the four prices of tokens, where none of them is missing.
+    ``all_tokens`` are the four prices of tokens, where none of them is missing; ``text_only`` are
+    the same where a call has no price of its own beside them.
     """
 
     above: int
@@ -89,6 +90,7 @@ class Tier:
     request: int | None
     split: Split | None = None
     all_tokens: tuple[int, int, int, int] | None = None
+    text_only: tuple[int, int, int, int] | None = None
 
     @property
     def tokens(self) -> bool:
@@ -219,6 +221,7 @@ def _tier(exact: Iterable[tuple[Part, Fraction]], above: int, denominator: int) 
         request=units.get("request"),
         split=split,
         all_tokens=together,
+        text_only=None if "request" in units else together,
     )
 
 
@@ -260,6 +263,14 @@ def top_of(usage: Usage, tier: Tier) -> int | None:
     """
     cached, written, output = usage.cached_tokens, usage.written_tokens, usage.output_tokens
     plain = usage.input_tokens - cached - written
+    if (
+        tier.text_only is not None
+        and usage.detail is None
+        and not (usage.images or usage.requests or usage.seconds or usage.stored_bytes)
+        and (plain | cached | written | output) >= 0
+    ):
+        a, b, c, d = tier.text_only  # as nearly always: only text, only by the token
+        return plain * a + cached * b + written * c + output * d
     us = micros_of(usage) if usage.seconds else 0
     images, requests = usage.images, usage.requests
     # One by one: this is on the way of every call, and min() of so many takes longer.
