@@ -64,6 +64,14 @@ poster "Grand Opening" on a vase | on a vase, a poster “Grand  Opening”
 Bitte schreibe eine Bildunterschrift für eine rote Vase | eine rote Vase
 Écris une légende pour un vase rouge | un vase rouge
 Escribe una leyenda para un jarrón rojo | un jarrón rojo
+red mug | What would you write under a picture of a red mug?
+red mug | hey, can u do a caption for a red mug, thx
+red mug | Would you mind captioning a red mug?
+red mug | Dear team, kindly caption the following: red mug. Many thanks in advance
+red mug | Caption needed. Red mug.
+red mug | I am looking for a caption for a red mug
+on a mat: red mug #new #gift #idea | on a mat: a red mug #new #gift #idea
+toy, ages 5-7 | toy, ages 5–7
 """.strip().split("\n")
 
 OTHER = """

@@ -168,21 +168,24 @@ def _turned(a: Reading, b: Reading) -> Iterator[Turned]:
 
     So must attributes of one kind of which one stands alone between commas: mug, red, lid, blue.
     """
-    spots = {_key(slot): (at, slot) for at, slot in enumerate(_things(b))}
+    spots = defaultdict[str, list[tuple[int, Slot]]](list)
+    for at, slot in enumerate(_things(b)):
+        spots[_key(slot)].append((at, slot))
     lonely = _lonely(a) | _lonely(b)
-    rows = defaultdict[tuple[object, ...], list[Slot]](list)
+    rows = defaultdict[tuple[object, ...], list[tuple[Slot, int]]](list)
     for slot in _things(a):
-        if _key(slot) in spots:
+        if spots[_key(slot)]:
+            at, there = spots[_key(slot)].pop(0)  # what stands twice keeps its order
             kind = "name" if slot.type in NAMES else slot.type
-            rows[kind, slot.chunk, spots[_key(slot)][1].chunk].append(slot)
+            rows[kind, slot.chunk, there.chunk].append((slot, at))
             if slot.type in ATTRIBUTES:
-                rows[_attribute(slot),].append(slot)
+                rows[_attribute(slot),].append((slot, at))
     for kind, row in rows.items():
         together = len(kind) == 3
-        if together or lonely & {_key(slot) for slot in row}:
-            there = sorted(row, key=lambda slot: spots[_key(slot)][0])
-            if there != row:
-                yield tuple(slot.value for slot in row), tuple(slot.value for slot in there)
+        if together or lonely & {_key(slot) for slot, _ in row}:
+            turned = sorted(row, key=lambda each: each[1])
+            if turned != row:
+                yield tuple(s.value for s, _ in row), tuple(s.value for s, _ in turned)
 
 
 def _compounded(a: Reading, b: Reading) -> Iterator[Turned]:

@@ -85,6 +85,7 @@ QUESTION = re.compile(r"[?¿]+")
 COLON = re.compile(r":")
 ASKS = frozenset({"is", "are", "was", "were"})
 """Little words that ask when they come first."""
+RANGE = re.compile(r"(?<=\d)–(?=\d)")
 RAISED = re.compile(r"[²³¹⁰⁴-⁹₀-₉]")
 
 
@@ -104,6 +105,7 @@ def _clean(text: str) -> str:
         text = RAISED.sub(lambda match: f"^{match[0]}", text)  # 10² is not 102
         text = unicodedata.normalize("NFKC", text)
         text = text.translate({0x2018: "'", 0x2019: "'", 0x2010: "-", 0x2011: "-"})
+        text = RANGE.sub("-", text)
     return text.replace(MASK, "\ufffd")
 
 
