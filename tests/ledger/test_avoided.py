@@ -189,7 +189,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(EVENTS)
 def test_hits_change_no_number_but_their_own(events: list[tuple[str, str, int]]) -> None:
     """Books the same spending with hits and without: all else is equal, and the sums add up."""
