@@ -5,8 +5,9 @@
 Exact: `ResponseCache.serve` of a request of about 1 kB whose answer is in memory, against the same
 call handed to a dispatcher that has the answer ready; CPU time of the process, medians of rounds
 taken in turn. Semantic: `Semantic.find` from the text to the key, with 50,000 entries in one
-partition, one call at a time, on one core: reading, MiniLM, index, guards. Half of the requests
-have an entry that means the same. Pinned to one core where the system lets it.
+partition, one call at a time, on one core: reading, MiniLM, index, guards, and each of them by
+itself. Half of the requests have an entry that means the same. Pinned to one core where the system
+lets it.
 
 Timing: whether a caller can tell by the time what another one has cached.
 """
@@ -21,6 +22,8 @@ import platform
 import random
 import statistics
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from packshot.gateway.cache.cache import ResponseCache, Rules
 from packshot.gateway.cache.embed import MiniLM, Offloaded
 from packshot.gateway.cache.entry import Entry, Scent
 from packshot.gateway.cache.minilm import default_folder
+from packshot.gateway.cache.replay import events_of
 from packshot.gateway.cache.request import CachedRequest, cached_request, spoken
 from packshot.gateway.cache.semantic import Semantic
 from packshot.gateway.cache.settings import SemanticCacheEntry
@@ -160,16 +164,19 @@ async def timing(count: int = 5000) -> dict[str, Any]:
         began = time.perf_counter()
         await cache.serve(job, {}, deliver)
         took[number % 2].append(time.perf_counter() - began)
-    cached, fresh = (np.sort(rows) for rows in took)
-    every = np.concatenate([cached, fresh])
-    gaps = np.searchsorted(cached, every, "right") - np.searchsorted(fresh, every, "right")
-    distance = float(np.abs(gaps).max()) / count
-    scaled = distance * (count / 2) ** 0.5
+    distance, p = two_samples(*took)
+    return {"timing_ks_distance": distance, "timing_ks_p": p}
+
+
+def two_samples(one: list[float], other: list[float]) -> tuple[float, float]:
+    """Return Kolmogorov and Smirnov's distance of two samples of one size, and its p."""
+    left, right = np.sort(one), np.sort(other)
+    every = np.concatenate([left, right])
+    gaps = np.searchsorted(left, every, "right") - np.searchsorted(right, every, "right")
+    distance = float(np.abs(gaps).max()) / len(one)
+    scaled = distance * (len(one) / 2) ** 0.5
     terms = [(-1) ** (k - 1) * np.exp(-2 * k * k * scaled * scaled) for k in range(1, 101)]
-    return {
-        "timing_ks_distance": round(distance, 4),
-        "timing_ks_p": round(min(1.0, 2 * float(sum(terms))), 4),
-    }
+    return round(distance, 4), round(min(1.0, 2 * float(sum(terms))), 4)
 
 
 def texts(count: int) -> list[str]:
@@ -212,6 +219,8 @@ async def semantic(folder: Path, entries: int, lookups: int) -> dict[str, Any]:
     await tier.learned()
     rules = Rules(True, True, 0.94, 60, (), frozenset())
     times, used, found, given_up = [], [], 0, 0
+    hit_ms: list[float] = []
+    miss_ms: list[float] = []
     picks = [known[number] for number in random.Random(2).sample(range(len(real)), lookups)]
     asked = [
         reworded(text) if n % 2 else text.replace("a ", "two ", 1) for n, text in enumerate(picks)
@@ -222,10 +231,12 @@ async def semantic(folder: Path, entries: int, lookups: int) -> dict[str, Any]:
         request = request_of(text)
         began, cpu = time.perf_counter(), time.process_time()
         key, _, scent = await tier.find(request, rules, 0.94)
+        (hit_ms if key else miss_ms).append((time.perf_counter() - began) * 1e3)
         times.append((time.perf_counter() - began) * 1e3)
         used.append((time.process_time() - cpu) * 1e3)
         found += bool(key)
         given_up += scent is None
+    facts_hop = await hand_over()
     await tier.aclose()
     if problems:
         raise problems[0]
@@ -235,6 +246,7 @@ async def semantic(folder: Path, entries: int, lookups: int) -> dict[str, Any]:
         "entries": entries,
         "lookups": lookups,
         "hits": found,
+        **stages(embedder, tier, asked, picks, real[: len(asked)]),
         "should_hit": lookups // 2,
         "given_up": given_up,
         "semantic_cpu_ms_p50": round(used[len(used) // 2], 2),
@@ -242,7 +254,89 @@ async def semantic(folder: Path, entries: int, lookups: int) -> dict[str, Any]:
         "semantic_ms_p50": round(times[len(times) // 2], 2),
         "semantic_ms_p95": round(times[int(len(times) * 0.95)], 2),
         "semantic_ms_p99": round(times[int(len(times) * 0.99)], 2),
+        "hit_ms": of(hit_ms),
+        "miss_ms": of(miss_ms),
+        "hand_over_ms": facts_hop,
     }
+
+
+def of(times: list[float]) -> list[float]:
+    """Return median and 95th percentile."""
+    times = sorted(times) or [0.0]
+    return [round(times[len(times) // 2], 3), round(times[int(len(times) * 0.95)], 3)]
+
+
+def timed(work: Callable[..., Any], rows: list[Any]) -> tuple[list[float], list[Any]]:
+    """Return median and 95th percentile of ``work`` in ms, and what it returned."""
+    took, got = [], []
+    for row in rows:
+        began = time.perf_counter()
+        got.append(work(row))
+        took.append((time.perf_counter() - began) * 1e3)
+    return of(took), got
+
+
+async def hand_over() -> list[float]:
+    """Return ms of a turn of a thread that has nothing to do, there and back."""
+    run = asyncio.get_running_loop().run_in_executor
+    took = []
+    with ThreadPoolExecutor(1) as thread:
+        for _ in range(1000):
+            began = time.perf_counter()
+            await run(thread, int)
+            took.append((time.perf_counter() - began) * 1e3)
+    return of(took)
+
+
+def stages(
+    embedder: Offloaded, tier: Semantic, asked: list[str], picks: list[str], rows: np.ndarray
+) -> dict[str, Any]:
+    """Return ms, median and 95th percentile, of what a lookup is made of, each by itself."""
+    from packshot.gateway.cache.guards import compare
+    from packshot.gateway.cache.slots import read
+
+    index = next(iter(tier._partitions.values())).index  # noqa: SLF001
+    model: Any = embedder._model  # noqa: SLF001
+    tokenizer, session = model._tokenizer, model._session  # noqa: SLF001
+    found: dict[str, Any] = {}
+    found["read_ms"], left = timed(read, asked)
+    right = [read(text) for text in picks]
+    found["guards_ms"], _ = timed(lambda pair: compare(*pair), list(zip(left, right, strict=True)))
+    gists = [reading.gist for reading in left]
+    found["tokenize_ms"], tokens = timed(lambda text: tokenizer.encode(text).ids, gists)
+    found["model_ms"], _ = timed(
+        lambda ids: session.run(None, {"tokens": np.array([ids], np.int64)}), tokens
+    )
+    found["search_ms"], _ = timed(lambda row: index.nearest(row, 4, 0.94), list(rows))
+    found["replay_ms"], _ = timed(lambda _: events_of("chat", BODY, usage=True), gists)
+    return {"tokens": statistics.median(map(len, tokens)), **found}
+
+
+async def semantic_timing(folder: Path, count: int = 1000) -> dict[str, Any]:
+    """As `timing`, with the semantic tier: another virtual key has had half of the texts read,
+    embedded and kept, in other words as well.
+    """
+    problems: list[BaseException] = []
+    tier = Semantic(Offloaded(MiniLM(folder)), 4 * count, problems.append, longest_s=30.0)
+    rules = Rules(True, True, 0.94, 60, (), frozenset())
+    known = texts(2 * count)
+    for number, text in enumerate(known[::2]):
+        _, _, scent = await tier.find(request_of(text), rules, 0.94)
+        tier.learn(f"{number}", Entry(b"", "key:bench", "", "", 0, LONG, 1, (), scent))
+    await tier.learned()
+    took: tuple[list[float], list[float]] = ([], [])
+    for number in random.Random(4).sample(range(2 * count), 2 * count):
+        job = job_of(known[number])
+        job.owner = VirtualKey("other")
+        request = cached_request(job, 1.0)
+        began = time.perf_counter()
+        key, _, _ = await tier.find(request, rules, 0.94)
+        took[number % 2].append(time.perf_counter() - began)
+        if key:
+            raise RuntimeError("another key's answer was found")
+    await tier.aclose()
+    distance, p = two_samples(*took)
+    return {"semantic_timing_ks_distance": distance, "semantic_timing_ks_p": p}
 
 
 async def embed_all(embedder: Offloaded, known: list[str]) -> np.ndarray:
@@ -259,6 +353,25 @@ def request_of(text: str) -> CachedRequest:
     return cached_request(job_of(text), 1.0)
 
 
+ROWS = {
+    "hit_ms": "hit, text to key",
+    "miss_ms": "miss, text to key",
+    "read_ms": "  reading",
+    "guards_ms": "  comparing with one entry",
+    "tokenize_ms": "  tokens",
+    "model_ms": "  MiniLM",
+    "search_ms": "  searching",
+    "hand_over_ms": "  to the thread and back",
+    "replay_ms": "a kept answer told as a stream",
+}
+
+
+def show(facts: dict[str, Any]) -> None:
+    print(f"{'ms':>42} {'p50':>8} {'p95':>8}")
+    for name, what in ROWS.items():
+        print(f"{what[:42]:42} {facts[name][0]:8.3f} {facts[name][1]:8.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", type=Path, default=default_folder())
@@ -272,7 +385,9 @@ def main() -> None:
     facts |= asyncio.run(timing())
     print("exact", facts["exact_hit_added_us"], "µs", facts["exact_hit_added_us_min_max"])
     if (options.model / "manifest.json").is_file():
+        facts |= asyncio.run(semantic_timing(options.model))
         facts |= asyncio.run(semantic(options.model, options.entries, options.lookups))
+        show(facts)
     else:
         print(f"no model in {options.model}: packshot cache model makes it")
     print(json.dumps(facts))
