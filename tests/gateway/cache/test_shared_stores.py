@@ -298,6 +298,23 @@ def test_a_hit_counts_against_eviction_wherever_it_was(place: Place) -> None:
     asyncio.run(test())
 
 
+@pytest.mark.parametrize("kind", SERVERS)
+def test_a_crowd_asks_together_and_each_has_its_own(place: Place) -> None:
+    async def test() -> None:
+        async with replicas(place, 1) as (one,):
+            for number in range(100):
+                await one.store.put(f"k{number}", entry_of(f"answer {number}"))
+            asked = counted(one.store)
+            found = await asyncio.gather(*(one.store.get(f"k{at % 130}") for at in range(260)))
+            for at, entry in enumerate(found):
+                number = at % 130
+                want = entry_of(f"answer {number}") if number < 100 else None
+                assert entry == want
+            assert len(asked) <= 5
+
+    asyncio.run(test())
+
+
 # ---------------------------------------------------------------- bad days
 @pytest.mark.parametrize("kind", SERVERS)
 def test_a_stalled_server_is_waited_for_once_a_second(place: Place) -> None:

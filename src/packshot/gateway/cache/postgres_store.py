@@ -21,7 +21,7 @@ import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 
 from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import StateUnavailable
-from packshot.gateway.cache.asking import Asking
+from packshot.gateway.cache.asking import Asking, Together
 from packshot.gateway.cache.entry import Entry, Purge, Scent, decoded, encoded
 from packshot.gateway.cache.postgres_tables import (
     AT_ONCE,
@@ -87,7 +87,7 @@ class PostgresStore:
         self._lacks = ""
         self._models: dict[tuple[str, int], str] = {}
         self._tasks: set[asyncio.Task[object]] = set()
-        self._asked: tuple[set[str], asyncio.Task[dict[str, Entry]]] | None = None
+        self._together = Together(self._get)
         self._pool = Pool(url, CONNECTIONS, self._prepare)
 
     @property
@@ -96,17 +96,11 @@ class PostgresStore:
         return self._asking.problem or self._lacks
 
     async def get(self, key: str) -> Entry | None:
-        """As `Store.get`, in 5 ms at the most. Who asks in the same turn asks together."""
-        if self._asked is None:
-            keys: set[str] = set()
-            self._asked = keys, asyncio.get_running_loop().create_task(self._get(keys))
-        keys, found = self._asked
-        keys.add(key)
-        return (await asyncio.shield(found)).get(key)
+        """As `Store.get`, in 5 ms at the most."""
+        return await self._together.get(key)
 
-    async def _get(self, keys: set[str]) -> dict[str, Entry]:
-        self._asked = None  # this is the next turn
-        words = (list(keys), self._clock())
+    async def _get(self, keys: Sequence[str]) -> dict[str, Entry]:
+        words = (keys, self._clock())
         rows = await self._quiet(lambda c: c.fetch(GET, *words), ANSWER_S) or ()
         if stale := [key for key, _, is_stale in rows if is_stale]:
             self._beside(lambda c: c.execute(TOUCH, stale))

@@ -23,7 +23,7 @@ import msgspec
 
 from packshot.core.clock import Clock, wall_us
 from packshot.core.errors import StateUnavailable
-from packshot.gateway.cache.asking import Asking
+from packshot.gateway.cache.asking import Asking, Together
 from packshot.gateway.cache.entry import Entry, Purge, decoded, encoded
 from packshot.gateway.cache.store import FORGOTTEN, Mark, News, sets_of, worth_of
 from packshot.state.blobs import Held, check_limit
@@ -80,12 +80,17 @@ end
 ``rank``, ``end`` and ``new`` order them, the last those that are found for similar requests."""
 
 GET = """
-local found = redis.call('HMGET', p .. 'e:' .. ARGV[1], 'head', 'body')
-if not found[1] then return false end
-local about = cjson.decode(redis.call('HGET', p .. 'of', ARGV[1]) or '[0,0]')
 local floor = tonumber(redis.call('GET', p .. 'floor') or 0)
-redis.call('ZADD', p .. 'rank', 'XX', floor + about[2], ARGV[1])
-return found
+local rows = {}
+for _, key in ipairs(ARGV) do
+  local found = redis.call('HMGET', p .. 'e:' .. key, 'head', 'body')
+  if found[1] then
+    local about = cjson.decode(redis.call('HGET', p .. 'of', key) or '[0,0]')
+    redis.call('ZADD', p .. 'rank', 'XX', floor + about[2], key)
+    table.insert(rows, {key, found[1], found[2]})
+  end
+end
+return rows
 """
 
 PUT = """
@@ -188,6 +193,7 @@ class ValkeyStore:
         self._most_news = max(most_news, 1)
         self._heard = -1
         """Up to which purge the replica has heard; later ones may mean what it puts."""
+        self._together = Together(self._get)
         self._client = Client(address_of(url))
 
     @property
@@ -197,11 +203,16 @@ class ValkeyStore:
 
     async def get(self, key: str) -> Entry | None:
         """As `Store.get`, in 5 ms at the most."""
-        found = cast("list[bytes] | None", await self._quiet(GET, [key], ANSWER_S))
-        entry = decoded(found[0]) if found else None
-        if not found or entry is None or entry.until <= self._clock():
-            return None
-        return msgspec.structs.replace(entry, body=found[1])
+        return await self._together.get(key)
+
+    async def _get(self, keys: Sequence[str]) -> dict[str, Entry]:
+        rows = cast("list[list[bytes]] | None", await self._quiet(GET, keys, ANSWER_S))
+        now, found = self._clock(), dict[str, Entry]()
+        for key, head, body in rows or ():
+            entry = decoded(head)
+            if entry is not None and entry.until > now:
+                found[key.decode()] = msgspec.structs.replace(entry, body=body)
+        return found
 
     async def put(self, key: str, entry: Entry) -> None:
         """As `Store.put`."""
