@@ -227,6 +227,9 @@ def build_plan(settings: GatewaySettings, before: Plan | None = None) -> Plan:
     plan.routes = routes
     if settings.semantic_cache.embeddings.asked:
         asked_model(settings.semantic_cache.embeddings, plan)
+    judge = settings.semantic_cache.audit.judge.route
+    if judge and not plan.knows(judge):
+        raise unknown_name("route of semantic_cache.audit.judge", judge, plan.names())
     return plan
 
 

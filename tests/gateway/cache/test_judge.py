@@ -14,10 +14,13 @@ import requests
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packshot.core.errors import InvalidRequest
 from packshot.gateway.cache.audit import Auditor
 from packshot.gateway.cache.audit_log import AuditLog, Check
 from packshot.gateway.cache.judge import LONGEST_TEXT, PROMPT, Judge, opinion_of, prompt
 from packshot.gateway.cache.settings import AuditEntry, JudgeEntry
+from packshot.gateway.plan import build_plan
+from packshot.gateway.settings import load_gateway
 from packshot.gateway.worker import Worker
 from packshot.providers.fake_script import Fault, Rule, Settings
 from tests.gateway.cache.test_audit import settled
@@ -201,3 +204,33 @@ def test_what_is_too_long_is_not_asked() -> None:
     judge = Judge(JudgeEntry("bench"), None, None)  # type: ignore[arg-type]
     said = asyncio.run(judge.ask("a", "b", "c" * (LONGEST_TEXT + 1)))
     assert said.verdict == "undecided"
+
+
+# ---------------------------------------------------------------- as configured
+CONFIGURED = YAML.replace("semantic: false", "audit: {judge: {route: caption}}") + (
+    "  embeddings: {model: openai/text-embedding-3-small}\n"
+)
+CONFIGURED = CONFIGURED.replace("server: {state: state}\n", "") + "server: {state: state}\n"
+
+
+def test_the_gateway_opens_it_with_the_route_that_is_named(tmp_path: Path) -> None:
+    there = World(tmp_path, CONFIGURED, {"openai": Settings(), "anthropic": Settings()})
+    there.start()
+    try:
+        cache = there.worker.gateway.cache
+        assert cache is not None
+        assert isinstance(cache.shadow, Auditor)
+        assert cache.shadow._judge is not None
+        assert cache.shadow._judge.name == f"caption ({PROMPT})"
+    finally:
+        there.stop()
+
+
+def test_a_route_that_there_is_not_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "packshot.yaml"
+    yaml = CONFIGURED.replace("route: caption}", "route: captoin}")
+    for name in ("openai", "anthropic"):
+        yaml = yaml.replace(f"{{{name}}}", "http://127.0.0.1:9")
+    path.write_text(yaml)
+    with pytest.raises(InvalidRequest, match=r"captoin.*caption"):
+        build_plan(load_gateway(path))

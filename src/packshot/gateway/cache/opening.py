@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from packshot.core.errors import InvalidRequest, ModelNotFound, unknown_name
+from packshot.core.errors import InvalidRequest, ModelNotFound
 from packshot.gateway.cache.audit_log import AuditLog
 from packshot.gateway.cache.cache import ResponseCache
 from packshot.gateway.cache.file_store import FileStore
@@ -40,7 +40,7 @@ async def open_cache(
 
     Raises:
         StateUnavailable: its file cannot be used.
-        InvalidRequest: the store's address is none, or there is no such route for the judge.
+        InvalidRequest: the store's address is none.
         ModelCorrupt: the embedding model is not the one that was made.
     """
     entry = settings.semantic_cache
@@ -125,8 +125,6 @@ def _judge(
         return None
     from packshot.gateway.cache.judge import Judge
 
-    if not plan().knows(entry.route):
-        raise unknown_name("route of semantic_cache.audit.judge", entry.route, plan().names())
     return Judge(entry, plan, dispatcher)
 
 
