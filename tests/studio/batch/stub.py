@@ -87,10 +87,15 @@ class Stub:
         job.usage.append(Usage("encode", ENCODE_S, "cpu"))
         job.tags.append(f"core={item.seed}")
         self.fail(item.brief, job)
+        job.usage.append(Usage("denoise", DENOISE_S, "cpu", steps=4))
+        return self.kept(job)
+
+    def kept(self, job: Job) -> Made:
+        """Put the picture into the run's folder."""
+        item = job.item
         data = f"{item.brief} {item.seed} {sorted(item.parameters.items())}".encode() * 50
         if self.large and item.brief.endswith("large"):
             data += random.Random(item.seed).randbytes(17 << 20)
-        job.usage.append(Usage("denoise", DENOISE_S, "cpu", steps=4))
         kept = self.spool.put(data, "picture.png")
         self.say(Truth(job.render, item.brief, item.seed, tuple(job.usage)))
         return Made(
@@ -131,16 +136,10 @@ class LateStub(Stub):
         job.usage.append(Usage("denoise", DENOISE_S, "cpu", steps=4))
 
     def finish(self, job: Job) -> Made:
-        item = job.item
         time.sleep(self.finish_s)
-        if "late" in item.brief:
-            self.fail(item.brief, job)
-        kept = self.spool.put(f"{item.brief} {item.seed}".encode() * 50, "picture.png")
-        self.say(Truth(job.render, item.brief, item.seed, tuple(job.usage)))
-        return Made(
-            job.render, kept.key, "picture.png", kept.sha256, kept.size, item.seed, "", {},
-            tags=tuple(job.tags),
-        )  # fmt: skip
+        if "late" in job.item.brief:
+            self.fail(job.item.brief, job)
+        return self.kept(job)
 
 
 def crash() -> None:
