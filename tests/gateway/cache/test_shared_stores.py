@@ -12,20 +12,21 @@ from hashlib import sha256
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 
 from packshot.core.errors import StateUnavailable
 from packshot.gateway.cache import file_store, postgres_store, valkey_store
 from packshot.gateway.cache.cache import Kept, ResponseCache, Rules
 from packshot.gateway.cache.control import Control
-from packshot.gateway.cache.entry import Purge
+from packshot.gateway.cache.entry import Purge, Scent
 from packshot.gateway.cache.flights import Hit
 from packshot.gateway.cache.request import CachedRequest
 from packshot.gateway.cache.semantic import Semantic
 from packshot.gateway.cache.settings import SemanticCacheEntry
 from packshot.gateway.cache.store import MemoryStore
 from packshot.gateway.telemetry import Telemetry
-from tests.gateway.cache.conftest import BEHIND, BODY, SECOND, SERVERS, Place, entry_of
+from tests.gateway.cache.conftest import BEHIND, BODY, LONG, SECOND, SERVERS, Place, entry_of
 from tests.gateway.cache.test_semantic import PHRASES, Words
 
 LARGE = 1 << 20
@@ -81,10 +82,11 @@ class Replica:
         self.tier.learn(request.key, entry)
         await self.store.put(request.key, entry)
 
-    async def ask(self, text: str, scope: str = "key:one") -> str:
+    async def ask(self, text: str, scope: str = "key:one", threshold: float = 0.9) -> str:
         """Return "exact", "semantic" or "miss"."""
         request = asked(text, scope)
-        hit, _ = await self.cache._behind(Kept(request, "caption", RULES, Control()))
+        how = Kept(request, "caption", RULES, Control(threshold=threshold))
+        hit, _ = await self.cache._behind(how)
         if hit is None:
             return "miss"
         assert isinstance(hit, Hit)
@@ -116,8 +118,8 @@ def test_what_one_replica_kept_another_finds_for_similar_requests(place: Place) 
             await two.tick()
             assert await two.ask(PHRASES[1]) == "semantic"
             assert await two.ask(PHRASES[0]) == "exact"
-            assert await two.ask("a red sneaker on a beach") == "miss"
-            assert await two.ask("a white sneaker, size 43, on a beach") == "miss"
+            for near in ("a red sneaker on a beach", "a white sneaker, size 43, on a beach"):
+                assert await two.ask(near, threshold=0.1) == "miss"
             assert await two.ask(PHRASES[1], "key:two") == "miss"
 
     asyncio.run(test())
@@ -132,6 +134,35 @@ def test_postgresql_has_it_at_once(place: Place) -> None:
             await one.keep(PHRASES[0])
             assert await two.ask(PHRASES[1]) == "semantic"
             assert len(two.tier) == 0
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("kind", ["postgres"])
+def test_nearest_is_of_its_partition_its_model_and_its_time(place: Place) -> None:
+    near, far = (np.array(v, np.float16).tobytes() for v in ([1, 0, 0, 0.1], [0, 1, 0, 0]))
+    end = place.clock.now + 10 * SECOND
+    kept = {
+        "far": (Scent("p", "far", far, "e"), LONG),
+        "near": (Scent("p", "near", near, "e"), LONG),
+        "other partition": (Scent("q", "", near, "e"), LONG),
+        "other model": (Scent("p", "", near, "f"), LONG),
+        "ends": (Scent("p", "ends", near, "e"), end),
+    }
+
+    async def test() -> None:
+        store = place.open(LARGE)
+        for key, (scent, until) in kept.items():
+            await store.put(key, entry_of(scent=scent, until=until))
+        asked = kept["near"][0]
+        assert {each.key for each in await store.nearest(asked, 2, 0.9)} == {"near", "ends"}
+        place.clock.now = end
+        found = await store.nearest(asked, 4, 0.0)
+        assert [(each.key, each.text) for each in found] == [("near", "near"), ("far", "far")]
+        assert found[0].similarity == pytest.approx(1.0, abs=1e-3)
+        assert len(await store.nearest(asked, 1, 0.0)) == 1
+        assert store.problem == ""
+        await store.aclose()
 
     asyncio.run(test())
 
