@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from packshot.core.errors import InvalidRequest
-from packshot.studio.near_pairs import NearPair, chosen, compare, plans_of, rows, sheet
+from packshot.studio.near_pairs import NearPair, chosen, compare, knower, plans_of, rows, sheet
 from packshot.studio.plan import Options
 from packshot.studio.store import Target
 from tests.studio.stub import StubEngine
@@ -37,6 +37,8 @@ def test_pairs_are_spread_over_each_band_and_equal_captions_left_out() -> None:
     assert served == sorted(served)
     assert served[1] - served[0] > 0.02
     assert [each.similarity for each in found if not each.hit] == [0.95]
+    (best,) = chosen(many[:30], 1, lambda each: each.similarity > 0.82)
+    assert best.similarity > 0.82
     with pytest.raises(InvalidRequest, match="nothing to render"):
         chosen([pair(0.5)], 2)
     with pytest.raises(InvalidRequest, match="expected 1 to 12"):
@@ -64,6 +66,12 @@ def test_both_captions_are_rendered_with_one_seed_and_compared(
     with Image.open(path) as page:
         assert page.width > 2 * 192 * 2
         assert np.asarray(page).std() > 10
+
+
+def test_what_the_model_knows(folder: Path, tmp_path: Path) -> None:
+    known = knower(Options("", model=str(folder), out=str(tmp_path / "p.png")))
+    assert not known(pair(0.9, served=""))
+    assert known(NearPair("white sneakers", "red handbag", 0.9, hit=True))
 
 
 def test_nothing_that_can_be_rendered(folder: Path, tmp_path: Path) -> None:

@@ -31,8 +31,9 @@ def near_pictures(
     from packshot.studio.render import load_engine
     from packshot.studio.store import Target
 
-    chosen = near_pairs.chosen([_near(row) for row in scored], count)
     options = Options(brief="", seed=seed, size=SIZE, steps=steps, sharpen=None, out=str(sheet))
+    known = near_pairs.knower(options)
+    chosen = near_pairs.chosen([_near(row) for row in scored], count, known)
     planned, refused = near_pairs.plans_of(chosen, options)
     folder = planned[0][1].folder
     with spinner(f"loading {folder.name}"):

@@ -38,6 +38,7 @@ __all__ = [
     "Pictures",
     "chosen",
     "compare",
+    "knower",
     "plans_of",
     "rows",
     "sheet",
@@ -48,8 +49,12 @@ BANDS = ((0.80, 0.85), (0.85, 0.90), (0.90, 0.94), (0.94, 0.97), (0.97, 1.01))
 """Similarities of the requests, from and up to; the last has its end in it."""
 
 MOST_PER_BAND = 12
+TRIED = 20
+"""Pairs of a band that are looked at for one that is rendered."""
 MOST_ACROSS = 4
 TILE = 192
+SIGNS = {ord("€"): "EUR ", ord("£"): "GBP "}
+"""Which Pillow's own font has not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +116,11 @@ def band_of(similarity: float) -> tuple[float, float] | None:
     return next(((low, high) for low, high in BANDS if low <= similarity < high), None)
 
 
-def chosen(pairs: Sequence[NearPair], per_band: int) -> list[NearPair]:
+def chosen(
+    pairs: Sequence[NearPair], per_band: int, known: Callable[[NearPair], bool] = bool
+) -> list[NearPair]:
     """Return up to ``per_band`` pairs of each band that are served, and as many that are stopped:
-    those with other captions, spread evenly over the band.
+    those with other captions, of pairs spread evenly over the band those that are ``known`` first.
 
     Raises InvalidRequest where ``per_band`` is not 1 to 12, or no pair lies in a band.
     """
@@ -128,15 +135,40 @@ def chosen(pairs: Sequence[NearPair], per_band: int) -> list[NearPair]:
                 if band_of(pair.similarity) == band and pair.hit == hit and pair.served != pair.own
             ]
             inside.sort(key=lambda pair: pair.similarity)
-            step = max(1.0, len(inside) / per_band)
-            count = min(per_band, len(inside))
-            found += [inside[int(number * step)] for number in range(count)]
+            tried = _spread(inside, TRIED * per_band)
+            fine = [pair for pair in tried if known(pair)]
+            rest = [pair for pair in tried if pair not in fine]
+            taken = _spread(fine, per_band) + _spread(rest, per_band)
+            found += sorted(taken[:per_band], key=lambda pair: pair.similarity)
     if not found:
         raise InvalidRequest(
             f"no pair has a similarity of {BANDS[0][0]:.2f} or more and two captions: there is "
             "nothing to render"
         )
     return found
+
+
+def _spread(pairs: Sequence[NearPair], most: int) -> list[NearPair]:
+    step = max(1.0, len(pairs) / most)
+    return [pairs[int(number * step)] for number in range(min(most, len(pairs)))]
+
+
+def knower(options: Options) -> Callable[[NearPair], bool]:
+    """Return what tells whether the model knows all that both captions of a pair name.
+
+    Raises:
+        PackshotError: as for `packshot.studio.plan.plan`, where the options are at fault.
+    """
+    folder = plan(replace(options, brief="red mug")).folder
+
+    def known(pair: NearPair) -> bool:
+        asked = [replace(options, brief=text, raw=pair.raw) for text in (pair.served, pair.own)]
+        try:
+            return not any(plan(each, folder).caption.warnings for each in asked)
+        except InvalidRequest:
+            return False
+
+    return known
 
 
 def plans_of(
@@ -245,7 +277,7 @@ def _page(compared: Sequence[Compared], about: str) -> Image:
             figures = f"{each.pair.similarity:.3f}: changed {each.change:.1f}, fit {-each.fit:+.3f}"
             lines = [figures]
             for name, text in (("served", each.pair.served), ("own", each.pair.own)):
-                written = f"{name}: {text.replace('€', 'EUR ')}"  # Pillow's font has no sign for it
+                written = f"{name}: {text.translate(SIGNS)}"
                 lines += wrap(written, pair_wide, font)[:2]
             for k, line in enumerate(lines):
                 draw.text((left, high + TILE + 4 + 17 * k), line, INK, font)
