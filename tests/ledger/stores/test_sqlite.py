@@ -8,7 +8,9 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -57,6 +59,35 @@ def test_a_missing_folder_and_a_missing_file_are_unavailable(tmp_path: Path) -> 
     with pytest.raises(LedgerUnavailable):
         open_store(str(tmp_path / "ledger.db"), read_only=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", ["no database", "a newer one", "a folder that is not there"])
+def test_what_cannot_be_opened_is_not_left_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: str
+) -> None:
+    file = tmp_path / "ledger.db"
+    if wrong == "no database":
+        file.write_bytes(b"this is no database, but long enough to be one\n" * 100)
+    elif wrong == "a newer one":
+        with closing(sqlite3.connect(file)) as raw:
+            raw.execute("PRAGMA user_version = 1000")
+    else:
+        file = tmp_path / "nowhere" / "ledger.db"
+    made: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def noted(*args: Any, **more: Any) -> sqlite3.Connection:
+        made.append(connect(*args, **more))
+        return made[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", noted)
+    for read_only in (False, True):
+        with pytest.raises((LedgerCorrupt, LedgerUnavailable)):
+            open_store(str(file), read_only=read_only)
+    assert made or wrong == "a folder that is not there"
+    for each in made:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            each.execute("SELECT 1")
 
 
 def test_what_is_no_database_is_corrupt(tmp_path: Path) -> None:

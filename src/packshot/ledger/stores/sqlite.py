@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,14 @@ class SqliteDatabase:
         self._writing = threading.RLock()
         self._reading = threading.RLock()
         self._writer: sqlite3.Connection | None = None
-        with self._errors():
+        with self._errors(), ExitStack() as unless_whole:
             if not read_only:
                 with suppress(OSError):  # SQLite says better why it cannot be
                     make_private_file(self.path)
-                self._writer = self._connect("rwc")
+                self._writer = unless_whole.enter_context(closing(self._connect("rwc")))
                 self._set_up(self._writer)
             self._reader = self._connect("ro")
+            unless_whole.pop_all()
 
     @contextmanager
     def transaction(self) -> Generator[Transaction]:
@@ -116,8 +117,12 @@ class SqliteDatabase:
             timeout=BUSY_MS / 1000,
             cached_statements=64,
         )
-        for setting in SETTINGS:
-            connection.execute(f"PRAGMA {setting}")
+        try:
+            for setting in SETTINGS:
+                connection.execute(f"PRAGMA {setting}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _set_up(self, writer: sqlite3.Connection) -> None:
