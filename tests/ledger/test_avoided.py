@@ -93,6 +93,7 @@ def test_a_worker_that_is_killed_loses_what_it_had_not_flushed_and_nothing_else(
         desk.ledger.tick()
         desk.ledger.avoided.note(EXACT, 10)  # and then kill -9
         desk.journal.close()
+        desk.leases.close()
         drain(desk, store)
         drain(desk, store)
     assert rows(store) == [("exact", "one", 3, 30)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def test_a_damaged_file_costs_hits_and_no_errors(place: Place) -> None:
     async def test() -> None:
         async with store_at(place) as (store, clock):
             await store.put("a", entry_of())
-            with sqlite3.connect(place.url) as other:
+            with closing(sqlite3.connect(place.url)) as other:
                 other.execute("DROP TABLE entries")
             assert await store.get("a") is None
             assert "cannot be used" in store.problem
