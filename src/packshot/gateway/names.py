@@ -123,7 +123,7 @@ CACHE_CHECKS = Metric(
     "packshot_gateway_cache_checks_total",
     "counter",
     ("route", "verdict"),
-    'Semantic hits that were checked, by what was found ("same", "false").',
+    'Semantic hits that were checked, by what was found ("same", "false", "open").',
 )
 CACHE_EMBEDDINGS = Metric(
     "packshot_gateway_cache_embeddings_total",
