@@ -88,6 +88,7 @@ class Link:
     """A client's connection, as far as a request knows it."""
 
     read_paused = write_paused = False
+    client = "127.0.0.1"
 
     def __init__(self) -> None:
         date = b"date: Wed, 25 Nov 2026 20:00:00 GMT\r\n"

@@ -64,9 +64,11 @@ ID = b"x-packshot-request-id"
 OF_JSON = lines_of([JSON])
 OURS = (
     b"%b: %b\r\nx-packshot-request-id: %b\r\nx-packshot-attempts: %d\r\n"
-    b"x-packshot-overhead-us: %d\r\n%b%b%b%b%b"
+    b"x-packshot-overhead-us: %d\r\n%b%b%b"
 )
 """The header lines of every answer to a call."""
+
+COST = b"x-packshot-cost-eur: %d.%09d\r\n"
 
 REPLAYED = b"x-packshot-replayed: true\r\n"
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
@@ -202,12 +204,7 @@ class Gateway:
             return await self.cache.serve(job, headers, partial(self._deliver, visit, job))
         else:
             got = await self.dispatcher.answer(job)
-        if isinstance(got, Stream) or visit.cycle is None or self._money.ledger.durable:
-            return await self._deliver(visit, job, got)
-        visit.cycle.reply(got.status, self._lines_of(job, got), got.body)
-        if (waits := self._limiter.settle(job)) is not None:
-            await waits
-        return got.status
+        return await self._deliver(visit, job, got)
 
     async def pass_through(self, visit: Visit) -> int:
         """Serve a raw call of a provider and return its status; see `packshot.gateway.raw`."""
@@ -254,24 +251,23 @@ class Gateway:
 
     async def _deliver(self, visit: Visit, job: Job, got: dispatch.Answer | Stream) -> int:
         """Send an answer, and correct what was taken of the limits; return its status."""
-        if isinstance(got, Stream):
-            lines = self._lines(job, EVENTS)
-            status = await relay(got, pairs_of(lines), visit.send, self.drains, visit.cycle)
-        else:
+        if isinstance(got, dispatch.Answer):
             status = got.status
             if self._money.ledger.durable:
                 await self._money.flush()
+            lines = self._lines(job, got.content)
+            if got.headers:
+                lines += lines_of(got.headers)
             if visit.cycle is not None:
-                visit.cycle.reply(status, self._lines_of(job, got), got.body)
+                visit.cycle.reply(status, lines, got.body)
             else:
-                await respond(visit.send, status, self._lines_of(job, got), got.body)
+                await respond(visit.send, status, lines, got.body)
+        else:
+            lines = self._lines(job, EVENTS)
+            status = await relay(got, pairs_of(lines), visit.send, self.drains, visit.cycle)
         if (waits := self._limiter.settle(job)) is not None:
             await waits
         return status
-
-    def _lines_of(self, job: Job, got: dispatch.Answer) -> bytes:
-        lines = self._lines(job, got.content)
-        return lines + lines_of(got.headers) if got.headers else lines
 
     def forget_limits(self) -> None:
         """Read the limits of the virtual keys anew."""
@@ -339,19 +335,18 @@ class Gateway:
         """Return the header lines of an answer; the overhead is up to this moment, its last before
         the bytes go out. A stream's cost is not known yet, and stands in the ledger only.
         """
-        cost = b""
-        if not job.stream:
-            cost = b"x-packshot-cost-eur: %d.%09d\r\n" % divmod(job.cost, 1_000_000_000)
-        return OURS % (
+        cost = () if job.stream else divmod(job.cost, 1_000_000_000)
+        limits, left = self._limiter.left(job)
+        return (OURS + COST + limits if cost else OURS + limits) % (
             *content,
             job.id.encode(),
             job.attempts,
             (perf_counter() - job.began - job.upstream_s) * 1e6,
             b"" if job.target is None else job.target.told_of(job.key),
-            cost,
             REPLAYED if job.replayed else b"",
             job.cache,
-            self._limiter.lines(job),
+            *cost,
+            *left,
         )
 
     async def _other(self, scope: Scope, receive: Receive, send: Send) -> None:

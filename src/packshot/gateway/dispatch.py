@@ -379,7 +379,8 @@ class Dispatcher:
             attempt.fail(failure, sent=True, began=NEXT[failure.kind] == "again")
             return failure
         attempt.succeed(usage)
-        attempt.lead()
+        if attempt.job.attempts > 1:
+            attempt.lead()
         return Answer(body)
 
     async def _begin(self, attempt: Attempt, reply: Reply, exchange: Exchange) -> Stream | Failure:

@@ -98,12 +98,14 @@ class Limiter:
             self._local.give_back_now(asks, age_s)
         return None
 
-    def lines(self, job: Job) -> bytes:
-        """Return OpenAI's header lines of what is left, as far as this process knows."""
+    def left(self, job: Job) -> tuple[bytes, tuple[int, ...]]:
+        """Return OpenAI's header lines of what is left, and the numbers for the places in them, as
+        far as this process knows.
+        """
         rates = job.rates
         if rates is None or not rates.asks:
-            return b""
-        return rates.lines % self._left(rates.asks)
+            return b"", ()
+        return rates.lines, self._left(rates.asks)
 
     def forget(self) -> None:
         """Let go of the limits of virtual keys: some may be gone."""

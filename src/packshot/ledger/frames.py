@@ -25,7 +25,8 @@ MAX_PAYLOAD = 1 << 20
 PAIR = b"\x92"
 """How every payload begins: a msgpack array of two."""
 
-ENCODER = msgspec.msgpack.Encoder()
+encode = msgspec.msgpack.Encoder().encode
+pack = HEADER.pack
 DECODER = msgspec.msgpack.Decoder(tuple[int, Event])
 
 
@@ -56,8 +57,8 @@ class Scan:
 
 def encode_frame(seq: int, event: Event) -> bytes:
     """Return the frame of ``event``."""
-    payload = ENCODER.encode((seq, event))
-    return HEADER.pack(len(payload), crc32(payload)) + payload
+    payload = encode((seq, event))
+    return pack(len(payload), crc32(payload)) + payload
 
 
 def payload_at(data: bytes, offset: int) -> bytes:

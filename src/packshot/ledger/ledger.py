@@ -186,7 +186,7 @@ class Ledger:
         if self._capped and caps is not None and dimensions.stage not in BESIDE:
             with self._lock:
                 got = caps.reserve(dimensions, amount, at, priced=priced)
-            if isinstance(got, Shortage):
+            if not isinstance(got, tuple):
                 got = self._ask(caps, got, dimensions, at, wait=wait)
             slices = got
             periods = (slices[0].period,) if len(slices) == 1 else tuple(map(PERIOD_OF, slices))

@@ -141,11 +141,13 @@ class Cycle(Gone):
 
     def path(self) -> str:
         """Return the path that is asked for."""
-        return self.link.door.split(self.target)[0]
+        door = self.link.door
+        return (door.targets.get(self.target) or door.split(self.target))[0]
 
     def scope(self) -> dict[str, Any]:
         """Return what ASGI says of a request."""
-        path, raw_path, query = self.link.door.split(self.target)
+        door = self.link.door
+        path, raw_path, query = door.targets.get(self.target) or door.split(self.target)
         return self.link.base | {
             "http_version": self.version,
             "method": self.method.decode("ascii"),

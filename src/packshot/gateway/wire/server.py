@@ -149,9 +149,6 @@ class Door:
 
     def split(self, target: bytes) -> tuple[str, bytes, bytes]:
         """Return path, raw path and query of a request's target."""
-        known = self.targets.get(target)
-        if known is not None:
-            return known
         url = httptools.parse_url(target)
         raw: bytes = url.path
         path = raw.decode("ascii")
