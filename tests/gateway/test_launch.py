@@ -7,6 +7,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -255,3 +256,24 @@ def test_what_must_not_start_does_not(
     assert done.returncode == 2
     assert said in " ".join(done.stderr.split())
     assert CREDENTIAL not in done.stderr
+
+
+@pytest.mark.parametrize("log", ["text", "off"])
+def test_why_a_worker_cannot_start_is_told(tmp_path: Path, log: str) -> None:
+    """Its log is written by a thread, which is not to end before it has."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "limits").write_bytes(b"something else" * 1000)
+    (tmp_path / "packshot.yaml").write_text(
+        "providers:\n  openai: {base_url: 'http://127.0.0.1:9/v1', keys: [{value: env.KEY_A}]}\n"
+        "routes: [{id: chat, primary: openai/gpt-4o-mini}]\n"
+        "server: {port: 0, workers: 2, state: state}\n"
+        f"telemetry: {{log: {log}}}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "packshot", "gateway", "--config", "packshot.yaml"],
+        cwd=tmp_path, env=os.environ | {"KEY_A": "sk-a", "XDG_STATE_HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "giving up" in done.stderr
+    assert "is no file of limits" in done.stderr
+    assert done.returncode != 0

@@ -97,6 +97,14 @@ class Worker:
             InvalidRequest, OutputError: the configuration has a mistake.
             LedgerUnavailable: money cannot be booked.
         """
+        try:
+            await self._begin()
+        except BaseException:
+            # Its thread would end with the process, and nobody would be told why there is no start.
+            await asyncio.to_thread(self.telemetry.stop)
+            raise
+
+    async def _begin(self) -> None:
         settings, money_settings = load_gateway(self.path), load_settings(self.path)
         # What waits for a database waits here: the usual handful of threads would all be taken by
         # the calls of one second, and the rest would wait for them.
