@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from packshot.core.errors import StateUnavailable
+from packshot.core.sqlite import write_ahead
 
 __all__ = ["opened", "set_up", "transaction"]
 
@@ -34,7 +35,7 @@ def set_up(file: sqlite3.Connection, path: Path, tables: Sequence[str], version:
     Raises:
         StateUnavailable: the file is of another version.
     """
-    file.execute("PRAGMA journal_mode = WAL")
+    write_ahead(file)
     file.execute("PRAGMA synchronous = NORMAL")
     with transaction(file):  # of several processes that come first at once, one makes the tables
         (found,) = file.execute("PRAGMA user_version").fetchone()

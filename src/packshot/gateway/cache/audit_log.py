@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 from packshot.core.errors import InvalidRequest, StateUnavailable
+from packshot.core.sqlite import write_ahead
 from packshot.gateway.cache.entry import Purge
 
 __all__ = ["AuditLog", "Check", "Count", "Verdict"]
@@ -92,7 +93,7 @@ class AuditLog:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
             self._file = sqlite3.connect(path, timeout=2, check_same_thread=False)
-            self._file.execute("PRAGMA journal_mode = WAL")
+            write_ahead(self._file)
             self._file.execute("PRAGMA secure_delete = ON")
         with self._writing():
             (version,) = self._file.execute("PRAGMA user_version").fetchone()

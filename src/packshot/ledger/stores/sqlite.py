@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from packshot.core.errors import LedgerCorrupt, LedgerUnavailable
+from packshot.core.sqlite import write_ahead
 from packshot.ledger.private import make_private_file
 from packshot.ledger.stores.database import Row, Table, Transaction
 
@@ -128,7 +129,7 @@ class SqliteDatabase:
     def _set_up(self, writer: sqlite3.Connection) -> None:
         writer.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         writer.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
-        (mode,) = writer.execute("PRAGMA journal_mode = WAL").fetchone()
+        mode = write_ahead(writer)
         if mode != "wal":
             raise LedgerUnavailable(
                 f"{self.path} cannot use a write-ahead log (SQLite says {mode!r}):"
