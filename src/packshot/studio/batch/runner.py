@@ -122,8 +122,10 @@ class Run:
         """
         self.state.abandon()
         self.spool.sweep()
-        # What is made to measure is made one by one.
-        hands = 1 if most is not None else self._rules.in_hand
+        # One by one what is made to measure, and where works may go elsewhere: those that fail there
+        # in a row are counted as they come, and two at once would lose their attempts to an outage.
+        alone = most is not None or self._setup.elsewhere is not None
+        hands = 1 if alone else self._rules.in_hand
         maker = threading.Thread(
             target=self._guarded, args=(self._make_all, most, hands), daemon=True
         )
