@@ -122,8 +122,8 @@ class Run:
         """
         self.state.abandon()
         self.spool.sweep()
-        # One by one what is made to measure, and where works may go elsewhere: those that fail there
-        # in a row are counted as they come, and two at once would lose their attempts to an outage.
+        # One by one what is made to measure, and where works may go elsewhere: what fails there in
+        # a row is counted as it comes, and two at once would lose attempts to an outage.
         alone = most is not None or self._setup.elsewhere is not None
         hands = 1 if alone else self._rules.in_hand
         maker = threading.Thread(
