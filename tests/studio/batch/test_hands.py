@@ -56,6 +56,15 @@ def test_works_get_the_device_in_their_order(tmp_path: Path) -> None:
     assert begun == list(range(12))
 
 
+def test_what_failed_comes_again_after_all_others(tmp_path: Path) -> None:
+    world = World(tmp_path, [f"shoe {k} nan once" for k in range(6)], **PACE)
+    world.run(rules=Rules(in_a_row=10))
+    begun = [truth.seed for truth in world.truths() if not truth.usage]
+    assert begun[:6] == list(range(6))
+    assert sorted(begun[6:]) == list(range(6))
+    assert set(world.check_delivered().values()) == {"delivered"}
+
+
 def test_one_in_hand_is_one_after_the_other(tmp_path: Path) -> None:
     world = World(tmp_path, [f"mug {k}" for k in range(4)], **PACE)
     world.run(rules=Rules(in_hand=1))

@@ -24,6 +24,10 @@ class Line:
         self._state = state
         self._taken: set[bytes] = set()
         self._lock = threading.Lock()
+        self._passing: Iterator[Todo] = iter(())
+        self._met = False
+        self.empty = False
+        """Nothing waited in the last pass of `following`."""
 
     def take(self, work: bytes) -> Todo | None:
         """Return a work that is to be made by whoever asks; None where somebody else has it, or
@@ -53,9 +57,20 @@ class Line:
                 return found
         return None
 
-    def works(self) -> Iterator[Todo]:
-        """Yield all that wait, in their order, those that somebody has among them."""
-        return self._state.waiting("todo")
+    def following(self, is_left: Callable[[Todo], bool]) -> Todo | None:
+        """Take the next work that nobody has, nor ``is_left`` leaves to others; None where a whole
+        pass meets none. One asks at a time.
+
+        All who ask share a pass: what failed comes again after all the others.
+        """
+        for _ in range(2):  # what is left of a pass, and a whole one
+            for todo in self._passing:
+                self._met = True
+                if not is_left(todo) and (found := self.take(todo.work)) is not None:
+                    return found
+            self.empty, self._met = not self._met, False
+            self._passing = self._state.waiting("todo")
+        return None
 
 
 class Turn:

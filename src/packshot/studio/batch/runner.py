@@ -21,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from queue import Empty, Queue
 from time import monotonic, perf_counter
 
@@ -122,10 +123,8 @@ class Run:
         """
         self.state.abandon()
         self.spool.sweep()
-        # One by one what is made to measure, and where works may go elsewhere: what fails there in
-        # a row is counted as it comes, and two at once would lose attempts to an outage.
-        alone = most is not None or self._setup.elsewhere is not None
-        hands = 1 if alone else self._rules.in_hand
+        # What is made to measure is made one by one.
+        hands = 1 if most is not None else self._rules.in_hand
         maker = threading.Thread(
             target=self._guarded, args=(self._make_all, most, hands), daemon=True
         )
@@ -218,16 +217,13 @@ class Run:
 
     def _make_here(self, most: int | None) -> None:
         """Make what waits, in turn, but for what others have or are to take."""
-        done, left = 0, True
-        while left and not self.stop.level:
-            before, left = done, False
-            for todo in self.line.works():
-                with Turn(self._device) as turn:
-                    if self.stop.level or (most is not None and done >= most):
-                        return
-                    left = True
-                    if self._is_left(todo, most) or self.line.take(todo.work) is None:
-                        continue
+        done = 0
+        while not self.stop.level:
+            with Turn(self._device) as turn:
+                if self.stop.level or (most is not None and done >= most):
+                    return
+                todo = self.line.following(partial(self._is_left, most))
+                if todo is not None:
                     done += 1
                     try:
                         self._check_agreed()
@@ -237,7 +233,9 @@ class Run:
                         raise
                     finally:
                         self.line.leave(todo.work)
-            if done == before:  # what is left, others have
+                elif self.line.empty:
+                    return
+            if todo is None:  # what is left, others have
                 self.stop.heard.wait(TICK_S)
 
     def _make_beside(self) -> None:
@@ -282,7 +280,7 @@ class Run:
             return 0
         return AT_ONCE if elsewhere.beside.whole or self.state.dated() else 0
 
-    def _is_left(self, todo: Todo, most: int | None) -> bool:
+    def _is_left(self, most: int | None, todo: Todo) -> bool:
         elsewhere = self._setup.elsewhere
         return elsewhere is not None and most is None and elsewhere.wants(todo)
 
