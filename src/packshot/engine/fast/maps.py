@@ -180,9 +180,9 @@ class Convolution:
 
     def quant(self, kernels: Kernels, pixels: int) -> Tensor | None:
         """Return what inputs of so many pixels are to be brought to fp8 with; None: as they are."""
-        fp8, channels = self.fp8, self.weight.shape[1]
-        pays = fp8 is not None and kernels.convolve_pays(pixels, channels, fp8=True)
-        return fp8.quant if fp8 is not None and pays else None
+        if self.fp8 is None or not kernels.convolve_pays(pixels, self.weight.shape[1], fp8=True):
+            return None
+        return self.fp8.quant
 
     def __call__(self, kernels: Kernels, x: Tensor, size: tuple[int, int]) -> Tensor:
         """Map [B,P,C] of ``size`` (h, w) to [B,P',C'], without the bias."""

@@ -6,7 +6,6 @@ hits is that of all checks since the route's tier was last turned on.
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from collections.abc import Generator
@@ -17,6 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias
 from packshot.core.errors import InvalidRequest, StateUnavailable
 from packshot.core.sqlite import write_ahead
 from packshot.gateway.cache.entry import Purge
+from packshot.state.sqlite_file import opened, transaction
 
 __all__ = ["AuditLog", "Check", "Count", "Verdict"]
 
@@ -25,6 +25,9 @@ Verdict: TypeAlias = Literal["same", "false", "open"]
 
 LONGEST_TEXT = 8_000
 """Characters that are kept of each text."""
+
+BUSY_S = 2
+"""So long another process may hold the file before a call gives up."""
 
 VERSION = 2
 TABLES = (
@@ -90,9 +93,7 @@ class AuditLog:
         self._keep = keep
         self._lock = threading.Lock()
         with self._told():
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-            self._file = sqlite3.connect(path, timeout=2, check_same_thread=False)
+            self._file = opened(path, BUSY_S)
             write_ahead(self._file)
             self._file.execute("PRAGMA secure_delete = ON")
         with self._writing():
@@ -208,10 +209,8 @@ class AuditLog:
 
     @contextmanager
     def _writing(self) -> Generator[None]:
-        with self._told():
-            self._file.execute("BEGIN IMMEDIATE")
-            with self._file:  # commits, or rolls back
-                yield
+        with self._told(), transaction(self._file):
+            yield
 
     @contextmanager
     def _told(self) -> Generator[None]:

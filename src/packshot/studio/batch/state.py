@@ -30,6 +30,7 @@ from packshot.core.clock import wall_us
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.core.ids import new_id
 from packshot.core.money import Nanos
+from packshot.core.sqlite import write_ahead
 from packshot.core.types import NOTHING_READ, EmbeddingUse
 from packshot.studio.batch.items import Item
 
@@ -573,7 +574,7 @@ def _locked(folder: Path) -> int:
 def _opened(path: Path) -> sqlite3.Connection:
     try:
         base = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-        base.execute("PRAGMA journal_mode = WAL")
+        write_ahead(base)
         base.execute("PRAGMA synchronous = NORMAL")
         ((found,),) = base.execute("PRAGMA user_version").fetchall()
         if found > FORMAT:
