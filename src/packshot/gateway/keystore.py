@@ -25,6 +25,7 @@ from typing import Any, cast
 import msgspec
 
 from packshot.core.clock import SECOND_US, Clock, wall_us
+from packshot.core.databases import POSTGRES
 from packshot.core.errors import (
     InvalidRequest,
     LedgerCorrupt,
@@ -139,7 +140,7 @@ def open_key_store(url: str, hasher: Hasher, clock: Clock = wall_us) -> KeyStore
         LedgerUnavailable: it cannot be reached or written.
         InvalidRequest: it was made with another pepper.
     """
-    if url.startswith(("postgresql://", "postgres://")):
+    if url.startswith(POSTGRES):
         from packshot.ledger.stores.postgres import PostgresDatabase
 
         database: Database = PostgresDatabase(url)

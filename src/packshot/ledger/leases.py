@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from packshot.core.databases import POSTGRES
 from packshot.core.money import Nanos
 from packshot.ledger.periods import over_by
 from packshot.ledger.settings import Settings
@@ -24,7 +25,6 @@ __all__ = ["Grant", "LeaseTable", "Leases", "Shared", "Want", "leases_of", "open
 SHARE = 100
 """A slice is this part of what is left, or the need where that is more (RELIABILITY §5.8)."""
 
-POSTGRES = ("postgresql://", "postgres://")
 LEASE_FILE = "caps.db"
 
 SCHEMA = (

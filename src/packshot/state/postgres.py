@@ -16,9 +16,10 @@ from urllib.parse import urlsplit
 
 import asyncpg  # pyright: ignore[reportMissingTypeStubs]
 
+from packshot.core.databases import POSTGRES
 from packshot.core.errors import InvalidRequest
 
-__all__ = ["FAILURES", "PATIENT_S", "SCHEMES", "Connection", "Pool"]
+__all__ = ["FAILURES", "PATIENT_S", "Connection", "Pool"]
 
 CONNECT_S = 2.0
 """Seconds for a connection with its log-in and what is prepared on it."""
@@ -28,8 +29,6 @@ PATIENT_S = 5.0
 
 RETRY_S = 1.0
 """Seconds between two attempts to connect."""
-
-SCHEMES = ("postgresql://", "postgres://")
 
 FAILURES = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What a call may end with: a TimeoutError is an OSError, and so is what the network says."""
@@ -61,7 +60,7 @@ class Pool:
     """
 
     def __init__(self, url: str, size: int, prepare: Prepare) -> None:
-        if not url.startswith(SCHEMES) or not _has_port(url):
+        if not url.startswith(POSTGRES) or not _has_port(url):
             raise InvalidRequest(
                 "the address of the database is not postgresql://user@host:port/database"
             )

@@ -12,8 +12,8 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from packshot.core.databases import write_ahead
 from packshot.core.errors import StateUnavailable
-from packshot.core.sqlite import write_ahead
 
 __all__ = ["opened", "set_up", "transaction"]
 

@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
+from packshot.core.databases import write_ahead
 from packshot.core.errors import InvalidRequest, StateUnavailable
-from packshot.core.sqlite import write_ahead
 from packshot.gateway.cache.entry import Purge
 from packshot.state.sqlite_file import opened, transaction
 

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packshot.core.databases import POSTGRES
 from packshot.core.errors import InvalidRequest, ModelNotFound
 from packshot.gateway.cache.audit_log import AuditLog
 from packshot.gateway.cache.cache import ResponseCache
@@ -75,7 +76,7 @@ def _stores(entry: SemanticCacheEntry, folder: Path) -> tuple[Store | None, Neig
         return FileStore(folder / ANSWERS, size), None
     if entry.store == "memory":
         return None, None
-    is_database = entry.store.startswith(("postgresql://", "postgres://"))
+    is_database = entry.store.startswith(POSTGRES)
     try:
         if is_database:
             from packshot.gateway.cache.postgres_store import PostgresStore

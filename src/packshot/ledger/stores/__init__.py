@@ -6,12 +6,11 @@ its part of it.
 
 from __future__ import annotations
 
+from packshot.core.databases import POSTGRES
 from packshot.ledger.stores.migrations import migrate, require_current
 from packshot.ledger.stores.table_store import TableStore
 
 __all__ = ["open_store"]
-
-POSTGRES = ("postgresql://", "postgres://")
 
 
 def open_store(url: str, *, read_only: bool = False) -> TableStore:

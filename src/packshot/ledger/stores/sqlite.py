@@ -9,8 +9,8 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from packshot.core.databases import write_ahead
 from packshot.core.errors import LedgerCorrupt, LedgerUnavailable
-from packshot.core.sqlite import write_ahead
 from packshot.ledger.private import make_private_file
 from packshot.ledger.stores.database import Row, Table, Transaction
 

@@ -27,10 +27,10 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import msgspec
 
 from packshot.core.clock import wall_us
+from packshot.core.databases import write_ahead
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.core.ids import new_id
 from packshot.core.money import Nanos
-from packshot.core.sqlite import write_ahead
 from packshot.core.types import NOTHING_READ, EmbeddingUse
 from packshot.studio.batch.items import Item
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from packshot.core import sqlite
+from packshot.core import databases
 
 
 def turn(path: Path, start, told) -> None:
     start.wait()
     file = sqlite3.connect(path, timeout=5)
     try:
-        told.put(sqlite.write_ahead(file))
+        told.put(databases.write_ahead(file))
     except sqlite3.Error as error:
         told.put(str(error))
     file.close()
@@ -42,13 +42,13 @@ def turns(folder: Path, start, told) -> None:
 
 
 def test_a_file_that_stays_locked_is_given_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(sqlite, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(databases, "PATIENCE_S", 0.05)
     path = tmp_path / "a.db"
     holder, other = (sqlite3.connect(path, timeout=0, isolation_level=None) for _ in range(2))
     holder.execute("BEGIN EXCLUSIVE")
     with pytest.raises(sqlite3.OperationalError, match="locked"):
-        sqlite.write_ahead(other)
+        databases.write_ahead(other)
     holder.execute("ROLLBACK")
-    assert sqlite.write_ahead(other) == "wal"
+    assert databases.write_ahead(other) == "wal"
     holder.close()
     other.close()

@@ -1,11 +1,14 @@
-"""What all of our SQLite files need of SQLite, whoever keeps them."""
+"""What all who keep a database share: how PostgreSQL is named, and a new file of SQLite opened."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
 
-__all__ = ["write_ahead"]
+__all__ = ["POSTGRES", "write_ahead"]
+
+POSTGRES = ("postgresql://", "postgres://")
+"""What an address of PostgreSQL begins with; anything else is a path."""
 
 PATIENCE_S = 5.0
 PAUSE_S = 0.01
