@@ -76,12 +76,16 @@ def profile(
             buckets=load_engine_settings().sizes,
         )
     )
+    for warning in planned.warnings:
+        terminal.warn(warning)
+    overhead = _gateway(gateway) if gateway is not None else None  # first: a mistake shows at once
     found = profile_plan(planned, trace)
-    overhead = _gateway(gateway) if gateway is not None else None
+    for warning in found.warnings:
+        terminal.warn(warning)
     if as_json:
         from packshot.cli.report import print_json
 
-        print_json(_facts(found, trace, overhead))
+        print_json(_facts(found, planned.warnings, trace, overhead))
         return
     _show(found, trace)
     if overhead is not None:
@@ -126,11 +130,12 @@ def _show(found: Profile, trace: Path | None) -> None:
     console.print(kinds)
     reached, top = found.tflops, found.ceilings
     console.print(
-        f"{reached:.3g} of {top.tflops:.3g} TFLOP/s ({100 * reached / top.tflops:.0f} %); "
-        f"copies here run at {top.copy_gbs:.0f} GB/s"
+        f"{reached:.3g} of {top.tflops:.3g} TFLOP/s ({100 * reached / top.tflops:.0f} %), "
+        f"{found.gbs:.3g} of {top.copy_gbs:.0f} GB/s ({100 * found.gbs / top.copy_gbs:.0f} %)"
     )
     for sync in found.syncs:
-        console.print(f"waited for the device at {sync.where}, {sync.times} times")
+        console.print(f"waited for the device at {sync.where}, {sync.times} times", markup=False)
+        console.print(f"    {sync.code}", style="dim", markup=False)
     for line in found.attention:
         console.print(line, style="dim")
     for number, hint in enumerate(found.hints, 1):
@@ -139,8 +144,14 @@ def _show(found: Profile, trace: Path | None) -> None:
         console.print(f"trace: {trace}", soft_wrap=True)
 
 
-def _facts(found: Profile, trace: Path | None, gateway: dict[str, float] | None) -> dict[str, Any]:
+def _facts(
+    found: Profile,
+    planned: tuple[str, ...],
+    trace: Path | None,
+    gateway: dict[str, float] | None,
+) -> dict[str, Any]:
     return {
+        "warnings": [*planned, *found.warnings],
         "seconds": found.seconds,
         "stages": [
             {"stage": stage.stage, "seconds": stage.seconds, "device": stage.device}
@@ -151,6 +162,8 @@ def _facts(found: Profile, trace: Path | None, gateway: dict[str, float] | None)
         "syncs": [asdict(sync) for sync in found.syncs],
         "tflop": found.tflop,
         "tflops": found.tflops,
+        "gb": found.gb,
+        "gbs": found.gbs,
         "ceilings": asdict(found.ceilings),
         "attention": list(found.attention),
         "hints": [asdict(hint) for hint in found.hints],

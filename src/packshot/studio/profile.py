@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from packshot.studio.store import probe
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -14,7 +16,12 @@ __all__ = ["profile_plan"]
 
 
 def profile_plan(plan: Plan, trace: Path | None = None) -> Profile:
-    """Load the plan's model and profile its request. Raises what loading and rendering do."""
+    """Load the plan's model and profile its request.
+
+    Raises what loading and rendering do, and `OutputError` where no trace could be written.
+    """
+    if trace is not None:
+        probe(trace)
     from packshot.engine.engine import Engine
     from packshot.engine.profile import profile_render
     from packshot.studio.render import load_engine
