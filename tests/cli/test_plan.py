@@ -35,7 +35,8 @@ def test_it_fits_or_says_what_would(packshot, sdxl):
     assert many.code == 1
     assert "would fit: 4 at a time" in many.out
     assert "would fit: a GPU of 24 GB" in many.out
-    assert max(map(len, (done.out + many.out).splitlines())) <= 80
+    shown = done.out + done.err + many.out + many.err
+    assert max(map(len, shown.splitlines())) <= 80
     assert "fitted to three runs" in done.err
 
 
@@ -46,7 +47,22 @@ def test_one_size_and_two_tiers(packshot, sdxl):
     assert one["fits"]
     assert one["gpu_bytes"] == 80 * 10**9
     assert one["bytes"] == sum(part["size"] for part in one["parts"]) < two["bytes"]
-    assert "3 captured graphs" in {part["what"] for part in one["parts"]}
+    assert "3 captured graphs, 2 MB each" in {part["what"] for part in one["parts"]}
+
+
+def test_the_nearest_bucket_is_taken_and_said(packshot, sdxl):
+    call = ("plan", "--gpu", "80", "--model", sdxl, "--size", "1920x1080")
+    done = packshot(*call)
+    assert "1 at a time; 1344x768" in done.out
+    (warning,) = packshot(*call, "--json").json["warnings"]
+    assert warning == "1920x1080 is rendered as 1344x768, its margins cut off, and resized"
+    assert warning in done.err
+
+
+def test_small_cards_are_named_for_small_models(packshot, tiny_sdxl):
+    done = packshot("plan", "--gpu", "1", "--model", str(tiny_sdxl), "-n", "8")
+    assert done.code == 1
+    assert "would fit: a GPU of 8 GB" in done.out
 
 
 def test_what_may_not_fit_is_not_promised(packshot, sdxl):

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["plan"]
 
-GPUS_GB = (16, 24, 32, 40, 48, 80, 96, 141, 192)
-"""What cards have, from a T4's to a B200's; the smallest that fits is named."""
+GPUS_GB = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 192)
+"""What cards have, from an RTX 3050's to a B200's; the smallest that fits is named."""
 
 GB = 10**9
 
@@ -55,7 +55,9 @@ def plan(
 
     capacity = memory_of(gpu)
     folder = open_model(model)
-    ask = _ask(folder, tuple(precision or ("bf16",)), size, count)
+    ask, warnings = _ask(folder, tuple(precision or ("bf16",)), size, count)
+    for warning in warnings:
+        terminal.warn(warning)
     shapes = read_shapes(folder)
     found = footprint(shapes, ask)
     fits = found.room <= capacity
@@ -71,6 +73,7 @@ def plan(
                 "with_margin_bytes": found.room,
                 "parts": [asdict(part) for part in found.parts],
                 "what_would_fit": list(instead),
+                "warnings": list(warnings),
             }
         )
     else:
@@ -87,23 +90,27 @@ def memory_of(text: str) -> int:
     return round(float(found[1]) * (2**30 if found[2] == "gib" else GB))
 
 
-def _ask(folder: ModelFolder, precisions: tuple[str, ...], size: str | None, count: int) -> Ask:
-    """Return what is asked for: one size, or all that the model renders at."""
+def _ask(
+    folder: ModelFolder, precisions: tuple[str, ...], size: str | None, count: int
+) -> tuple[Ask, tuple[str, ...]]:
+    """Return what is asked for, one size or all that the model renders at, and warnings of it."""
     from packshot.engine.buckets import buckets_of, nearest
     from packshot.engine.limits import MAX_PICTURES, default_size
     from packshot.engine.memory import TIERS, Ask
     from packshot.studio.finish import parse_size
-    from packshot.studio.plan import one_of
+    from packshot.studio.plan import one_of, size_warning
     from packshot.studio.settings import load_engine_settings
 
     if not 1 <= count <= MAX_PICTURES:
         raise InvalidRequest(f"{count} pictures were asked for, expected 1 to {MAX_PICTURES}")
     tiers: list[Tier] = [one_of("precision", name, TIERS) for name in dict.fromkeys(precisions)]
     native = default_size(folder)
-    sizes = buckets_of(native, load_engine_settings().sizes) or (native,)
-    if size is not None:
-        sizes = (nearest(parse_size(size, native), native, sizes),)
-    return Ask(sizes, (count,), tuple(tiers))
+    buckets = buckets_of(native, load_engine_settings().sizes)
+    if size is None:
+        return Ask(buckets or (native,), (count,), tuple(tiers)), ()
+    wanted = parse_size(size, native)
+    made = nearest(wanted, native, buckets)
+    return Ask((made,), (count,), tuple(tiers)), size_warning(made, wanted, buckets)
 
 
 def _instead(
@@ -142,4 +149,6 @@ def _show(ask: Ask, found: Footprint, capacity: int, instead: tuple[str, ...]) -
         console.print(f"does not fit {capacity / GB:g} GB: {needed}")
     for said in instead:
         console.print(f"  would fit: {said}")
-    terminal.note(f"Estimated, and fitted to three runs. {MEASURED}")
+    terminal.note("Estimated, and fitted to three runs; other models and cards may differ.")
+    for line in MEASURED:
+        terminal.stderr().print(f"      {line}", style="dim")

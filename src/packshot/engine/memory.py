@@ -71,9 +71,11 @@ MARGIN = 0.1
 """Of all: equal runs of a mix reserved 16.7 to 17.9 GB."""
 
 MEASURED = (
-    "One H100, SDXL's shape in bf16 and fp8, reserved by torch: 16.3 GB with one size of "
-    "1024x1024, 16.3 GB with nine sizes, 17.5 GB with batches of eight."
+    "One H100, SDXL's shape in bf16 and fp8, reserved by torch:",
+    "16.3 GB with one size of 1024x1024, 16.3 GB with nine sizes,",
+    "17.5 GB with batches of eight.",
 )
+"""What the constants are fitted to, in lines for a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,7 @@ def footprint(shapes: Mapping[str, Shapes], ask: Ask) -> Footprint:
             *(Part(f"copies for the kernels, {t}", _packed(shapes, t)) for t in ask.tiers),
             Part("texts, and tables of the steps", (texts + steps * longest) * BF16),
             Part("while the networks run", TRIAL_BYTES + COPIES * _working(shapes, made)),
-            Part(f"{graphs} captured graphs", graphs * GRAPH_BYTES),
+            Part(f"{graphs} captured graphs, {GRAPH_BYTES // 10**6} MB each", graphs * GRAPH_BYTES),
             Part("CUDA itself", CUDA_BYTES),
         )
     )
