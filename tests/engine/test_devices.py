@@ -10,7 +10,9 @@ import torch
 from packshot.core.errors import InvalidRequest
 from packshot.engine.devices import (
     Meter,
+    capability,
     device_kind,
+    has_fp8,
     pick_device,
     pick_precision,
     pick_vae_precision,
@@ -62,6 +64,47 @@ def test_auto_precision_is_fp32_on_a_cpu_and_bf16_on_a_gpu():
         pick_precision("fp4", CPU)
     with pytest.raises(InvalidRequest, match=r"fp8 was asked for, and cpu does not.*Use bf16"):
         pick_precision("fp8", CPU)
+
+
+@pytest.mark.parametrize(
+    ("own", "said", "expected", "fp8"),
+    [
+        ((9, 0), None, (9, 0), True),
+        ((9, 0), "", (9, 0), True),
+        ((9, 0), "8.9", (8, 9), True),
+        ((9, 0), "8.6", (8, 6), False),
+        ((8, 0), "9.0", (8, 0), False),
+        ((10, 0), "9.0", (9, 0), True),
+    ],
+)
+def test_a_newer_gpu_can_be_taken_for_an_older_one_never_for_a_newer(
+    monkeypatch, own, said, expected, fp8
+):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: own)
+    monkeypatch.delenv("PACKSHOT_COMPUTE_CAPABILITY", raising=False)
+    if said is not None:
+        monkeypatch.setenv("PACKSHOT_COMPUTE_CAPABILITY", said)
+    assert capability(CUDA) == expected
+    assert has_fp8(CUDA) is fp8
+    assert capability(CPU) == (0, 0)
+    assert not has_fp8(CPU)
+
+
+@pytest.mark.parametrize("said", ["8", "abc", "8.x", "-8.0", "8.0.1"])
+def test_what_is_no_compute_capability_is_refused(monkeypatch, said):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setenv("PACKSHOT_COMPUTE_CAPABILITY", said)
+    with pytest.raises(InvalidRequest, match=rf"is '{said}'; expected two numbers, such as 8\.0"):
+        capability(CUDA)
+
+
+def test_an_older_gpu_refuses_fp8_and_takes_int8(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setenv("PACKSHOT_COMPUTE_CAPABILITY", "8.6")
+    with pytest.raises(InvalidRequest, match=r"h100 does not multiply in it.*Use bf16"):
+        pick_precision("fp8", CUDA)
+    assert pick_precision("int8", CUDA) == "int8"
 
 
 @pytest.mark.parametrize(
