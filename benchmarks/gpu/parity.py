@@ -1,0 +1,205 @@
+"""Every fused kernel against its meaning in plain torch, at the shapes that SDXL has, on this GPU.
+
+    python benchmarks/gpu/parity.py [--shapes 1024x1024:1,512x512:1,1536x640:1,1024x1024:8]
+    python benchmarks/gpu/parity.py --older          (as before Hopper)
+    python benchmarks/gpu/parity.py --tiny           (tries the script on a CPU; nothing differs)
+
+One step of the network in each tier, and a decoding, of random weights in SDXL's true shape. Each
+call of an operation of `packshot.engine.fast.reference` is made twice, by the kernel and by that,
+on the same numbers; the step goes on with what the kernel gave. Shown is the worst call of each
+operation: the relative error in L2, and of the worst row (the last dimension) in rows of mean
+length, which sees a tile's edge that the former does not. The exit code is 1 where one is beyond
+its bound. What a GPU computes wrongly only now and then it does not see; life.py does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+from world import GOLDEN
+
+from packshot.engine.fast import reference
+from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
+from packshot.engine.fast.graphs import Shape, StepGraph
+from packshot.engine.fast.unet import FastUNet
+from packshot.engine.fast.vae import FastDecoder
+from packshot.engine.networks.unet import UNet
+from packshot.engine.networks.vae import VAE
+
+BOUNDS = {torch.float32: (1e-3, 1e-2), torch.bfloat16: (1e-2, 0.1)}
+EIGHT_BITS = (0.06, 0.3)
+"""Of the relative error and of the worst row's, by the type of what comes out.
+
+bf16 rounds by up to 2**-9, e4m3 by up to 2**-4 of a value, and integers by half a level.
+"""
+
+KEYS = 256
+"""Up to so many keys our own kernel attends, where the kernels do not say it."""
+
+
+@dataclass
+class Seen:
+    """The calls of one operation whose result has one type."""
+
+    calls: int = 0
+    shapes: set[str] = field(default_factory=set)
+    worst: float = 0.0
+    worst_row: float = 0.0
+    at: str = ""
+
+
+class Compared:
+    """Kernels that do each operation a second time, plainly, and note how far apart both are."""
+
+    def __init__(self, kernels: ModuleType) -> None:
+        self._kernels = kernels
+        self.seen: dict[tuple[str, torch.dtype], Seen] = {}
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the kernels have)
+        mine, plain = getattr(self._kernels, name), getattr(reference, name)
+
+        def both(*args: Any, **options: Any) -> Any:  # noqa: ANN401
+            copies = tree_map_only(Tensor, torch.clone, (args, options))
+            got = mine(*args, **options)
+            if not isinstance(got, (Tensor, tuple, type(None))):
+                return got  # a question, not an operation
+            want = plain(*copies[0], **copies[1])
+            for a, b in zip(tree_leaves((args, options)), tree_leaves(copies), strict=True):
+                if isinstance(a, Tensor) and not torch.equal(a, b):
+                    self._note(f"{name} in place", a, b)
+            for a, b in zip(tree_leaves(got), tree_leaves(want), strict=True):
+                if isinstance(a, Tensor):
+                    self._note(name, a, b)
+            return got
+
+        return both
+
+    def _note(self, name: str, got: Tensor, want: Tensor) -> None:
+        seen = self.seen.setdefault((name, got.dtype), Seen())
+        shape = "x".join(map(str, got.shape))
+        seen.calls += 1
+        seen.shapes.add(shape)
+        a, b = got.float(), want.float()
+        rows = (a - b).reshape(-1, a.shape[-1] if a.dim() else 1).norm(dim=1)
+        lengths = b.reshape(len(rows), -1).norm(dim=1)
+        error = float(rows.norm() / lengths.norm().clamp(min=1e-12))
+        row = float(rows.max() / lengths.mean().clamp(min=1e-12))
+        if not (error <= seen.worst and row <= seen.worst_row):  # a NaN comes in, too
+            seen.worst, seen.worst_row, seen.at = max(error, seen.worst), row, shape
+
+
+def attend_of(compared: Any) -> Any:  # noqa: ANN401
+    """Return the attention: ours where it takes the keys, else torch's."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor:
+        asked = getattr(reference, "attends", None)
+        ours = compared.attends(k.shape[2]) if asked else k.shape[2] <= KEYS
+        rounding = {} if quant is None else {"quant": quant}
+        if ours or rounding:
+            return compared.attend(q, k, v, **rounding)
+        return F.scaled_dot_product_attention(q, k, v)
+
+    return attend
+
+
+def network(kind: Any, name: str, device: torch.device, *, tiny: bool) -> Any:  # noqa: ANN401
+    config = json.loads((GOLDEN / f"{name}.json").read_text())
+    if tiny:
+        config = shrunk(config)
+    dtype = torch.float32 if tiny else torch.bfloat16
+    with device:
+        made = kind.from_config(config)
+    return made.to(dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def shrunk(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a network's config with few channels, and one block where there were ten."""
+    small = dict(config)
+    small["block_out_channels"] = [64 * (n + 1) for n in range(len(config["block_out_channels"]))]
+    if "attention_head_dim" in config and isinstance(config["attention_head_dim"], list):
+        small["attention_head_dim"] = [1, 2, 3]
+        small["transformer_layers_per_block"] = [1, 1, 1]
+    return small
+
+
+def step(compared: Compared, plain: UNet, tier: str, shape: Shape, *, one_pass: bool) -> None:
+    """Run one step of a tier, every number of it random."""
+    device = next(plain.parameters()).device
+    unet = FastUNet(plain, compared, attend_of(compared), one_pass=one_pass)  # type: ignore[arg-type]
+    graph = StepGraph(unet, shape, device, None)
+    for buffer in (graph.kv, graph.shifts, graph.noise, graph.table):
+        buffer.normal_()
+    if graph.guidance is not None:
+        graph.guidance.fill_(5.0)
+    latents = torch.randn(shape.pictures, 4, shape.height, shape.width, device=device)
+    graph.start(latents, latents, torch.ones((), device=device))
+    if tier == "fp8":
+        to_fp8(unet, calibrate(unet, graph.step, 1))
+    if tier == "int8":
+        to_int8(unet)
+    graph.step()
+
+
+def show(compared: Compared) -> list[str]:
+    """Print a line for each operation, and return the names of those beyond their bounds."""
+    failed: list[str] = []
+    print(f"\n{'operation':<20} {'result':<14} {'calls':>6} {'shapes':>6} {'error':>9} "
+          f"{'worst row':>9}  at")  # fmt: skip
+    for (name, dtype), seen in sorted(compared.seen.items(), key=str):
+        most, most_row = BOUNDS.get(dtype, EIGHT_BITS)
+        bad = not (seen.worst <= most and seen.worst_row <= most_row)  # a NaN is beyond, too
+        failed += [name] if bad else []
+        print(f"{name:<20} {str(dtype)[6:]:<14} {seen.calls:>6} {len(seen.shapes):>6} "
+              f"{seen.worst:9.2e} {seen.worst_row:9.2e}  {seen.at}{'  BEYOND' if bad else ''}",
+              flush=True)  # fmt: skip
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--shapes", default="1024x1024:1,512x512:1,1536x640:1,1024x1024:8")
+    parser.add_argument("--tiers", default="bf16,fp8,int8")
+    parser.add_argument("--older", action="store_true")
+    parser.add_argument("--tiny", action="store_true")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    torch.backends.cudnn.allow_tf32 = False  # of what is compared with
+    device, kernels = torch.device("cpu"), reference
+    if not options.tiny:
+        from packshot.engine.fast import kernels  # type: ignore[no-redef]
+
+        device = torch.device("cuda")
+        print(torch.cuda.get_device_name(), end=" ")
+    print("torch", torch.__version__, "Python", sys.version.split()[0])
+    compared = Compared(kernels)
+    shapes = "128x64:1,64x64:2" if options.tiny else options.shapes
+    with torch.inference_mode():
+        unet = network(UNet, "unet", device, tiny=options.tiny)
+        for spec in shapes.split(","):
+            size, pictures = spec.split(":")
+            width, height = (int(side) // 8 for side in size.split("x"))
+            for tier in options.tiers.split(","):
+                step(compared, unet, tier, Shape(int(pictures), height, width),
+                     one_pass=not options.older)  # fmt: skip
+        del unet
+        decoder = FastDecoder(network(VAE, "vae", device, tiny=options.tiny), compared)  # type: ignore[arg-type]
+        side = 8 if options.tiny else 128
+        decoder(torch.randn(1, 4, side, side, device=device))
+    failed = show(compared)
+    worst = {f"{name} {str(dtype)[6:]}": seen.worst for (name, dtype), seen in
+             compared.seen.items()}  # fmt: skip
+    print(json.dumps({"worst": worst, "failed": failed}))
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
