@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -336,6 +337,30 @@ def test_a_shared_budget_tells_a_caller_nothing_of_the_others(tmp_path: Path) ->
     assert caught.value.code == "budget_exceeded"
     assert "EUR" not in caught.value.message
     assert "total" not in caught.value.message
+
+
+@pytest.mark.parametrize(("eur", "per"), [("0.0001", "day"), ("0.0001", "ever"), ("0", "day")])
+def test_a_spent_budget_says_when_it_begins_anew(tmp_path: Path, eur: str, per: str) -> None:
+    caps = YAML + LEDGER.replace("}", f", caps: [{{scope: total, eur: {eur}, per: {per}}}]}}")
+    with world(tmp_path, caps, one=Settings(), two=Settings()) as there, client(there) as caller:
+
+        def spend(times: int) -> None:
+            for _ in range(times):
+                caller.chat.completions.create(model="gpt-4o-mini", messages=HELLO, max_tokens=20)
+
+        before = time.time()
+        with pytest.raises(openai.APIStatusError) as caught:
+            spend(99)
+        after = time.time()
+    headers = caught.value.response.headers
+    assert caught.value.code == "budget_exceeded"
+    assert headers["x-should-retry"] == "false"
+    if (eur, per) != ("0.0001", "day"):
+        assert "retry-after" not in headers  # no period will be better
+        return
+    midnights = {(at // 86400 + 1) * 86400 for at in (before, after)}
+    ends = {round(at + int(headers["retry-after"])) for at in (before, after)}
+    assert any(abs(end - midnight) <= 2 for end in ends for midnight in midnights)
 
 
 def test_refused_keys_are_no_overload(there: World) -> None:

@@ -54,6 +54,21 @@ def test_the_message_names_cap_period_limit_spent_and_held_and_what_was_asked(
     desk.ledger.close()
 
 
+def test_a_refusal_says_when_the_period_ends_if_that_would_help(tmp_path: Path) -> None:
+    caps = [Cap("team", "red", 50, "day"), Cap("team", "blue", 50, "ever")]
+    desk = Desk(tmp_path, caps)
+    for dimensions in (CHAT, BLUE):
+        desk.ledger.hold(dimensions, 50)
+    until: list[int | None] = []
+    for dimensions, amount in ((CHAT, 1), (CHAT, 51), (BLUE, 1)):
+        with pytest.raises(BudgetExceeded) as refused:
+            desk.ledger.hold(dimensions, amount)
+        until.append(refused.value.until_us)
+    midnight = desk.now - desk.now % DAY_US + DAY_US
+    assert until == [midnight, None, None]
+    desk.ledger.close()
+
+
 def test_what_a_call_did_not_cost_is_free_again(desk: Desk) -> None:
     for left in (50, 40, 30, 20, 10):
         with pytest.raises(BudgetExceeded):

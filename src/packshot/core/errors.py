@@ -175,7 +175,15 @@ class LedgerError(PackshotError):
 
 
 class BudgetExceeded(LedgerError):
-    """Spent plus held plus this hold would exceed a cap; the message names cap, period and rest."""
+    """Spent plus held plus this hold would exceed a cap; the message names cap, period and rest.
+
+    ``until_us`` is the end of that period in microseconds since 1970; None where the next will
+    not do either.
+    """
+
+    def __init__(self, message: str, until_us: int | None = None) -> None:
+        super().__init__(message)
+        self.until_us = until_us
 
 
 class Unpriced(LedgerError):

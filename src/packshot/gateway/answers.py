@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from math import ceil, isfinite
 from typing import TypeAlias
 
+from packshot.core.clock import SECOND_US, wall_us
 from packshot.core.errors import (
     BodyTooLarge,
     BudgetExceeded,
@@ -114,7 +115,9 @@ def _of_ledger(error: LedgerError, *, tried: bool) -> Trouble:
         case BudgetExceeded():
             # What others have spent is theirs to know: a caller hears of its own budget only.
             said = said if said.startswith(OWN_BUDGETS) else NOT_OWN
-            return Trouble(Answer(402, "billing_error", said, "budget_exceeded"))
+            end = error.until_us
+            wait = None if end is None else (end - wall_us()) / SECOND_US
+            return Trouble(Answer(402, "billing_error", said, "budget_exceeded"), wait)
         case Unpriced():
             return Trouble(Answer(403, "permission_error", said, "unpriced_model"))
         case Unbounded():

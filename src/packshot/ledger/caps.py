@@ -341,9 +341,11 @@ def _cap_of(period: str) -> Cap:
 
 def _exceeded(part: Slice, amount: Nanos, grant: Grant) -> BudgetExceeded:
     cap = part.cap
+    anew = part.ends < FOR_EVER and amount <= cap.limit
     return BudgetExceeded(
         f"cap {cap.title} is {show_eur(cap.limit)} EUR per {cap.per}; in "
         f"{part.period.rpartition('@')[2]} {show_eur(grant.spent)} EUR are booked and "
         f"{show_eur(grant.leased)} EUR held, and this call may cost {show_eur(amount)} EUR: "
-        "wait for calls in flight or the next period, or raise the cap"
+        "wait for calls in flight or the next period, or raise the cap",
+        part.ends if anew else None,
     )
