@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from math import gcd
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packshot.gateway.keys import Key, Keys
+from packshot.gateway.keys import LONGEST_ROUND, Key, Keys, turns_of
 
 
 def keys(**weights: float) -> Keys:
@@ -28,6 +29,46 @@ def test_no_key_is_ever_a_whole_call_from_its_share(weights: list[int], calls: i
     for i, weight in enumerate(weights):
         share = calls * weight / sum(weights)
         assert abs(count[f"k{i}"] - share) < len(weights)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=5), st.sampled_from([1, 2, 10]))
+def test_the_turns_are_one_round_of_the_choice_that_is_made_call_by_call(
+    weights: list[int], parts: int
+) -> None:
+    """The second pool has its names asked for, so that it weighs its keys anew at each call."""
+    names = {f"k{nth}": weight for nth, weight in enumerate(weights)}
+    turns = turns_of(tuple(keys(**{name: weight / parts for name, weight in names.items()})))
+    if not any(weights):
+        assert turns == ()
+        return
+    assert len(turns) == sum(weights) // gcd(*weights)
+    plain = keys(**{name: float(weight) for name, weight in names.items()})
+    asked = [plain.choose("m", 0.0, allowed=names) for _ in range(2 * len(turns))]
+    # The last turn comes first: `Keys` counts down.
+    assert [key.name for key in asked if key] == [key.name for key in reversed(turns)] * 2
+
+
+def test_a_pool_goes_by_its_turns() -> None:
+    pool = keys(a=0.5, b=0.3, c=0.2)
+    names = [key.name for key in reversed(turns_of(tuple(pool)))]
+    assert [key.name for _ in range(25) if (key := pool.choose("m", 0.0))] == (names * 3)[:25]
+
+
+def test_a_key_that_is_ill_gives_its_turn_away_and_the_others_keep_theirs() -> None:
+    pool = keys(a=0.5, b=0.3, c=0.2)
+    a, b, c = pool
+    a.cool(0.0, 60.0)
+    count = Counter(key.name for _ in range(1_000) if (key := pool.choose("m", 1.0)))
+    assert count["a"] == 0
+    assert count[b.name] == pytest.approx(600, abs=2)
+    assert count[c.name] == pytest.approx(400, abs=2)
+
+
+def test_what_has_no_short_round_is_chosen_call_by_call() -> None:
+    assert turns_of(tuple(keys(a=LONGEST_ROUND - 1, b=1))) != ()
+    assert turns_of(tuple(keys(a=LONGEST_ROUND, b=1))) == ()
+    assert turns_of(tuple(keys(a=0.7, b=1e-9))) == ()
+    assert turns_of((Key("p", "a", b""), Key("p", "b", b"", models=("gpt-*",)))) == ()
 
 
 def test_a_key_that_cools_is_skipped_and_comes_back() -> None:

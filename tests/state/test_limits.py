@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from packshot.core.errors import InvalidRequest
-from packshot.state.limits import SLOTS, Ask, MemoryLimits, Rule
+from packshot.state.limits import SLOTS, Ask, MemoryLimits, Rule, left_of
 from tests.state.conftest import Clock, World
 
 MINUTE = Rule(10)
@@ -173,6 +173,47 @@ def test_peek_says_what_is_left_and_until_when(world: World) -> None:
     assert 60 <= room.reset_s <= 61.01
     world.clock.move(62)
     assert world.limits.peek([Ask("k", rule)])[0].remaining == 10
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.one_of(st.just(0.0), st.floats(0.0, 3.0), st.floats(0.0, 200.0)),
+            st.sampled_from("abc"),
+            st.integers(-3, 9),
+            st.sampled_from(["take", "take", "back", "add"]),
+        ),
+        max_size=40,
+    ),
+    limits=st.fixed_dictionaries({key: st.integers(0, 12) for key in "abc"}),
+)
+@settings(deadline=None)
+def test_left_is_what_peek_says_and_all_of_it_is_there_at_the_reset(
+    steps: list[tuple[float, str, int, str]], limits: dict[str, int]
+) -> None:
+    clock = Clock()
+    ours = MemoryLimits(clock)
+    asks = [Ask(key, Rule(limit)) for key, limit in limits.items()]
+    for wait, key, amount, what in steps:
+        clock.move(wait)
+        one = Ask(key, Rule(limits[key]), amount if what == "back" else abs(amount))
+        if what == "take":
+            ours.take_now([one])
+        elif what == "add":
+            ours.add([one])
+        else:
+            ours.give_back_now([one], wait)
+        assert ours.left(asks) == left_of(ours.peek(asks))
+    left = ours.left(asks)
+    for nth, ask in enumerate(asks):
+        (remaining, reset_ms), now = left[2 * nth : 2 * nth + 2], clock.now
+        assert 0 <= remaining <= ask.rule.limit
+        if remaining < ask.rule.limit:
+            clock.now = now + reset_ms / 1000 - 0.01
+            assert ours.left([ask])[0] < ask.rule.limit
+        clock.now = now + reset_ms / 1000
+        assert ours.left([ask]) == (ask.rule.limit, 0)
+        clock.now = now
 
 
 def test_keys_do_not_touch_each_other(world: World) -> None:
