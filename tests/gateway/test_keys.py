@@ -66,6 +66,7 @@ def test_a_key_that_is_ill_gives_its_turn_away_and_the_others_keep_theirs() -> N
 
 def test_what_has_no_short_round_is_chosen_call_by_call() -> None:
     assert turns_of(tuple(keys(a=LONGEST_ROUND - 1, b=1))) != ()
+    assert len(turns_of(tuple(keys(a=LONGEST_ROUND, b=LONGEST_ROUND)))) == 2
     assert turns_of(tuple(keys(a=LONGEST_ROUND, b=1))) == ()
     assert turns_of(tuple(keys(a=0.7, b=1e-9))) == ()
     assert turns_of((Key("p", "a", b""), Key("p", "b", b"", models=("gpt-*",)))) == ()
