@@ -338,8 +338,9 @@ def test_pictures_that_do_not_fit_together_are_made_in_smaller_batches(engine, m
 
     monkeypatch.setattr(engine.runner, "batches", lambda pictures, pixels: (pictures,))
     monkeypatch.setattr(engine.runner, "denoise", cramped)
+    monkeypatch.setattr(engine.runner, "release", lambda: made.append("released"))
     got = engine.render(request).images
-    assert made == [3, 1, 2, 1, 1]
+    assert made == [3, "released", 1, 2, "released", 1, 1]
     assert all(np.array_equal(a, b) for a, b in zip(got, want, strict=True))
 
 
