@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 
-from packshot.providers.fake_script import Fault, Settings
+from packshot.providers.fake_script import Fault, Rule, Settings, limited
 from tests.gateway.launched import bearer, http_get, http_post, until
 from tests.gateway.world import World, world
 
@@ -210,3 +210,43 @@ def test_an_attempt_that_cost_nothing_counts_for_nothing(tmp_path: Path) -> None
         there.fakes["one"].next(*[Fault(status=400)] * 1)
         assert ask(there, "openai/gpt-4o-mini", MANY).status_code == 400
         assert before - left(there) < 100
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (Fault(status=401), "openai refuses the key NAME (status 401)"),
+        (Fault(status=402), "the account of the key NAME of openai has no money left (status 402)"),
+        (
+            Fault(status=429, code="quota"),
+            "the account of the key NAME of openai has no money left (status 429)",
+        ),
+        (limited(delay_s=9), ""),
+        (Fault(status=503), ""),
+    ],
+)
+def test_the_log_says_once_that_a_person_has_to_see_to_a_key(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], fault: Fault, said: str
+) -> None:
+    with run(tmp_path) as there:
+        there.fakes["one"].rule(Rule(fault=fault))
+        for _ in range(3):
+            assert ask(there, "openai/gpt-4o-mini", MANY).status_code in {429, 502, 503}
+    lines = [line for line in capfd.readouterr().err.splitlines() if " warning " in line]
+    assert sorted(line.partition("gateway-0: ")[2].partition(":")[0] for line in lines) == [
+        said.replace("NAME", name) for name in "ab" if said
+    ]
+    assert all("300 s" in line for line in lines)
+
+
+def test_a_key_that_is_refused_still_is_said_again(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with run(tmp_path) as there:
+        there.fakes["one"].rule(Rule(fault=Fault(status=401)))
+        for _ in range(2):
+            assert ask(there, "openai/gpt-4o-mini", MANY).status_code == 502
+            for key in there.worker.gateway.plan.providers["openai"].keys:
+                key.ready_at = 0.0  # the five minutes are over
+    said = capfd.readouterr().err
+    assert said.count("refuses the key a ") == said.count("refuses the key b ") == 2

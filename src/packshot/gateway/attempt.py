@@ -208,6 +208,8 @@ class Attempt:
                 self.key.cool(now, failure.retry_after_s)
                 self.breaker.neutral(self.began)
             case "quota" | "auth":
+                if not self.key.out or now >= self.key.ready_at:
+                    self.telemetry.taken_out(self.key, failure)
                 self.key.take_out(now, failure.kind)
                 self.breaker.neutral(self.began)
             case "overloaded" | "server" | "timeout" | "network" | "garbage":

@@ -16,7 +16,7 @@ from math import gcd, lcm, log
 
 from packshot.gateway.health import Breaker
 
-__all__ = ["Key", "Keys"]
+__all__ = ["OUT_S", "Key", "Keys", "turns_of"]
 
 MAX_BREAKERS = 256
 """Models per key whose health is kept apart: the names come from callers. Then all share one."""

@@ -19,14 +19,14 @@ from packshot.core.errors import OutputError
 from packshot.gateway import names
 from packshot.gateway.gauges import Gauges
 from packshot.gateway.job import Job
-from packshot.gateway.keys import Key
+from packshot.gateway.keys import OUT_S, Key
 from packshot.gateway.log import Line, Log, Redactor
 from packshot.gateway.names import FIRST_SECONDS, OTHER, OVERHEAD_SECONDS, SECONDS, Metric
 from packshot.gateway.plan import Plan, Target
 from packshot.gateway.settings import GatewaySettings
 from packshot.gateway.snapshots import Labels, Snapshot, add_up, merge, page, read, write
 from packshot.ledger.private import make_private_folder
-from packshot.providers.base import FailureKind
+from packshot.providers.base import Failure, FailureKind
 
 if TYPE_CHECKING:
     from packshot.gateway.content import ContentLog
@@ -181,6 +181,16 @@ class Telemetry:
         """Note that a breaker opened."""
         provider = target.provider.name
         self._count(names.OPENED, provider, key.name, self._model(provider, target.model))
+
+    def taken_out(self, key: Key, failure: Failure) -> None:
+        """Say that a key is left alone until a person sees to it."""
+        if self._log is None:
+            return
+        what = f"the account of the key {key.name} of {key.provider} has no money left"
+        if failure.kind == "auth":
+            what = f"{key.provider} refuses the key {key.name}"
+        until = f"it is left out, and tried again every {OUT_S:.0f} s"
+        self._log.say("warning", f"{what} (status {failure.status}): {until}")
 
     def cached(self, job: Job, result: str, saved: int = 0) -> None:
         """Note what the response cache did, and the nano-EUR that it saved."""
