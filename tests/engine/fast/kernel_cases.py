@@ -117,6 +117,24 @@ def attend(ops) -> list[Tensor]:
     return [crossed, ops.attend(*(x.transpose(1, 2) for x in own))]
 
 
+def attend_to_many(ops) -> list[Tensor]:
+    apart = [x.unbind(2) for x in (drawn(B, 300, 3, 4, 32), drawn(1, 512, 3, 2, 32))]
+    return [ops.attend(*(x.transpose(1, 2) for x in each)) for each in apart]
+
+
+def ask(ops) -> list[Tensor]:
+    x, weight, kv = drawn(B * 150, 96), drawn(128, 96), drawn(B, 77, 500)
+    k, v = (kv[..., at : at + 128].unflatten(-1, (4, 32)).transpose(1, 2) for at in (10, 200))
+    return [ops.ask(x, weight, k, v), ops.ask(x, weight, k, v, scale=torch.tensor(0.2))]
+
+
+def attend_to_fp8(ops) -> list[Tensor]:
+    x, weight, kv = drawn(B * 70, 96), drawn(128, 96), drawn(2, B, 77, 4, 32).transpose(2, 3)
+    q, quant = drawn(B, 70, 4, 32).transpose(1, 2), torch.tensor(20.0)
+    found = ops.attend(q, *kv, quant=quant), ops.ask(x, weight, *kv, quant=quant)
+    return [each.float() for each in found]
+
+
 def interleave(ops) -> list[Tensor]:
     return [ops.interleave(drawn(B, 5 * 7, 4 * C), (4, 6), drawn(C))]
 

@@ -140,8 +140,7 @@ def test_an_engine_on_the_fast_runner_makes_the_plain_engine_s_picture(model):
 
 @pytest.mark.parametrize("one_pass", [True, False], ids=["Hopper", "Ada"])
 def test_fp8_stays_near_and_says_how_near(model, one_pass):
-    attend = torch.nn.functional.scaled_dot_product_attention
-    unet = FastUNet(model.unet, reference, attend, one_pass=one_pass)
+    unet = FastUNet(model.unet, reference, reference.attend, one_pass=one_pass)
     graph = StepGraph(unet, Shape(1, 8, 8), model.device, None)
     x = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(2))
     shifts = torch.randn(2, sum(unet.widths), generator=torch.Generator().manual_seed(3))
@@ -156,7 +155,7 @@ def test_fp8_stays_near_and_says_how_near(model, one_pass):
 
 
 def test_int8_stays_near(model):
-    unet = FastUNet(model.unet, reference, torch.nn.functional.scaled_dot_product_attention)
+    unet = FastUNet(model.unet, reference, reference.attend)
     x = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(2))
     shifts = torch.randn(2, sum(unet.widths), generator=torch.Generator().manual_seed(3))
     text = torch.randn(2, 77, unet.kv_weight.shape[1], generator=torch.Generator().manual_seed(4))
@@ -171,10 +170,7 @@ def test_int8_stays_near(model):
 def test_without_the_gated_kernel_the_network_is_the_same(model):
     """What a GPU before Hopper runs."""
     nets = [
-        FastUNet(
-            model.unet, reference, torch.nn.functional.scaled_dot_product_attention, one_pass=one
-        )
-        for one in (True, False)
+        FastUNet(model.unet, reference, reference.attend, one_pass=one) for one in (True, False)
     ]
     x = torch.randn(2, 64, 4, generator=torch.Generator().manual_seed(2))
     shifts = torch.zeros(2, sum(nets[0].widths))

@@ -16,12 +16,14 @@ from packshot.engine.fast.tuning import Key, Tuning
 
 KEY = Key("NVIDIA H100", "570.86", "2.11.0, CUDA 13.0", "ab" * 32, "bf16", "c0de")
 SHAPE = (2, 10, 4096, 64, 4096)
+PRODUCT = (512, 1280, 5120, 16, 1)
 
 
 def kept(folder: Path, key: Key = KEY) -> Path:
     """Write a file, and return it."""
     tuning = Tuning(folder, key)
     tuning.attention[SHAPE] = "cudnn"
+    tuning.products[PRODUCT] = 3
     tuning.fp8_largest += [1.5, 20.25]
     tuning.keep()
     assert tuning.told == []
@@ -33,6 +35,7 @@ def test_what_was_kept_is_there_again(tmp_path):
     kept(tmp_path)
     again = Tuning(tmp_path, KEY)
     assert again.attention == {SHAPE: "cudnn"}
+    assert again.products == {PRODUCT: 3}
     assert again.fp8_largest == [1.5, 20.25]
     assert again.told == []
 

@@ -7,7 +7,7 @@ a kernel is named, and one that cannot run is an error.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from packshot.core.errors import RenderFailed
-from packshot.engine.fast.graphs import beside
+from packshot.engine.fast.graphs import device_s
 
 if TYPE_CHECKING:
     from packshot.engine.fast.maps import Kernels
@@ -30,8 +30,8 @@ BACKENDS: dict[str, SDPBackend] = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 
-OURS, OUR_KEYS = "packshot", 256
-"""The name of our own kernel, and how many keys it takes."""
+OURS = "packshot"
+"""The name of our own kernel."""
 
 NAMES = (*BACKENDS, OURS)
 
@@ -42,7 +42,7 @@ class Attention:
     """An `unet.Attend` that measures the backends for each new shape, and keeps the fastest.
 
     Args:
-        kernels: whose `attend` is our own kernel, for few keys.
+        kernels: whose `attend` is our own kernel.
         names: what to choose from, of `NAMES`.
         chosen: what was measured before, by the shapes of queries and keys; it is added to.
     """
@@ -57,8 +57,13 @@ class Attention:
         self.names = tuple(names)
         self.chosen: dict[Shape, str] = {} if chosen is None else chosen
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return the attention [B,heads,N,D]; `RenderFailed` where no backend takes the shape."""
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor:
+        """Return the attention [B,heads,N,D]; `RenderFailed` where no backend takes the shape.
+
+        With ``quant`` the result is fp8, which none but our own kernel writes.
+        """
+        if quant is not None:
+            return self._kernels.attend(q, k, v, quant=quant)
         if not q.is_cuda:
             return F.scaled_dot_product_attention(q, k, v)
         key = (*q.shape, k.shape[2])
@@ -79,10 +84,10 @@ class Attention:
         times: dict[str, float] = {}
         refused: list[str] = []
         for name in self.names:
-            if name == OURS and k.shape[2] > OUR_KEYS:
+            if name == OURS and not self._kernels.attends(k.shape[2]):
                 continue
             try:
-                times[name] = _seconds(partial(self._run, name, q, k, v), q.device)
+                times[name] = device_s(partial(self._run, name, q, k, v), q.device)
             except RuntimeError as error:
                 refused.append(f"{name}: {str(error).splitlines()[0]}")
         if not times:
@@ -91,22 +96,3 @@ class Attention:
                 f"{q.dtype}: {'; '.join(refused)}."
             )
         return min(times, key=times.__getitem__)
-
-
-def _seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Return the best of three replays of eight, in seconds: of the device, not of its host."""
-    with beside(device):
-        run()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for _ in range(8):
-            run()
-    best = float("inf")
-    for _ in range(3):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        best = min(best, start.elapsed_time(end) / 8e3)
-    return best

@@ -19,42 +19,50 @@ e4m3 is floating-point: a factor of four costs two of the fifteen binades, the s
 """
 
 
-class _Watching:
-    """Kernels that note the largest output of every gated unit, in the order of the blocks."""
+EACH = 3
+"""What is seen of a block: its attention to itself, that to the text, and its gated unit."""
 
-    def __init__(self, kernels: Kernels) -> None:
-        self._kernels = kernels
-        self.largest: list[Tensor] = []
+WATCHED = frozenset(("attend", "ask", "geglu", "gate"))
+"""The kernels that compute the latter two."""
+
+
+class _Watching:
+    """Kernels, of whose outputs ``seen`` gets the largest in the order in which they come."""
+
+    def __init__(self, kernels: Kernels, seen: list[Tensor]) -> None:
+        self._kernels, self._seen = kernels, seen
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 (whatever the kernels have)
-        return getattr(self._kernels, name)
+        found = getattr(self._kernels, name)
+        return _noted(found, self._seen) if name in WATCHED else found
 
-    def geglu(self, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 (as it is called)
-        return self._noted(self._kernels.geglu(*args, **kwargs))
 
-    def gate(self, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 (where geglu does not run)
-        return self._noted(self._kernels.gate(*args, **kwargs))
-
-    def _noted(self, out: Tensor) -> Tensor:
-        self.largest.append(out.abs().amax().float())
+def _noted(act: Callable[..., Tensor], seen: list[Tensor]) -> Callable[..., Tensor]:
+    def run(*args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 (as it is called)
+        out = act(*args, **kwargs)
+        seen.append(out.abs().amax().float())
         return out
+
+    return run
 
 
 def calibrate(unet: FastUNet, step: Callable[[], object], steps: int) -> list[float]:
-    """Return each block's largest output of its gated unit, over ``steps`` calls of ``step``.
+    """Return the largest that left each block's two attentions, and then its gated unit.
 
-    ``unet`` must not be in fp8 yet, and ``step`` must run it once, ungraphed.
+    `EACH` for a block, one block after the other, over ``steps`` calls of ``step``. ``unet`` must
+    not be in fp8 yet, and ``step`` must run it once, ungraphed.
     """
-    kernels = unet.kernels
-    watching: Any = _Watching(kernels)
-    unet.kernels = watching
+    kernels, attend = unet.kernels, unet.attend
+    seen: list[Tensor] = []
+    watching: Any = _Watching(kernels, seen)
+    unet.kernels, unet.attend = watching, _noted(attend, seen)
     try:
         for _ in range(steps):
             step()
     finally:
-        unet.kernels = kernels
-    count = len(watching.largest) // steps
-    return [max(float(seen) for seen in watching.largest[block::count]) for block in range(count)]
+        unet.kernels, unet.attend = kernels, attend
+    count = len(seen) // steps
+    return [max(float(each) for each in seen[place::count]) for place in range(count)]
 
 
 def to_fp8(unet: FastUNet, largest: list[float]) -> None:
@@ -63,8 +71,9 @@ def to_fp8(unet: FastUNet, largest: list[float]) -> None:
     What the last level rounds is in the prediction: of all drift it made half, for a quarter of
     what the convolutions save (benchmarks/LOG.md).
     """
-    for block, top in zip(unet.blocks(), largest, strict=True):
-        block.in_fp8(MARGIN * top)
+    seen = zip(*(largest[place::EACH] for place in range(EACH)), strict=True)
+    for block, tops in zip(unet.blocks(), seen, strict=True):
+        block.in_fp8(*(MARGIN * top for top in tops))
     for level in unet.levels()[:-1]:
         for resnet in level.resnets:
             resnet.in_fp8()

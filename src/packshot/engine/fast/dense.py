@@ -6,16 +6,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from packshot.engine.fast.products import TORCH, Multiplier
 from packshot.engine.fast.reference import FP8_MAX, to_fp8
 
 __all__ = ["LAYER_NORM_SIGMAS", "Dense", "DenseFp8", "DenseInt8", "Product", "after_layer_norm"]
 
-_SCALED_MM: Any = vars(torch)["_scaled_mm"]
 _INT_MM: Any = vars(torch)["_int_mm"]
-"""torch's only products in eight bits have no public names yet."""
+"""torch's product in int8 has no public name yet."""
 
 TINY = 1e-12
 
@@ -49,38 +48,39 @@ class Dense:
     """``weight`` [out,in] in the network's own type."""
 
     weight: Tensor
+    by: Multiplier = TORCH
     quant: None = None
     scale: None = None
 
     @classmethod
-    def of(cls, *layers: nn.Linear) -> Dense:
+    def of(cls, *layers: nn.Linear, by: Multiplier = TORCH) -> Dense:
         """Stack the weights of ``layers``, without their biases."""
         weights = [layer.weight for layer in layers]
-        return cls(torch.cat(weights) if weights[1:] else weights[0])
+        return cls(torch.cat(weights) if weights[1:] else weights[0], by)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [M,in] to [M,out]."""
-        return F.linear(x, self.weight)
+        return self.by.times(x, self.weight, x.dtype)
 
     def add_to(self, sums: Tensor, x: Tensor) -> None:
         """Add the product to ``sums``."""
-        sums.addmm_(x, self.weight.t())
+        self.by.add(sums, x, self.weight)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DenseFp8:
     """``weight`` [out,in] in e4m3, one scale per tensor; the result is ``dtype``.
 
-    Inputs come times ``quant``; ``scale_in`` and ``scale_weight`` undo both scales, and ``scale``
-    is their product, for a kernel that takes one.
+    Inputs come times ``quant``; ``scales`` undo that and the weight's, and ``scale`` is their
+    product, for a kernel that takes one.
     """
 
     weight: Tensor
     quant: Tensor
-    scale_in: Tensor
-    scale_weight: Tensor
+    scales: tuple[Tensor, Tensor]
     scale: Tensor
     dtype: torch.dtype
+    by: Multiplier
 
     @classmethod
     def of(cls, dense: Dense, largest: float) -> DenseFp8:
@@ -90,21 +90,16 @@ class DenseFp8:
         quant = torch.tensor(FP8_MAX / max(largest, TINY), device=weight.device)
         rounded = to_fp8(weight, FP8_MAX / top)
         undo, undo_weight = 1 / quant, top / FP8_MAX
-        return cls(rounded, quant, undo, undo_weight, undo * undo_weight, weight.dtype)
+        scales = undo, undo_weight
+        return cls(rounded, quant, scales, undo * undo_weight, weight.dtype, dense.by)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map [M,in], fp8, to [M,out]."""
-        if not x.is_cuda:
-            return ((x.float() @ self.weight.float().T) * self.scale).to(self.dtype)
-        return _SCALED_MM(
-            x, self.weight.t(), self.scale_in, self.scale_weight, out_dtype=self.dtype,
-            use_fast_accum=True,
-        )  # fmt: skip
+        return self.by.times(x, self.weight, self.dtype, self.scales)
 
-    def add_to(self, sums: Tensor, x: Tensor) -> Tensor:
-        """Return the product: it is added in the next pass."""
-        del sums
-        return self(x)
+    def add_to(self, sums: Tensor, x: Tensor) -> Tensor | None:
+        """Add the product to ``sums``; or return it, where that takes another pass."""
+        return None if self.by.add(sums, x, self.weight, self.scales) else self(x)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from packshot.engine.fast.dense import LAYER_NORM_SIGMAS, TINY, Dense
+from packshot.engine.fast.products import TORCH, Multiplier
 from packshot.engine.fast.reference import FP8, FP8_MAX, GroupNorm, to_fp8
 from packshot.engine.networks import blocks
 
@@ -90,7 +91,13 @@ class Kernels(Protocol):
         self, sums: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: torch.dtype
     ) -> Tensor: ...
     def convolve_pays(self, pixels: int, channels: int, *, fp8: bool) -> bool: ...
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor: ...
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor: ...
+    def attends(self, keys: int) -> bool: ...
+    def ask(
+        self, x: Tensor, weight: Tensor, k: Tensor, v: Tensor, *, scale: Tensor | None = None,
+        quant: Tensor | None = None,
+    ) -> Tensor: ...  # fmt: skip
+    def ask_pays(self, rows: int, channels: int, *, fp8: bool) -> bool: ...
     def interleave(self, phases: Tensor, size: tuple[int, int], bias: Tensor) -> Tensor: ...
     def softmax(self, x: Tensor, dtype: torch.dtype) -> Tensor: ...
     def to_uint8(self, x: Tensor) -> Tensor: ...
@@ -203,7 +210,9 @@ class Resnet:
     ``own``: whether `Kernels.convolve` runs here.
     """
 
-    def __init__(self, block: blocks.ResnetBlock, *, own: bool = False) -> None:
+    def __init__(
+        self, block: blocks.ResnetBlock, by: Multiplier = TORCH, *, own: bool = False
+    ) -> None:
         self.norms = (group_norm_of(block.norm1), group_norm_of(block.norm2))
         self.convs = (Convolution.of(block.conv1), Convolution.of(block.conv2))
         if own:
@@ -212,7 +221,7 @@ class Resnet:
         self.bias = self.convs[1].bias
         if isinstance(block.conv_shortcut, nn.Conv2d):
             weight, bias = linear_of(block.conv_shortcut)
-            self.shortcut, self.bias = Dense(weight), self.bias + bias
+            self.shortcut, self.bias = Dense(weight, by), self.bias + bias
 
     def in_fp8(self) -> None:
         """Turn the convolutions that are ours to fp8; nothing has to be calibrated for it."""

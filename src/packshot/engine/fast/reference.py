@@ -18,7 +18,10 @@ __all__ = [
     "FP8_MAX",
     "GroupNorm",
     "advance",
+    "ask",
+    "ask_pays",
     "attend",
+    "attends",
     "convolve",
     "convolve_pays",
     "from_int32",
@@ -160,9 +163,44 @@ def gate(x: Tensor, bias: Tensor, *, quant: Tensor | None = None) -> Tensor:
     return to_fp8(out, quant) if quant is not None else out.to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Return the attention [B,heads,N,D] of queries to few keys [B,heads,T,D]."""
-    return F.scaled_dot_product_attention(q, k, v)
+def attend(q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor:
+    """Return the attention [B,heads,N,D] of queries to keys and values [B,heads,T,D].
+
+    With ``quant`` the result is fp8.
+    """
+    y = F.scaled_dot_product_attention(q, k, v)
+    return to_fp8(y, quant) if quant is not None else y
+
+
+def attends(keys: int) -> bool:
+    """Tell whether `attend` takes so many keys."""
+    del keys
+    return True
+
+
+def ask(
+    x: Tensor,
+    weight: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: Tensor | None = None,
+    quant: Tensor | None = None,
+) -> Tensor:
+    """Return the attention [B*N,heads*D] of ``x`` [B*N,C] times ``weight`` to few keys, as tokens.
+
+    As `attend` has it; fp8 ``x`` and ``weight`` [heads*D,C] come with ``scale`` as for `geglu`.
+    """
+    b, heads, _, width = k.shape
+    q = x.float() @ weight.float().T
+    q = (q if scale is None else q * scale).to(k.dtype).view(b, -1, heads, width)
+    return attend(q.transpose(1, 2), k, v, quant=quant).transpose(1, 2).reshape(len(x), -1)
+
+
+def ask_pays(rows: int, channels: int, *, fp8: bool) -> bool:
+    """Tell whether `ask` is to be used for so many rows; here where all tiers are tested."""
+    del rows, channels, fp8
+    return True
 
 
 def interleave(phases: Tensor, size: tuple[int, int], bias: Tensor) -> Tensor:

@@ -15,9 +15,11 @@ from packshot.engine.conditioning import EncodedTexts, together
 from packshot.engine.decode import decode_checked, flat
 from packshot.engine.denoise import noise_of
 from packshot.engine.devices import capability, device_errors, sent
+from packshot.engine.fast import cublaslt
 from packshot.engine.fast.attention import Attention
-from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
+from packshot.engine.fast.calibration import EACH, calibrate, to_fp8, to_int8
 from packshot.engine.fast.graphs import WINDOW, Captured, Graphs, Shape, StepGraph
+from packshot.engine.fast.products import TORCH, Tuned
 from packshot.engine.fast.tuning import Tuning, key_of
 from packshot.engine.fast.unet import FastUNet
 from packshot.engine.fast.vae import FastDecoder
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from packshot.engine.buckets import Size
     from packshot.engine.denoise import Watch
     from packshot.engine.fast.maps import Kernels
+    from packshot.engine.fast.products import Multiplier
     from packshot.engine.model import Model
     from packshot.engine.results import Picture
     from packshot.engine.runner import Decoded, Tell, Tier
@@ -74,6 +77,10 @@ class FastRunner:
         self.kernels = fused(model.device) if kernels is None else kernels
         self.tuning = Tuning(tuning, key_of(model))
         self.attention = Attention(self.kernels, chosen=self.tuning.attention)
+        library = cublaslt.load(model.device)
+        self.products: Multiplier = (
+            Tuned(library, self.kernels.rehearsing, self.tuning.products) if library else TORCH
+        )
         self._unets: dict[Tier, FastUNet] = {}
         self.decoder = FastDecoder(model.vae, self.kernels)
         self.invariant = invariant
@@ -215,7 +222,10 @@ class FastRunner:
     def unet(self, tier: Tier) -> FastUNet:
         """Return the network in a tier; fp8 is calibrated when first asked for, on one task."""
         if tier not in self._unets:
-            unet = FastUNet(self.model.unet, self.kernels, self.attention, one_pass=self._one_pass)
+            unet = FastUNet(
+                self.model.unet, self.kernels, self.attention, self.products,
+                one_pass=self._one_pass,
+            )  # fmt: skip
             if tier == "fp8":
                 to_fp8(unet, self._largest(unet))
             elif tier == "int8":
@@ -266,7 +276,7 @@ class FastRunner:
     def _largest(self, unet: FastUNet) -> list[float]:
         """Return what fp8 is scaled by: as it was kept, or seen now."""
         known = self.tuning.fp8_largest
-        if len(known) != sum(1 for _ in unet.blocks()):
+        if len(known) != EACH * sum(1 for _ in unet.blocks()):
             known[:] = self._calibrated(unet)
             self.tuning.keep()
         return known

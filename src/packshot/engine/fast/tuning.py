@@ -1,9 +1,10 @@
 """What was measured for a model on a GPU, kept in a file: the next process need not measure again.
 
-One small JSON file for each GPU, model and precision: which kernel computes an attention, shape by
-shape, and how large the inputs of fp8 get. It holds for one driver, one torch and one state of our
-code; a file of others, or a damaged one, is refused with a sentence, and written anew. With the
-same file every process takes the same attention and scales; cuDNN still chooses its convolutions in
+One small JSON file for each GPU, model and precision: which kernel computes an attention and which
+algorithm a product, shape by shape, and how large the inputs of fp8 get. It holds for one driver,
+one torch and one state of our code; a file of others, or a damaged one, is refused with a sentence,
+and written anew. With the
+same file every process takes the same kernels and scales; cuDNN still chooses its convolutions in
 each by measuring, so that bits are promised for one process only.
 """
 
@@ -15,23 +16,26 @@ from contextlib import suppress
 from functools import cache
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import torch
 
+from packshot.engine.fast import cublaslt
 from packshot.engine.fast.attention import NAMES
 
 if TYPE_CHECKING:
+    from packshot.engine.fast.products import Chosen
     from packshot.engine.model import Model
 
 __all__ = ["MAX_BYTES", "MAX_FILES", "MAX_SHAPES", "Key", "Tuning", "key_of"]
 
 MAX_SHAPES = 4096
-"""Attentions that are kept: the newest. Nine sizes in two batches have some forty."""
+"""Attentions that are kept, and products: the newest. Nine sizes in two batches have some forty of
+the ones and some four hundred of the others."""
 
 MAX_BYTES = 1 << 20
-"""Of a file that is read; 4,096 shapes take a fifth of it."""
+"""Of a file that is read; 4,096 shapes of either take two fifths of it."""
 
 MAX_FILES = 64
 """In the folder: the oldest go."""
@@ -57,9 +61,17 @@ class _Choice(msgspec.Struct, frozen=True):
     kernel: str
 
 
+class _Algorithm(msgspec.Struct, frozen=True):
+    """``shape`` as `products.Chosen` has it, and a place in the library's list for it."""
+
+    shape: tuple[int, ...]
+    place: Annotated[int, msgspec.Meta(ge=0)]
+
+
 class _Entry(msgspec.Struct, frozen=True):
     key: Key
     attention: tuple[_Choice, ...]
+    products: tuple[_Algorithm, ...]
     fp8_largest: tuple[float, ...]
 
 
@@ -73,8 +85,8 @@ class _File(msgspec.Struct):
 class Tuning:
     """What is known of a model on a device, from ``folder`` and to it; None keeps it in memory.
 
-    ``attention`` and ``fp8_largest`` are read when it is made and may be added to; `keep` writes
-    them. ``told`` has sentences for the user: what was refused, or could not be written.
+    ``attention``, ``products`` and ``fp8_largest`` are read when it is made and may be added to;
+    `keep` writes them. ``told`` has sentences for the user: what was refused, or not written.
     """
 
     def __init__(self, folder: Path | None, key: Key) -> None:
@@ -82,6 +94,7 @@ class Tuning:
         self.path = None if folder is None else folder / f"{_sum(name)[:16]}.json"
         self.key = key
         self.attention: dict[tuple[int, ...], str] = {}
+        self.products: Chosen = {}
         self.fp8_largest: list[float] = []
         self.told: list[str] = []
         if self.path is not None:
@@ -112,9 +125,11 @@ class Tuning:
                 part.unlink(missing_ok=True)
 
     def _entry(self) -> _Entry:
-        newest = list(self.attention.items())[-MAX_SHAPES:]
-        attention = tuple(_Choice(shape, kernel) for shape, kernel in newest)
-        return _Entry(self.key, attention, tuple(self.fp8_largest))
+        kernels = list(self.attention.items())[-MAX_SHAPES:]
+        attention = tuple(_Choice(shape, kernel) for shape, kernel in kernels)
+        newest = list(self.products.items())[-MAX_SHAPES:]
+        products = tuple(_Algorithm(shape, place) for shape, place in newest)
+        return _Entry(self.key, attention, products, tuple(self.fp8_largest))
 
     def _read(self, path: Path) -> None:
         if not path.exists():
@@ -138,6 +153,7 @@ class Tuning:
             )
             return
         self.attention.update((choice.shape, choice.kernel) for choice in entry.attention)
+        self.products.update((algorithm.shape, algorithm.place) for algorithm in entry.products)
         self.fp8_largest[:] = entry.fp8_largest
 
 
@@ -147,7 +163,8 @@ def key_of(model: Model) -> Key:
     if model.device.type == "cuda":
         name, driver = torch.cuda.get_device_name(model.device), _driver()
     built = (
-        f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        f"{torch.__version__}, CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}, "
+        f"cuBLAS {cublaslt.version()}"
     )
     return Key(name, driver, built, model.folder.fingerprint, model.precision, _code())
 

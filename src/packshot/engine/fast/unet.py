@@ -12,8 +12,9 @@ What differs from the plain network is where sums are taken, not what is summed:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from packshot.engine.fast.maps import (
     group_norm_of,
     linear_of,
 )
+from packshot.engine.fast.products import TORCH, Multiplier
 from packshot.engine.networks import blocks
 from packshot.engine.networks import unet as plain
 
@@ -37,14 +39,21 @@ __all__ = ["KV", "Attend", "Block", "FastUNet"]
 KV = tuple[Tensor, Tensor]
 """Keys and values [B,T,C] of one attention to the text; views."""
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys, values [B,heads,N,D] to [B,heads,N,D]."""
+
+class Attend(Protocol):
+    """Queries, keys, values [B,heads,N,D] to [B,heads,N,D]; with ``quant`` in fp8."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None
+    ) -> Tensor: ...
 
 
 class Block:
     """`networks.unet.TransformerBlock`. The stream lacks the biases of all products before it."""
 
-    def __init__(self, block: plain.TransformerBlock, owed: Tensor, *, one_pass: bool) -> None:
+    def __init__(
+        self, block: plain.TransformerBlock, owed: Tensor, by: Multiplier, *, one_pass: bool
+    ) -> None:
         self.one_pass = one_pass
         self.norms = (block.norm1, block.norm2, block.norm3)
         self.heads = block.attn1.heads
@@ -52,26 +61,33 @@ class Block:
         gated, _, out_3 = block.ff.net
         if not isinstance(gated, plain.GatedLinear) or not isinstance(out_3, nn.Linear):
             raise TypeError(f"{block.ff} is no gated unit.")
-        self.qkv: Product = Dense.of(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v)
-        self.q: Product = Dense.of(block.attn2.to_q)
-        self.gated: Dense | DenseFp8 | DenseInt8 = Dense(_alternating(gated.proj.weight))
+        self.qkv: Product = Dense.of(block.attn1.to_q, block.attn1.to_k, block.attn1.to_v, by=by)
+        self.q: Dense | DenseFp8 | DenseInt8 = Dense.of(block.attn2.to_q, by=by)
+        self.gated: Dense | DenseFp8 | DenseInt8 = Dense(_alternating(gated.proj.weight), by)
         self.gated_bias = _alternating(gated.proj.bias)
-        self.out_1, self.out_2 = Dense.of(out_1), Dense.of(out_2)
-        self.out_3: Product = Dense.of(out_3)
+        self.out_1: Product = Dense.of(out_1, by=by)
+        self.out_2: Product = Dense.of(out_2, by=by)
+        self.out_3: Product = Dense.of(out_3, by=by)
         # What the stream lacks at each normalisation, and at the end.
         first = owed + out_1.bias.float()
         second = first + out_2.bias.float()
         self.owed = (owed, first, second)
         self.owes = second + out_3.bias.float()
 
-    def in_fp8(self, largest: float) -> None:
-        """Turn all products but those after attention to fp8; ``largest`` leaves the gated unit."""
+    def in_fp8(self, own: float, text: float, gated: float) -> None:
+        """Turn all products to fp8, for what leaves both attentions and the gated unit at most.
+
+        But the one after self-attention where a library computes that, which writes no fp8.
+        """
         norms = self.norms
         self.qkv, self.q, self.gated = (
             after_layer_norm(exact(product), norm)
             for product, norm in zip((self.qkv, self.q, self.gated), norms, strict=True)
         )
-        self.out_3 = DenseFp8.of(exact(self.out_3), largest)
+        if self.one_pass:
+            self.out_1 = DenseFp8.of(exact(self.out_1), own)
+        self.out_2 = DenseFp8.of(exact(self.out_2), text)
+        self.out_3 = DenseFp8.of(exact(self.out_3), gated)
 
     def in_int8(self, kernels: Kernels) -> None:
         """Turn the same products to int8."""
@@ -86,14 +102,26 @@ class Block:
         """Add this block's work to the stream ``t`` [M,C] (+ ``add``); return what is left."""
         h = self._norm(kernels, 0, t, add, self.qkv)
         q, k, v = self.qkv(h).view(batch, -1, 3, self.heads, t.shape[1] // self.heads).unbind(2)
-        y = attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        y = attend(q, k, v, quant=self.out_1.quant)
         add = self.out_1.add_to(t, _tokens(y))
         h = self._norm(kernels, 1, t, add, self.q)
-        q = self.q(h).view(batch, -1, t.shape[1])
-        q, k, v = (_heads(x, self.heads) for x in (q, *kv))
-        add = self.out_2.add_to(t, _tokens(kernels.attend(q, k, v)))
+        add = self.out_2.add_to(t, self._asked(kernels, h, kv))
         h = self._norm(kernels, 2, t, add, self.gated)
         return self.out_3.add_to(t, self._gated(kernels, h))
+
+    def _asked(self, kernels: Kernels, h: Tensor, kv: KV) -> Tensor:
+        """Return the attention to the text: queries and all in one pass where that pays."""
+        product, quant = self.q, self.out_2.quant
+        k, v = (_heads(x, self.heads) for x in kv)
+        if (
+            self.one_pass
+            and not isinstance(product, DenseInt8)
+            and kernels.ask_pays(*h.shape, fp8=product.quant is not None)
+        ):
+            return kernels.ask(h, product.weight, k, v, scale=product.scale, quant=quant)
+        q = _heads(product(h).view(len(k), -1, h.shape[1]), self.heads)
+        return _tokens(kernels.attend(q, k, v, quant=quant))
 
     def _gated(self, kernels: Kernels, h: Tensor) -> Tensor:
         """Return the gated unit's output: in one pass where the chip lets our kernel multiply."""
@@ -136,15 +164,15 @@ def _tokens(y: Tensor) -> Tensor:
 class Transformer:
     """`networks.unet.Transformer`: in and out of a residual stream of tokens."""
 
-    def __init__(self, transformer: plain.Transformer, *, one_pass: bool) -> None:
+    def __init__(self, transformer: plain.Transformer, by: Multiplier, *, one_pass: bool) -> None:
         self.norm = group_norm_of(transformer.norm)
         weight_in, bias_in = linear_of(transformer.proj_in)
         weight_out, bias_out = linear_of(transformer.proj_out)
-        self.proj_in, self.proj_out = Dense(weight_in), Dense(weight_out)
+        self.proj_in, self.proj_out = Dense(weight_in, by), Dense(weight_out, by)
         owed = bias_in.float()
         self.blocks: list[Block] = []
         for block in each(transformer.transformer_blocks, plain.TransformerBlock):
-            self.blocks.append(Block(block, owed, one_pass=one_pass))
+            self.blocks.append(Block(block, owed, by, one_pass=one_pass))
             owed = self.blocks[-1].owes
         self.bias = bias_out.float() + weight_out.float() @ owed
 
@@ -156,7 +184,7 @@ class Transformer:
             add = block(kernels, attend, t, add, next(kv), len(y))
         if add is not None:
             t += add
-        y.view(t.shape).addmm_(t, self.proj_out.weight.t())
+        self.proj_out.add_to(y.view(t.shape), t)
         return Map(x.size, y, bias=self.bias)
 
 
@@ -173,12 +201,18 @@ class Level:
 class FastUNet:
     """The network. Built of a plain one on the same device, whose weights it shares or copies.
 
-    ``one_pass``: whether `Kernels.geglu` and `Kernels.convolve` run here; they take a Hopper GPU or
-    a later one.
+    ``one_pass``: whether `Kernels.geglu`, `Kernels.ask` and `Kernels.convolve` run here; they take
+    a Hopper GPU or a later one.
     """
 
     def __init__(
-        self, unet: plain.UNet, kernels: Kernels, attend: Attend, *, one_pass: bool = True
+        self,
+        unet: plain.UNet,
+        kernels: Kernels,
+        attend: Attend,
+        by: Multiplier = TORCH,
+        *,
+        one_pass: bool = True,
     ) -> None:
         self.kernels = kernels
         self.attend = attend
@@ -193,10 +227,10 @@ class FastUNet:
             transformers = each(block.attentions, plain.Transformer)
             return Level(
                 [
-                    Resnet(resnet, own=one_pass)
+                    Resnet(resnet, by, own=one_pass)
                     for resnet in each(block.resnets, blocks.ResnetBlock)
                 ],
-                [Transformer(transformer, one_pass=one_pass) for transformer in transformers],
+                [Transformer(found, by, one_pass=one_pass) for found in transformers],
                 down,
                 up,
             )

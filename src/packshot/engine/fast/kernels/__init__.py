@@ -5,12 +5,12 @@ Memory moves once where it can. Nothing adds in an order that changes from run t
 atomic additions.
 """
 
+from packshot.engine.fast.kernels.attention import ask, ask_pays, attend, attends
 from packshot.engine.fast.kernels.conv import convolve, convolve_pays
 from packshot.engine.fast.kernels.ends import advance, softmax, to_uint8
 from packshot.engine.fast.kernels.launch import rehearsal, rehearsing
 from packshot.engine.fast.kernels.maps import group_norm, interleave, join
 from packshot.engine.fast.kernels.tokens import (
-    attend,
     from_int32,
     gate,
     geglu,
@@ -20,7 +20,10 @@ from packshot.engine.fast.kernels.tokens import (
 
 __all__ = [
     "advance",
+    "ask",
+    "ask_pays",
     "attend",
+    "attends",
     "convolve",
     "convolve_pays",
     "from_int32",

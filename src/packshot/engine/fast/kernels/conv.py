@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from packshot.engine.fast.kernels.launch import await_inputs, launch
+from packshot.engine.fast.kernels.launch import await_inputs, in_bands, launch
 
 __all__ = ["convolve", "convolve_pays"]
 
@@ -26,11 +26,8 @@ def _convolve(x, weight, weight_2, out, out_2, scale, DOWN, ACROSS, TILES, N, C,
     await_inputs()
     WIDE: tl.constexpr = BN + BN_2
     columns = tl.cdiv(N, WIDE)
-    index = tl.program_id(0)
-    band = index // (BAND * columns)  # bands of pixels, so that the weights stay in the L2 cache
-    high = tl.minimum(TILES - band * BAND, BAND)
-    tile = band * BAND + (index % (BAND * columns)) % high
-    first = (index % (BAND * columns)) // high * WIDE
+    tile, column = in_bands(tl.program_id(0), TILES, columns, BAND)
+    first = column * WIDE
     b, rest = tile // (DOWN * ACROSS), tile % (DOWN * ACROSS)
     y, left = rest // ACROSS * BH, rest % ACROSS * BW
     blocks = tl.cdiv(C, BK)
@@ -69,7 +66,7 @@ def convolve_pays(pixels: int, channels: int, *, fp8: bool) -> bool:
 
 def _tiles(pixels: int, n: int) -> Tiles:
     """Return what was fastest there: tiles whose width divides SDXL's 320, 640 and 1,280."""
-    if n % 256 == 0:
+    if n % 256 == 0 or (n % 128 == 0 and pixels <= 2048):
         return (128, 256, 0, 8, 3) if pixels >= 8192 else (128, 128, 0, 8, 4)
     return (64, 256, 64, 4, 3) if n % 640 == 0 or pixels <= 8192 else (128, 128, 32, 4, 4)
 

@@ -6,18 +6,30 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-__all__ = ["LANES", "await_inputs", "launch", "rehearsal", "rehearsing"]
+__all__ = [
+    "EARLY",
+    "LANES",
+    "await_inputs",
+    "in_bands",
+    "launch",
+    "processors",
+    "rehearsal",
+    "rehearsing",
+]
 
 LANES = 64  # channels that one program of a feature map handles: 128 bytes of a row in bf16
 THREADS = 16  # that compile at a time
 
 EARLY = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+"""Whether this is a Hopper or later: kernels start early, and memory moves by the box."""
+
 _EARLY = tl.constexpr(EARLY)
 _rehearsing = False
 
@@ -31,6 +43,23 @@ def await_inputs():
     if _EARLY:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
+
+
+@cache
+def processors() -> int:
+    """Return how many multiprocessors the GPU has; a few where there is none, for tests."""
+    if not torch.cuda.is_available():
+        return 3
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+
+
+@triton.jit
+def in_bands(index, down, across, BAND: tl.constexpr):
+    """Return the row and the column of a tile: in bands of rows, so that weights stay in L2."""
+    band = index // (BAND * across)
+    high = tl.minimum(down - band * BAND, BAND)
+    rest = index % (BAND * across)
+    return band * BAND + rest % high, rest // high
 
 
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:

@@ -1,9 +1,7 @@
 # type: ignore  # noqa: PGH003 (Triton's language has no types, nor is it installed everywhere)
-"""Tokens [M,C]: layer normalisation, the gated unit, attention to few keys, rounding to int8."""
+"""Tokens [M,C]: layer normalisation, the gated unit, rounding to int8."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import triton
@@ -11,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from packshot.engine.fast.kernels.launch import await_inputs, launch
+from packshot.engine.fast.kernels.launch import await_inputs, in_bands, launch, processors
 from packshot.engine.fast.reference import FP8, FP8_MAX
 
-__all__ = ["attend", "from_int32", "gate", "geglu", "layer_norm", "to_int8"]
+__all__ = ["from_int32", "gate", "geglu", "layer_norm", "to_int8"]
 
 
 @triton.jit
@@ -104,22 +102,13 @@ def _unit(sums, bias, first, scale, quant, N, HAS_SCALE: tl.constexpr, TO_FP8: t
 
 
 @triton.jit
-def _geglu(x, weight, weight_2, bias, out, out_2, scale, quant, M, N, K: tl.constexpr,
-           HAS_SCALE: tl.constexpr, TO_FP8: tl.constexpr, FAST: tl.constexpr, LIMIT: tl.constexpr,
-           BM: tl.constexpr, BN: tl.constexpr, BN_2: tl.constexpr, BK: tl.constexpr,
-           BAND: tl.constexpr):  # fmt: skip
-    """``x``, ``weight`` and ``out`` are tensor descriptors; BN counts values and gates.
-
-    A tile may have BN_2 columns more, so that tiles fill the chip whose width is no power of two.
-    """
-    await_inputs()
+def _gated_tile(index, x, weight, weight_2, bias, out, out_2, scale, quant, M, N, K: tl.constexpr,
+                HAS_SCALE: tl.constexpr, TO_FP8: tl.constexpr, FAST: tl.constexpr,
+                LIMIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BN_2: tl.constexpr,
+                BK: tl.constexpr, BAND: tl.constexpr):  # fmt: skip
+    """A tile may have BN_2 columns more, so that tiles fill the chip by no power of two."""
     WIDE: tl.constexpr = BN + BN_2
-    down, across = tl.cdiv(M, BM), tl.cdiv(2 * N, WIDE)
-    index = tl.program_id(0)
-    band = index // (BAND * across)  # bands of rows, so that the weights stay in the L2 cache
-    high = tl.minimum(down - band * BAND, BAND)
-    m = band * BAND + (index % (BAND * across)) % high
-    n = (index % (BAND * across)) // high
+    m, n = in_bands(index, tl.cdiv(M, BM), tl.cdiv(2 * N, WIDE), BAND)
     sums = tl.zeros([BM, BN], tl.float32)
     if BN_2:
         sums_2 = tl.zeros([BM, BN_2], tl.float32)
@@ -137,6 +126,29 @@ def _geglu(x, weight, weight_2, bias, out, out_2, scale, quant, M, N, K: tl.cons
         out_2.store([m * BM, n * (WIDE // 2) + BN // 2], y.to(out.dtype))
 
 
+@triton.jit
+def _geglu(x, weight, weight_2, bias, out, out_2, scale, quant, M, N, K: tl.constexpr, TILES,
+           PROGRAMS, HAS_SCALE: tl.constexpr, TO_FP8: tl.constexpr, FAST: tl.constexpr,
+           LIMIT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BN_2: tl.constexpr,
+           BK: tl.constexpr, BAND: tl.constexpr, MANY: tl.constexpr):  # fmt: skip
+    """``x``, ``weight`` and ``out`` are tensor descriptors; BN counts values and gates.
+
+    With MANY a program goes on to other tiles: the next comes while the last one is being ended.
+    """
+    await_inputs()
+    if MANY:
+        for index in tl.range(tl.program_id(0), TILES, PROGRAMS, flatten=True):
+            _gated_tile(
+                index, x, weight, weight_2, bias, out, out_2, scale, quant, M, N, K, HAS_SCALE,
+                TO_FP8, FAST, LIMIT, BM, BN, BN_2, BK, BAND,
+            )  # fmt: skip
+    else:
+        _gated_tile(
+            tl.program_id(0), x, weight, weight_2, bias, out, out_2, scale, quant, M, N, K,
+            HAS_SCALE, TO_FP8, FAST, LIMIT, BM, BN, BN_2, BK, BAND,
+        )  # fmt: skip
+
+
 Tiles = tuple[int, int, int, int, int, int]
 """Rows, columns, more columns, warps, stages, rows of tiles in a band."""
 
@@ -144,14 +156,11 @@ Tiles = tuple[int, int, int, int, int, int]
 def _gated_tiles(m: int, k: int, *, fp8: bool) -> Tiles:
     """Return what was fastest on an H100; benchmarks/LOG.md.
 
-    Two small tiles on one multiprocessor hide each other's ends where K is small; of few rows, the
-    odd width makes as many tiles as there are multiprocessors.
+    Of few rows, the odd width makes as many tiles as there are multiprocessors.
     """
     if k > 640 and m <= 1024:
         return 128, 256, 64, 8, 4, 8
-    if k <= 640 or (fp8 and m >= 8192):
-        return 128, 128, 0, 4, 2, 8
-    return 128, 256, 0, 8, 3, 8 if fp8 else 16
+    return 128, 256, 0, 8, 4 if fp8 or m < 16_384 else 3, 8
 
 
 def geglu(
@@ -170,13 +179,15 @@ def geglu(
     bm, bn, more, warps, stages, band = tiles or _gated_tiles(m, k, fp8=x.element_size() == 1)
     bk = 128 // x.element_size()
     tile = TensorDescriptor.from_tensor
+    there = triton.cdiv(m, bm) * triton.cdiv(2 * n, bn + more)
+    programs = there if more else min(there, processors())
     launch(
-        _geglu, (triton.cdiv(m, bm) * triton.cdiv(2 * n, bn + more),),
+        _geglu, (programs,),
         tile(x, [bm, bk]), tile(weight, [bn, bk]), tile(weight, [more or bn, bk]), bias,
         tile(out, [bm, bn // 2]), tile(out, [bm, (more or bn) // 2]),
-        x if scale is None else scale, x if quant is None else quant, m, n, k, scale is not None,
-        quant is not None, x.is_cuda, FP8_MAX, bm, bn, more, bk, band, num_warps=warps,
-        num_stages=stages,
+        x if scale is None else scale, x if quant is None else quant, m, n, k, there, programs,
+        scale is not None, quant is not None, x.is_cuda, FP8_MAX, bm, bn, more, bk, band,
+        there > programs, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out
 
@@ -257,39 +268,3 @@ def from_int32(sums: Tensor, row_scale: Tensor, column_scale: Tensor, dtype: tor
     grid = (triton.cdiv(m, rows), triton.cdiv(n, width))
     launch(_from_int32, grid, sums, row_scale, column_scale, out, m, n, rows, width, num_warps=4)
     return out
-
-
-@triton.jit
-def _attend(q, k, v, out, N, T, C, Q_ROW, Q_PICTURE, K_ROW, K_PICTURE, SCALE, HEAD: tl.constexpr,
-            ROWS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
-    """A block of queries of one head to all keys, which fit into one tile."""
-    await_inputs()
-    head, b = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    cols = head * HEAD + tl.arange(0, HEAD)
-    keys = tl.arange(0, WIDTH)
-    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    there, inside = (keys < T)[:, None], (rows < N)[:, None]
-    at = b * K_PICTURE + keys[:, None] * K_ROW + cols[None, :]
-    queries = tl.load(q + b * Q_PICTURE + rows[:, None] * Q_ROW + cols[None, :], mask=inside)
-    scores = tl.dot(queries, tl.load(k + at, mask=there, other=0.0).T) * SCALE
-    scores = tl.where((keys < T)[None, :], scores, -float("inf"))
-    weights = tl.exp2(scores - tl.max(scores, 1)[:, None])
-    values = tl.load(v + at, mask=there, other=0.0)
-    y = tl.dot(weights.to(values.dtype), values) / tl.sum(weights, 1)[:, None]
-    into = (b * N + rows[:, None]) * C + cols[None, :]
-    tl.store(out + into, y.to(out.dtype.element_ty), mask=inside)
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """As `reference.attend`, for at most 256 keys; heads lie side by side in each row."""
-    b, heads, n, head = q.shape
-    c, keys = heads * head, k.shape[2]
-    out = torch.empty((b, n, c), dtype=q.dtype, device=q.device)
-    rows = 64
-    launch(
-        _attend, (triton.cdiv(n, rows), heads, b),
-        q, k, v, out, n, keys, c, q.stride(2), q.stride(0), k.stride(2), k.stride(0),
-        head**-0.5 * math.log2(math.e), head, rows, max(16, triton.next_power_of_2(keys)),
-        num_warps=4,
-    )  # fmt: skip
-    return out.view(b, n, heads, head).transpose(1, 2)
