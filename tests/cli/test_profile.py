@@ -69,3 +69,13 @@ def test_another_size_and_what_the_render_warns_of_are_said(tiny_sdxl: Path, cap
     assert any("its margins are cut off for 128x64" in text for text in warned)
     assert any("tokens longer than the model reads" in text for text in warned)
     assert all(text in said.err for text in warned)
+
+
+def test_each_precision_is_set_beside_fp32_where_that_is_asked_for(tiny_sdxl: Path, capsys):
+    words = ("--model", str(tiny_sdxl), "--device", "cpu", "--steps", "1", "--drift")
+    out = run(capsys, *words)
+    assert max(map(len, out.splitlines())) <= 80
+    assert "latents off by" in out
+    assert [row["name"] for row in json.loads(run(capsys, *words, "--json"))["drift"]] == [
+        "fp32", "bf16",
+    ]  # fmt: skip

@@ -13,6 +13,7 @@ from packshot.cli import terminal
 from packshot.studio import defaults
 
 if TYPE_CHECKING:
+    from packshot.engine.drift import Drift
     from packshot.engine.profile import Profile
 
 __all__ = ["profile"]
@@ -28,6 +29,11 @@ GatewayConfig = Annotated[
     typer.Option(
         "--gateway", metavar="CONFIG", help="Measure this gateway's own overhead as well."
     ),
+]
+
+DriftToo = Annotated[
+    bool,
+    typer.Option("--drift", help="Render in each precision as well: how far is it from fp32?"),
 ]
 
 
@@ -49,11 +55,12 @@ def profile(
     invariant: o.Invariant = False,
     trace: Trace = None,
     gateway: GatewayConfig = None,
+    drift: DriftToo = False,
     as_json: o.AsJson = False,
 ) -> None:
     """Tell where a render's time goes, and what would save most of it."""
     from packshot.studio.plan import Options, plan
-    from packshot.studio.profile import profile_plan
+    from packshot.studio.profile import drifts_of, profile_plan
     from packshot.studio.settings import load_engine_settings
 
     planned = plan(
@@ -82,12 +89,16 @@ def profile(
     found = profile_plan(planned, trace)
     for warning in found.warnings:
         terminal.warn(warning)
+    drifts = drifts_of(planned) if drift else ()
     if as_json:
         from packshot.cli.report import print_json
 
-        print_json(_facts(found, planned.warnings, trace, overhead))
+        facts = _facts(found, planned.warnings, trace, overhead)
+        print_json(facts | {"drift": [asdict(each) for each in drifts]})
         return
     _show(found, trace)
+    if drifts:
+        _show_drifts(drifts)
     if overhead is not None:
         terminal.out().print(
             f"gateway: {overhead['cpu_us']:.0f} us of CPU a request, "
@@ -142,6 +153,26 @@ def _show(found: Profile, trace: Path | None) -> None:
         console.print(f"{number}. {hint.what} (about {hint.saves_s:.2f} s)")
     if trace is not None:
         console.print(f"trace: {trace}", soft_wrap=True)
+
+
+def _show_drifts(drifts: tuple[Drift, ...]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("beside fp32")
+    for title in ("latents off by", "levels, mean", "most", "similarity", "lossless"):
+        table.add_column(title, justify="right")
+    for each in drifts:
+        table.add_row(
+            each.name,
+            f"{each.latents:.4f}",
+            f"{each.mean_levels:.2f}",
+            str(each.most_levels),
+            "" if each.similarity is None else f"{each.similarity:.4f}",
+            {None: "", True: "yes", False: "no"}[each.lossless],
+        )
+    terminal.out().print(table)
 
 
 def _facts(
