@@ -38,8 +38,10 @@ def loaded_in(model: Model, precision: str) -> Engine:
     return Engine(model, runner=FastRunner(model))
 
 
-def made_in(engine: Engine, request: RenderRequest, monkeypatch) -> tuple[str, tuple[str, ...]]:
-    """Return the tier that a render is made in, and its warnings."""
+def made_in(
+    engine: Engine, request: RenderRequest, monkeypatch
+) -> tuple[str, str, tuple[str, ...]]:
+    """Return the tier that a render is made in, the precision that it tells, and its warnings."""
     tiers, denoise = [], engine.runner.denoise
 
     def seen(task, *rest):
@@ -47,9 +49,9 @@ def made_in(engine: Engine, request: RenderRequest, monkeypatch) -> tuple[str, t
         return denoise(task, *rest)
 
     monkeypatch.setattr(engine.runner, "denoise", seen)
-    warnings = engine.render(request).warnings
+    result = engine.render(request)
     (tier,) = tiers
-    return tier, warnings
+    return tier, result.precision, result.warnings
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,8 @@ def made_in(engine: Engine, request: RenderRequest, monkeypatch) -> tuple[str, t
 def test_a_request_chooses_its_tier(model, monkeypatch, loaded, asked, tier):
     monkeypatch.setattr(module, "pick_precision", lambda name, _: name)
     request = replace(REQUEST, precision=asked)
-    assert made_in(loaded_in(model, loaded), request, monkeypatch) == (tier, ())
+    told = loaded if asked in (None, "auto") else asked
+    assert made_in(loaded_in(model, loaded), request, monkeypatch) == (tier, told, ())
 
 
 @pytest.mark.parametrize(
@@ -85,11 +88,11 @@ def test_what_is_fine_stays_in_bf16_and_is_said(model, monkeypatch, change, why,
     monkeypatch.setattr(module, "pick_precision", lambda name, _: name)
     monkeypatch.setattr(module, "FINE_PIXELS", 128 * 128)
     fine = replace(REQUEST, **change)
-    kept = ("exact", (f"the picture was made in bf16, not {tier}, since {why}.",))
+    kept = ("exact", "bf16", (f"the picture was made in bf16, not {tier}, since {why}.",))
     for loaded, asked in (("bf16", tier), (tier, None)):
         engine = loaded_in(model, loaded)
         assert made_in(engine, replace(fine, precision=asked), monkeypatch) == kept
-    assert made_in(loaded_in(model, "bf16"), fine, monkeypatch) == ("exact", ())
+    assert made_in(loaded_in(model, "bf16"), fine, monkeypatch) == ("exact", "bf16", ())
 
 
 @pytest.mark.parametrize(
@@ -109,3 +112,18 @@ def test_a_tier_that_cannot_be_had_is_refused_before_it_is_made(
     monkeypatch.setattr(engine.runner, "denoise", lambda *_: pytest.fail("it was made"))
     with pytest.raises(InvalidRequest, match=said):
         engine.render(replace(REQUEST, precision=asked))
+
+
+def test_what_the_terminal_marks_as_fine_is_so_in_the_request(
+    tiny_sdxl: Path, tmp_path: Path, monkeypatch
+):
+    from packshot.cli import render
+    from packshot.cli.main import main
+
+    seen = []
+    monkeypatch.setattr(render, "_deliver", lambda plan, *_, **__: seen.append(plan.request))
+    monkeypatch.chdir(tmp_path)
+    for words in ([], ["--fine-texture"]):
+        with pytest.raises(SystemExit):
+            main(["render", "a linen shirt", "--model", str(tiny_sdxl), *words])
+    assert [request.fine_texture for request in seen] == [False, True]

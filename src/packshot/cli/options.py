@@ -18,6 +18,7 @@ __all__ = [
     "Columns",
     "Count",
     "Device",
+    "FineTexture",
     "Graphs",
     "Guidance",
     "Image",
@@ -169,6 +170,14 @@ Invariant = Annotated[
     typer.Option(
         "--invariant",
         help="On a GPU, one picture at a time: a seed's bits are then the same in company.",
+        rich_help_panel=MACHINE,
+    ),
+]
+FineTexture = Annotated[
+    bool,
+    typer.Option(
+        "--fine-texture",
+        help="Cloth and the like: made in bf16 where --precision is fp8 or int8.",
         rich_help_panel=MACHINE,
     ),
 ]

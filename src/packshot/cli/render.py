@@ -61,6 +61,7 @@ def render(
     vae_precision: o.VaePrecision = "auto",
     graphs: o.Graphs = True,
     invariant: o.Invariant = False,
+    fine_texture: o.FineTexture = False,
 ) -> None:
     """Render a product photograph from a BRIEF."""
     from packshot.studio.finish import DEFAULT_SHARPEN
@@ -87,6 +88,7 @@ def render(
             vae_precision=vae_precision,
             graphs=graphs,
             invariant=invariant,
+            fine_texture=fine_texture,
             device=device,
             out=out,
             raw=choice == "none",

@@ -81,7 +81,7 @@ class RenderRequest:
     ``guidance`` 1.0 switches classifier-free guidance off. ``spacing`` None takes the model's own.
     ``steps`` lays out the noise levels; with an ``original`` only the last of them are visited.
     ``precision`` None is that of the loaded model; one that was loaded in bf16 can also do fp8.
-    ``fine_texture`` marks cloth and the like, which is never made in fp8.
+    ``fine_texture`` marks cloth and the like, which is never made in eight bits.
     """
 
     prompt: str

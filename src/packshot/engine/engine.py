@@ -196,8 +196,7 @@ class Engine:
 
     def _tier(self, request: RenderRequest) -> Tier:
         """Return the arithmetic of the UNet's large products; `InvalidRequest` if it has none."""
-        loaded = self.model.precision
-        wanted = loaded if request.precision in (None, "auto") else request.precision
+        loaded, wanted = self.model.precision, self._wanted(request)
         eight = wanted in EIGHT_BITS
         if wanted != loaded and not (
             loaded in ("bf16", *EIGHT_BITS) and (eight or wanted == "bf16")
@@ -211,9 +210,14 @@ class Engine:
         pick_precision(wanted, self.model.device)
         return _tier_of(wanted)
 
+    def _wanted(self, request: RenderRequest) -> Precision:
+        """Return the precision that a request asks for, or the model was loaded in."""
+        own = request.precision
+        return self.model.precision if own is None or own == "auto" else own
+
     def _held_back(self, request: RenderRequest) -> tuple[str, ...]:
         """Say where a request was made in bf16 that asked for eight bits."""
-        wanted = request.precision or self.model.precision
+        wanted = self._wanted(request)
         if wanted not in EIGHT_BITS or not _too_fine(request):
             return ()
         why = "its texture is fine" if request.fine_texture else "it has 2048x2048 pixels or more"
@@ -264,7 +268,7 @@ class Engine:
             model=model.folder.name,
             fingerprint=model.folder.fingerprint,
             device=str(model.device),
-            precision=model.precision,
+            precision="bf16" if self._held_back(request) else self._wanted(request),
             embeddings=use,
         )
 

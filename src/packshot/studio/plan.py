@@ -60,7 +60,8 @@ class Options:
     from, ``mask`` one that marks in white what may change of it, ``strength`` how much (0 to 1,
     None for that of `defaults`). ``buckets`` are sizes to render at, as
     `packshot.engine.buckets.buckets_of` takes them. ``graphs`` and ``invariant`` are for GPUs:
-    whether steps are captured, and whether a seed is to give the same bits in company as alone.
+    whether steps are captured, and whether a seed is to give the same bits in company as alone;
+    ``fine_texture`` keeps from eight bits what shows cloth and the like.
     """
 
     brief: str
@@ -78,6 +79,7 @@ class Options:
     vae_precision: str = "auto"
     graphs: bool = True
     invariant: bool = False
+    fine_texture: bool = False
     device: str = "auto"
     out: str | None = None
     raw: bool = False
@@ -145,7 +147,7 @@ def plan(options: Options, folder: ModelFolder | None = None) -> Plan:
     caption, usage = captioned(brief, folder, raw=options.raw, strict=options.strict)
     start = open_start(options.image, options.mask, options.strength, made)
     request = replace(asked, prompt=caption.text, width=made[0], height=made[1])
-    request = _started(request, start)
+    request = replace(_started(request, start), fine_texture=options.fine_texture)
     validate(request)
     for target in files:
         probe(target.path)
