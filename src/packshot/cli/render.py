@@ -73,32 +73,13 @@ def render(
     else:
         choice = choose(caption, raw=raw)
         options = Options(
-            brief=brief,
-            count=count,
-            seed=seed,
-            size=size,
-            steps=steps,
-            guidance=guidance,
-            negative=negative,
-            sampler=sampler,
-            schedule=schedule,
-            spacing=spacing,
-            model=model,
-            precision=precision,
-            vae_precision=vae_precision,
-            graphs=graphs,
-            invariant=invariant,
-            fine_texture=fine_texture,
-            device=device,
-            out=out,
-            raw=choice == "none",
-            strict=strict,
-            sharpen=DEFAULT_SHARPEN if sharpen else None,
-            image=image,
-            mask=mask,
-            strength=strength,
+            brief=brief, count=count, seed=seed, size=size, steps=steps, guidance=guidance,
+            negative=negative, sampler=sampler, schedule=schedule, spacing=spacing, model=model,
+            precision=precision, vae_precision=vae_precision, graphs=graphs, invariant=invariant,
+            fine_texture=fine_texture, device=device, out=out, raw=choice == "none", strict=strict,
+            sharpen=DEFAULT_SHARPEN if sharpen else None, image=image, mask=mask, strength=strength,
             buckets=load_engine_settings().sizes,
-        )
+        )  # fmt: skip
         planned = plan(options)
     _deliver(planned, choice, preview=preview, show_caption=show_caption, as_json=as_json)
 
