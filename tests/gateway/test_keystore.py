@@ -231,6 +231,14 @@ def test_settings_that_are_none(settings: dict[str, Any]) -> None:
         entry_of(settings)
 
 
+@pytest.mark.parametrize("expires", ["2027-01-15", "2027-01-15T07:59:59Z"])
+def test_a_key_that_is_over_already_is_not_issued(store: KeyStore, expires: str) -> None:
+    with pytest.raises(InvalidRequest, match="is over already"):
+        store.create(VirtualKeyEntry("late", expires=expires), "anna")
+    assert store.audit() == []
+    assert store.create(VirtualKeyEntry("late", expires="2027-01-16"), "anna")
+
+
 # ---------------------------------------------------------------- the audit trail
 def test_every_change_is_written_down(store: KeyStore) -> None:
     store.create(FULL, "anna")

@@ -154,7 +154,6 @@ def test_a_rolling_restart_fails_nobody(tmp_path: Path) -> None:
         running: dict[int, Process] = {}
         for number, path in enumerate(paths):
             running[number] = Process(path, {"KEY_A": "k1"})
-            time.sleep(1.1)  # two that begin in one second would be one worker to the store
         stop = False
         seen: list[Saw] = []
         refused = 0

@@ -264,11 +264,31 @@ def test_strangers_are_not_let_in_by_default(host):
         serve(lambda _: pytest.fail("started"), ServeOptions(host=host, port=0))
 
 
-def test_a_port_in_use_is_told():
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_port_in_use_is_told(workers):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
+        with pytest.raises(InvalidRequest, match=rf"127.0.0.1:{port}: .* in use.*--port"):
+            serve(lambda _: pytest.fail("started"), ServeOptions(port=port, workers=workers))
+
+
+def test_two_gateways_of_many_workers_do_not_share_a_port():
+    """The kernel would let them, and hand each of them half of the callers."""
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
         with pytest.raises(InvalidRequest, match="in use"):
-            serve(lambda _: pytest.fail("started"), ServeOptions(port=port))
+            serve(lambda _: pytest.fail("started"), ServeOptions(port=port, workers=2))
+
+
+def test_of_the_admin_port_it_is_told_where_that_is_set():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        admin = taken.getsockname()[1]
+        options = ServeOptions(port=0, admin_port=admin)
+        with pytest.raises(InvalidRequest, match=rf"{admin}: .* in use.*server.admin_port"):
+            serve(lambda _: pytest.fail("started"), options, lambda *_: pytest.fail("started"))
 
 
 @pytest.mark.parametrize("options", [ServeOptions(workers=0), ServeOptions(host="no such host")])

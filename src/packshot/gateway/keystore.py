@@ -38,6 +38,7 @@ from packshot.gateway.virtual_key import (
     DefaultsEntry,
     VirtualKey,
     VirtualKeyEntry,
+    micros_of,
     virtual_key_of,
 )
 from packshot.ledger.leases import create_tables
@@ -175,9 +176,14 @@ class KeyStore:
         """Issue a key and return its secret, which nobody can be shown again.
 
         Raises:
-            InvalidRequest: the id is, or was, another key's, or there are too many.
+            InvalidRequest: the id is, or was, another key's, or there are too many; or it would be
+                over already.
         """
-        secret = new_secret()
+        secret, now = new_secret(), self._clock()
+        if entry.expires and micros_of(entry.expires) <= now:
+            raise InvalidRequest(
+                f"a key that expires {entry.expires} is over already: name a later day"
+            )
         with self._changing() as within:
             for row in self._rows(within, "WHERE id = ?", (entry.id,)):
                 raise InvalidRequest(
@@ -189,7 +195,7 @@ class KeyStore:
             ((count,),) = within.query("SELECT count(*) FROM virtual_keys WHERE revoked_at = 0")
             if count >= MAX_KEYS:
                 raise InvalidRequest(f"there are {count} keys, the most that there may be")
-            settings, now = _json(settings_of(entry)), self._clock()
+            settings = _json(settings_of(entry))
             within.execute(
                 f"INSERT INTO virtual_keys ({COLUMNS}) VALUES (?, ?, '', 0, ?, ?, 0, 0)",  # noqa: S608 - names of ours
                 (entry.id, self._digest(secret), settings, now),

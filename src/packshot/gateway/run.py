@@ -151,6 +151,9 @@ def _listening(
     sockets: list[socket.socket] = []
     try:
         port = options.port
+        if options.workers > 1 and port:
+            # What shares a port would share it with another gateway's sockets, too: a look first.
+            _bind(options.host, port, options).close()
         for _ in range(options.workers):
             # A socket for each: the kernel spreads connections over them, where workers that
             # share one take what they can get, and the quickest takes nearly all.
@@ -158,7 +161,8 @@ def _listening(
             port = sockets[0].getsockname()[1]
         second = None
         if admin and options.admin_port is not None:
-            second = _bind(options.admin_host, options.admin_port, options, share=False)
+            setting = "server.admin_port"
+            second = _bind(options.admin_host, options.admin_port, options, setting=setting)
             sockets.append(second)
         yield sockets[: options.workers], second
     finally:
@@ -166,7 +170,9 @@ def _listening(
             each.close()
 
 
-def _bind(host: str, port: int, options: ServeOptions, *, share: bool) -> socket.socket:
+def _bind(
+    host: str, port: int, options: ServeOptions, *, share: bool = False, setting: str = "--port"
+) -> socket.socket:
     family, address = check_host(host, port, guarded=options.guarded)
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -180,7 +186,7 @@ def _bind(host: str, port: int, options: ServeOptions, *, share: bool) -> socket
         made.close()
         reason = os.strerror(error.errno or 0)
         raise InvalidRequest(
-            f"cannot listen on {host}:{port}: {reason}. Is it in use? Choose another with --port."
+            f"cannot listen on {host}:{port}: {reason}; choose another port ({setting})"
         ) from error
     made.setblocking(False)
     return made
