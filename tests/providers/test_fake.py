@@ -8,6 +8,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -352,6 +353,20 @@ def test_a_process_of_its_own_takes_orders_and_leaves_its_records(tmp_path: Path
         process.stdout.close()
     left = msgspec.json.decode((tmp_path / "truth.json").read_bytes(), type=list[Truth])
     assert left == told
+
+
+def test_a_port_in_use_is_said_in_a_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = subprocess.run(
+            [sys.executable, "-m", "packshot.providers.fake", "--port", str(port)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert done.stderr == f"error: cannot listen on port {port}: Address already in use\n"
 
 
 def test_the_static_one_sends_what_was_asked_for() -> None:

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import signal
 import ssl
 import sys
@@ -474,8 +475,12 @@ def summed(usages: Iterable[Usage]) -> Usage:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="packshot.providers.fake", description=__doc__)
-    parser.add_argument("--port", type=int, default=0)
+    parser = argparse.ArgumentParser(
+        prog="packshot.providers.fake",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--port", type=int, default=0, help="0, or none: a free one")
     parser.add_argument("--keys", default="", help="valid keys, with commas; none: any")
     parser.add_argument("--reply-bytes", type=int, default=0)
     parser.add_argument(
@@ -503,7 +508,10 @@ async def _serve(arguments: argparse.Namespace) -> None:
     if arguments.tls:
         tls = server_context(*map(Path, arguments.tls))
     fake = Fake(settings, tls=tls)
-    await fake.start(arguments.port)
+    try:
+        await fake.start(arguments.port)
+    except OSError as error:
+        sys.exit(f"error: cannot listen on port {arguments.port}: {os.strerror(error.errno or 0)}")
     sys.stdout.write(f"port {fake.port}\n")
     sys.stdout.flush()
     over = asyncio.Event()
