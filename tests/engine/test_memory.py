@@ -6,13 +6,18 @@ import gzip
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+import torch
 
 from packshot.core.errors import ModelCorrupt
+from packshot.engine import memory
 from packshot.engine.buckets import SDXL, batches_of
 from packshot.engine.fast import reference
+from packshot.engine.fast.calibration import EACH, to_fp8, to_int8
 from packshot.engine.fast.graphs import TOKENS, WINDOW
+from packshot.engine.fast.reference import FP8
 from packshot.engine.fast.runner import GRAPHS
 from packshot.engine.fast.unet import FastUNet
 from packshot.engine.folder import ModelFolder
@@ -80,6 +85,43 @@ def test_copies_are_those_that_the_fast_network_makes(tiny_sdxl):
     assert part(footprint(shapes, Ask(((64, 64),))), "copies") == copied
 
 
+@pytest.mark.parametrize(("tier", "kept"), [("fp8", FP8), ("int8", torch.int8)])
+def test_rounded_copies_are_those_that_the_fast_network_makes(sdxl, monkeypatch, tier, kept):
+    """Of SDXL's true shape, without memory: a byte for each number that is rounded."""
+    monkeypatch.setattr(torch.Tensor, "__float__", lambda _: 1.0)  # of what has no memory
+    config = json.loads((GOLDEN / "unet.json").read_text())
+    with torch.device("meta"), torch.inference_mode():
+        unet = FastUNet(UNet.from_config(config), reference, lambda q, _k, _v, **_: q)
+        if tier == "fp8":
+            to_fp8(unet, [1.0] * EACH * sum(1 for _ in unet.blocks()))
+        else:
+            to_int8(unet)
+    rounded = sum(tensor.numel() for tensor in all_of(unet) if tensor.dtype == kept)
+    assert rounded > 10**9
+    assert memory.rounded(sdxl["unet"], tier) == rounded
+
+
+def all_of(root: object) -> list[torch.Tensor]:
+    """Return the tensors within an object's fields, each once."""
+    found: dict[int, torch.Tensor] = {}
+    waiting, known = [root], set()
+    while waiting:
+        each = waiting.pop()
+        if id(each) in known or isinstance(each, torch.nn.Module | type | ModuleType):
+            continue
+        known.add(id(each))
+        if isinstance(each, torch.Tensor):
+            found[id(each)] = each
+        elif isinstance(each, dict):
+            waiting += each.values()
+        elif isinstance(each, list | tuple):
+            waiting += each
+        else:
+            waiting += vars(each).values() if hasattr(each, "__dict__") else ()
+            waiting += [getattr(each, name) for name in getattr(each, "__slots__", ())]
+    return [*found.values()]
+
+
 @pytest.mark.parametrize("tier", ["bf16", "fp8", "int8"])
 def test_more_is_never_less(sdxl, tier):
     totals = [
@@ -103,8 +145,6 @@ def test_what_is_smaller_is_smaller_and_ends_at_one_picture_of_one_size(sdxl):
 
 
 def test_limits_are_the_runner_s(sdxl):
-    from packshot.engine import memory
-
     assert (memory.WINDOW, memory.TOKENS, memory.MAX_BUCKETS) == (WINDOW, TOKENS, GRAPHS)
     many = Ask(SDXL, (15,), ("bf16", "fp8"))
     assert len(many.shapes()) == 36

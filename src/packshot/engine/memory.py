@@ -182,11 +182,17 @@ def _packed(shapes: Mapping[str, Shapes], tier: Tier) -> int:
     always = texts + doubling * 16 // 9  # four taps for nine, in four phases
     if tier == "bf16":
         return BF16 * (stacked + always)
-    rounded = stacked + _count(unet, "attn2.to_q.weight", "ff.net.2.weight")
-    if tier == "fp8":
-        rounded += _convolutions(unet)
     # They are stacked in bf16 before they are rounded, and torch keeps that memory.
-    return BF16 * always + max(BF16 * stacked, rounded)
+    return BF16 * always + max(BF16 * stacked, rounded(unet, tier))
+
+
+def rounded(unet: Shapes, tier: Tier) -> int:
+    """Return how many numbers of the network ``tier`` holds in eight bits: all else is shared."""
+    products = ("to_q", "attn1.to_k", "attn1.to_v", "ff.net.0.proj", "ff.net.2")
+    if tier == "fp8":
+        products = (*products, "to_out.0")
+    found = _count(unet, *(f"{name}.weight" for name in products))
+    return found + (_convolutions(unet) if tier == "fp8" else 0)
 
 
 def _convolutions(unet: Shapes) -> int:
