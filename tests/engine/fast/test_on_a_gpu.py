@@ -41,8 +41,7 @@ def model(on_cpu: Model, monkeypatch) -> Model:
     monkeypatch.setattr(module, "fused", lambda _: reference)
     monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace(version=lambda: 91900))
     monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace())
-    if hasattr(module, "cublaslt"):
-        monkeypatch.setattr(module.cublaslt, "load", lambda *_: None)
+    monkeypatch.setattr(module.cublaslt, "load", lambda _: None)
     made = copy(on_cpu)
     made.device, made.precision = torch.device("cuda"), "bf16"
     return made
@@ -145,8 +144,7 @@ def timed(monkeypatch, seconds: dict[str, float]) -> list[str]:
             raise RuntimeError(f"no {name} here\nand more")
         return seconds[name]
 
-    name = "device_s" if hasattr(attention, "device_s") else "_seconds"
-    monkeypatch.setattr(attention, name, measured)
+    monkeypatch.setattr(attention, "device_s", measured)
     monkeypatch.setattr(Attention, "_run", lambda _, name, *__: name)
     return tried
 
