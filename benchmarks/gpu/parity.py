@@ -91,10 +91,12 @@ class Compared:
         a, b = got.float(), want.float()
         rows = (a - b).reshape(-1, a.shape[-1] if a.dim() else 1).norm(dim=1)
         lengths = b.reshape(len(rows), -1).norm(dim=1)
-        error = float(rows.norm() / lengths.norm().clamp(min=1e-12))
-        row = float(rows.max() / lengths.mean().clamp(min=1e-12))
-        if not (error <= seen.worst and row <= seen.worst_row):  # a NaN comes in, too
-            seen.worst, seen.worst_row, seen.at = max(error, seen.worst), row, shape
+        both = (rows.norm() / lengths.norm().clamp(min=1e-12),
+                rows.max() / lengths.mean().clamp(min=1e-12))  # fmt: skip
+        error, row = (float(x.nan_to_num(nan=torch.inf)) for x in both)
+        if error > seen.worst or row > seen.worst_row:
+            seen.at = shape
+        seen.worst, seen.worst_row = max(error, seen.worst), max(row, seen.worst_row)
 
 
 def attend_of(compared: Any) -> Any:  # noqa: ANN401
@@ -156,7 +158,7 @@ def show(compared: Compared) -> list[str]:
           f"{'worst row':>9}  at")  # fmt: skip
     for (name, dtype), seen in sorted(compared.seen.items(), key=str):
         most, most_row = BOUNDS.get(dtype, EIGHT_BITS)
-        bad = not (seen.worst <= most and seen.worst_row <= most_row)  # a NaN is beyond, too
+        bad = seen.worst > most or seen.worst_row > most_row
         failed += [name] if bad else []
         print(f"{name:<20} {str(dtype)[6:]:<14} {seen.calls:>6} {len(seen.shapes):>6} "
               f"{seen.worst:9.2e} {seen.worst_row:9.2e}  {seen.at}{'  BEYOND' if bad else ''}",
