@@ -76,7 +76,7 @@ def test_a_session_stays_with_one_key_and_sessions_spread(tmp_path: Path) -> Non
 
 
 def test_what_a_call_is_booked_on(tmp_path: Path) -> None:
-    stage = sorted(STAGES_OF_CALLS)[0]
+    stage = min(STAGES_OF_CALLS)
     said = {"render": "r-17", "recipe": "shoes", "batch": "autumn", "stage": stage}
     with world(tmp_path, YAML, one=Settings(), two=Settings()) as there:
         assert ask(there, tags="season=spring, shop=12", **said).status_code == 200
