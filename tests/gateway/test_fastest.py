@@ -1,4 +1,4 @@
-"""`balance: fastest`: the target that answers soonest goes first, the busy one waits for its turn."""
+"""`balance: fastest`: the target that answers soonest goes first, a busy one waits for its turn."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def test_the_faster_goes_first_and_who_was_slow_gets_another_chance(tmp_path: Pa
 
 
 def test_who_has_calls_under_way_is_asked_later(tmp_path: Path) -> None:
-    slow = Settings(usual=SLOW)
-    with world(tmp_path, YAML, one=slow, two=slow) as there:
+    one, two = Settings(usual=SLOW), Settings(usual=Fault(head_after_s=0.5))
+    with world(tmp_path, YAML, one=one, two=two) as there:
         call(there, 2)  # both are known now
         seen = call(there, 16, at_once=16)
-    assert min(seen["one"], seen["two"]) >= 4
+    assert seen["one"] > seen["two"] >= 3, seen
