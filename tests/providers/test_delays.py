@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from packshot.providers.delays import LONGEST_DELAY_S, asked_delay, seconds_of, wait_or_cool
+from packshot.providers.delays import LONGEST_DELAY_S, asked_delay, seconds_of
 
 NOW = datetime(2026, 11, 25, 16, 0, 0, tzinfo=UTC).timestamp()
 
@@ -138,9 +138,3 @@ TEXTS = st.one_of(
 def test_whatever_comes_the_delay_is_none_or_between_now_and_a_day(headers, body):
     got = asked_delay(headers, body, NOW)
     assert got is None or 0 <= got <= LONGEST_DELAY_S
-
-
-def test_a_long_delay_is_not_sat_out():
-    assert wait_or_cool(60) == (60, 0)
-    assert wait_or_cool(61) == (0, 61)
-    assert wait_or_cool(3, 2) == (0, 3)

@@ -12,7 +12,7 @@ text of the error              "resets in ~30s", "try again in 1.2s"         Rep
 =============================  ============================================  ==================
 
 Nobody is believed blindly: what is negative, not finite or no delay at all counts as not said, and
-what is in the past is a delay of 0. How long a delay is borne, `wait_or_cool` decides.
+what is in the past is a delay of 0. How long a delay is sat out, the gateway decides.
 """
 
 from __future__ import annotations
@@ -27,10 +27,7 @@ from typing import Any, cast
 
 import msgspec
 
-__all__ = ["LONGEST_WAIT_S", "asked_delay", "seconds_of", "wait_or_cool"]
-
-LONGEST_WAIT_S = 60.0
-"""The longest delay that a request sits out, by default; a longer one sets the key aside."""
+__all__ = ["LONGEST_DELAY_S", "asked_delay", "seconds_of"]
 
 LONGEST_DELAY_S = 86_400.0
 """What is more than a day is taken for a day: a key set aside must come back by itself."""
@@ -92,14 +89,6 @@ def seconds_of(text: str, now: float | None = None) -> float | None:
         return _clamped(sum(float(n) * UNITS_S[unit] for n, unit in PART.findall(text)))
     date = _date(text)
     return None if date is None else _clamped(max(0.0, date - (time() if now is None else now)))
-
-
-def wait_or_cool(delay_s: float, longest_s: float = LONGEST_WAIT_S) -> tuple[float, float]:
-    """Return (seconds to wait and try the same key again, seconds to set the key aside); one is 0.
-
-    A delay beyond ``longest_s`` is nothing that a caller sits out: the key cools down instead.
-    """
-    return (delay_s, 0.0) if delay_s <= longest_s else (0.0, delay_s)
 
 
 def _text(value: bytes) -> str:
