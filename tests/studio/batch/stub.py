@@ -18,7 +18,14 @@ from typing import Any
 
 import msgspec
 
-from packshot.core.errors import CheckFailed, InvalidRequest, OutputError, RenderFailed
+from packshot.core.errors import (
+    CheckFailed,
+    DeviceLost,
+    InvalidRequest,
+    OutOfMemory,
+    OutputError,
+    RenderFailed,
+)
 from packshot.core.types import Usage
 from packshot.studio.batch.spool import Spool
 from packshot.studio.batch.state import Made
@@ -159,6 +166,14 @@ def memory() -> None:
     raise MemoryError("CUDA out of memory")
 
 
+def lost() -> None:
+    raise DeviceLost("the GPU's context is broken and this process cannot use it again")
+
+
+def full() -> None:
+    raise OutOfMemory("the device has no room for this render")
+
+
 def nan() -> None:
     raise RenderFailed("the picture came out as NaN")
 
@@ -180,6 +195,8 @@ FAULTS: dict[str, Callable[[], None]] = {
     "hang": hang,
     "freeze": freeze,
     "oom": memory,
+    "lost": lost,
+    "full": full,
     "nan": nan,
     "unfit": unfit,
     "refused": refused,

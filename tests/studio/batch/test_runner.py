@@ -49,7 +49,7 @@ def test_a_second_run_has_nothing_to_do(tmp_path: Path) -> None:
     assert len(world.truths()) == 4
 
 
-@pytest.mark.parametrize("fault", ["crash", "hang", "freeze", "oom", "nan", "disk"])
+@pytest.mark.parametrize("fault", ["crash", "hang", "freeze", "oom", "lost", "full", "nan", "disk"])
 def test_what_goes_wrong_once_costs_one_attempt(tmp_path: Path, fault: str) -> None:
     world = World(tmp_path, ["mug 1", f"shoe {fault} once", "mug 2"])
     run = world.run()
@@ -58,11 +58,11 @@ def test_what_goes_wrong_once_costs_one_attempt(tmp_path: Path, fault: str) -> N
     books = world.check_books()
     assert books["succeeded"] == 3
     assert books["failed_billed"] == 1
-    new_worker = fault in {"crash", "hang", "freeze", "oom"}
+    new_worker = fault in {"crash", "hang", "freeze", "oom", "lost"}
     assert run.tally.starts == 1 + new_worker
 
 
-@pytest.mark.parametrize("fault", ["crash", "nan"])
+@pytest.mark.parametrize("fault", ["crash", "lost", "nan"])
 def test_poison_is_quarantined_with_its_reason(tmp_path: Path, fault: str) -> None:
     world = World(tmp_path, ["mug 1", f"shoe {fault}", "mug 2"])
     run = world.run()
@@ -72,7 +72,7 @@ def test_poison_is_quarantined_with_its_reason(tmp_path: Path, fault: str) -> No
     assert states == {"i0": "delivered", "i1": "quarantined", "i2": "delivered"}
     (bad,) = [row for row in world.state.rows() if row.state == "quarantined"]
     assert "(3 attempts)" in bad.reason
-    assert {"crash": "SIGKILL", "nan": "NaN"}[fault] in bad.reason
+    assert {"crash": "SIGKILL", "lost": "context is broken", "nan": "NaN"}[fault] in bad.reason
     assert world.check_books() == {"succeeded": 2, "failed_billed": 3}
 
 
