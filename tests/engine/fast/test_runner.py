@@ -274,3 +274,17 @@ def test_a_stale_tuning_is_a_warning_of_the_next_picture(model, tmp_path, monkey
     first, second = (engine.render(request).warnings for _ in range(2))
     assert any("and this is another" in text for text in first)
     assert not any("tuning" in text for text in second)
+
+
+def test_what_is_given_back_is_all_that_was_prepared(model):
+    from packshot.core.types import RenderRequest
+
+    runner = FastRunner(model)
+    engine = Engine(model, runner=runner)
+    request = RenderRequest("a mug", (1,), 64, 64, 1, 5.0)
+    want = engine.render(request).images[0]
+    held = (runner.steps, runner._decodes, runner._reads, runner._texts)
+    assert all(held)
+    runner.release()
+    assert not any(held)
+    assert np.array_equal(engine.render(request).images[0], want)
