@@ -203,7 +203,7 @@ ERRORS = [
     (Fault(status=503), "InternalServerError"),
     (Fault(status=401), "InternalServerError"),
     (Fault(status=500), "InternalServerError"),
-    (Fault(ending="close", at=3), "APIError"),
+    (Fault(ending="close", at=6), "APIError"),
 ]
 
 
