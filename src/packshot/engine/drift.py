@@ -66,10 +66,9 @@ def drifts(
     The model is loaded twice, one after the other: in bf16, and in fp32. ``tuning`` as
     `runner.pick_runner` takes it. Raises what loading and rendering do.
     """
+    _give_back(device)
     made = _reduced(folder, device, request, tuning)
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    _give_back(device)
     with _exact_products():
         model = Model(folder, device, "fp32", "fp32")
         want = _made(model, PlainRunner(model), replace(request, precision=None))
@@ -86,6 +85,13 @@ def drifts(
         else replace(each, lossless=each.latents <= LOSSLESS * judged_by)
         for each in found
     )
+
+
+def _give_back(device: torch.device) -> None:
+    """Free what a model that is no longer used still holds of the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _reduced(
