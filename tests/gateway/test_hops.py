@@ -52,8 +52,14 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KEY_A", "secret-A")
 
 
-def three(folder: Path, windows: tuple[int, int, int] = (8, 8, 8), lacks: str = "") -> Any:
+def three(
+    folder: Path,
+    windows: tuple[int, int, int] = (8, 8, 8),
+    lacks: str = "",
+    second: str = "openai",
+) -> Any:
     yaml = YAML.replace("LACKS", f"[{lacks}]")
+    yaml = yaml.replace("second:\n    kind: openai", f"second:\n    kind: {second}")
     for name, tokens in zip(("FIRST", "SECOND", "THIRD"), windows, strict=True):
         yaml = yaml.replace(name, str(tokens * 1000))
     return world(folder, yaml, first=Settings(), second=Settings(), third=Settings())
@@ -122,6 +128,13 @@ def test_a_fallback_that_lacks_what_is_asked_for_is_passed_over(tmp_path: Path, 
         else:
             assert got.headers["x-packshot-provider"] == "third", got.text
             assert asked(there) == ["first", "third"]
+
+
+def test_what_a_provider_lacks_by_its_kind_is_known(tmp_path: Path) -> None:
+    with three(tmp_path, second="deepseek") as there:
+        there.fakes["first"].rule(Rule(fault=Fault(status=503)))
+        assert ask(there, **NEEDS["vision"]).status_code == 200
+        assert asked(there) == ["first", "third"]
 
 
 @pytest.mark.parametrize(
