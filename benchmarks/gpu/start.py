@@ -67,8 +67,9 @@ with torch.inference_mode():
 engine.render(request)
 mark("first picture")
 fresh = [t for n, hit, t in compiled if not hit]
+slowest = sorted(((t / 1e6, n) for n, hit, t in compiled if not hit), reverse=True)[:5]
 print(json.dumps(dict(marks=marks, kernels=len(compiled), fresh=len(fresh),
-                      compile_s=sum(fresh) / 1e6)))
+                      compile_s=sum(fresh) / 1e6, slowest=slowest)))
 """
 
 
@@ -100,7 +101,7 @@ def main() -> None:
             report.append({"turn": name} | found)
             before = 0.0
             print(f"\n{name}: {found['fresh']} of {found['kernels']} kernels compiled, "
-                  f"{found['compile_s']:.1f} s of work")  # fmt: skip
+                  f"{found['compile_s']:.1f} s of work", *found["slowest"])  # fmt: skip
             for what, at in found["marks"]:
                 print(f"  {at:7.2f} s  (+{at - before:5.2f})  {what}")
                 before = at

@@ -142,7 +142,7 @@ def _ask(x, weight, k, v, out, scale, quant, T, C: tl.constexpr, K_ROW, K_PICTUR
 
 def ask_pays(rows: int, channels: int, *, fp8: bool) -> bool:
     """Tell whether this was faster than a product and `attend` on an H100; benchmarks/LOG.md."""
-    return channels <= 640 or rows <= (2048 if fp8 else 512)
+    return fp8 or channels <= 640 or rows <= 512
 
 
 Tiles = tuple[int, int]
