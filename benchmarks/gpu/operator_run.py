@@ -95,15 +95,18 @@ class Run:
             )
         ]
         begun = time.perf_counter()
-        seen = [digest(self.engine, request) for request in requests]
+        with compiled() as fresh:
+            seen = [digest(self.engine, request) for request in requests]
         render_s = time.perf_counter() - begun
         captured = runner.captures - made
         changed = sum(digest(self.engine, r) != d for r, d in zip(requests[:3], seen, strict=False))
         return Found(
-            captured == 0 and again_made == 0 and changed == 0,
+            captured == 0 and again_made == 0 and changed == 0 and not fresh,
             f"{made} graphs in {warm_s:.1f} s (the first size {first:.1f}), then {len(requests)} "
-            f"renders in {render_s:.1f} s: {captured} new graphs; {changed} of 3 repeats changed",
-            {"graphs": made, "warm_s": warm_s, "new_graphs": captured, "changed": changed},
+            f"renders in {render_s:.1f} s: {captured} new graphs, {len(fresh)} kernels compiled; "
+            f"{changed} of 3 repeats changed",
+            {"graphs": made, "warm_s": warm_s, "new_graphs": captured, "changed": changed}
+            | {"compiled": fresh},
         )
 
     def _built(self, tier: Literal["exact", "fp8"], name: str) -> None:
@@ -464,6 +467,23 @@ class Run:
         if any("No module" in word for word in said.values()):
             return Found(None, str(said))
         return Found(all(word == "exit 0" for word in said.values()), str(said))
+
+
+@contextmanager
+def compiled() -> Generator[list[str]]:
+    """Yield the names of the kernels that Triton compiles, or loads, inside."""
+    names: list[str] = []
+    if not torch.cuda.is_available():
+        yield names
+        return
+    from triton import knobs
+
+    before = knobs.compilation.listener
+    knobs.compilation.listener = lambda src, **_: names.append(getattr(src, "name", "?"))
+    try:
+        yield names
+    finally:
+        knobs.compilation.listener = before
 
 
 @contextmanager
