@@ -13,7 +13,7 @@ import pytest
 from packshot.gateway.intake import STAGES_OF_CALLS
 from packshot.ledger.settings import load_settings
 from packshot.ledger.stores import open_store
-from packshot.providers.fake_script import Fault, Settings
+from packshot.providers.fake_script import Fault, Settings, limited
 from tests.gateway.launched import http_post
 from tests.gateway.world import World, world
 
@@ -109,3 +109,20 @@ def test_the_overhead_is_what_is_left_when_the_provider_is_taken_out(
     pauses = 0.01 * (got.text.count("data: ") - 5) if stream else 0.0
     assert 0 < said <= whole - DELAY_S + 0.01
     assert 0 < said <= counted <= whole - DELAY_S - pauses + 0.01
+
+
+@pytest.mark.parametrize("fault", [limited("ms", DELAY_S), Fault(status=503)])
+def test_a_wait_that_a_provider_is_to_blame_for_is_no_overhead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Fault
+) -> None:
+    """A provider that is limited or down would look like a slow gateway."""
+    monkeypatch.setattr("packshot.gateway.dispatch.backoff_s", lambda *_: DELAY_S)
+    yaml = YAML.replace(", {name: b, value: env.KEY_B}, {name: c, value: env.KEY_C}", "")
+    with world(tmp_path, yaml, one=Settings(), two=Settings()) as there:
+        there.fakes["one"].next(fault)
+        began = time.perf_counter()
+        got = ask(there)
+        whole = time.perf_counter() - began
+    assert got.headers["x-packshot-attempts"] == "2"
+    assert whole >= DELAY_S
+    assert int(got.headers["x-packshot-overhead-us"]) / 1e6 <= whole - DELAY_S + 0.01

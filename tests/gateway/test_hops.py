@@ -8,7 +8,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from packshot.providers.fake_script import Fault, Rule, Settings
+from packshot.providers.fake_script import Fault, Rule, Settings, limited
 from tests.gateway.launched import http_post
 from tests.gateway.world import World, world
 
@@ -161,3 +161,22 @@ def test_the_provider_s_own_trouble_goes_on(tmp_path: Path, status: int) -> None
         got = ask(there)
         assert (got.status_code, got.headers["x-packshot-provider"]) == (200, "third")
         assert asked(there) == ["first", "second", "third"]
+
+
+@pytest.mark.parametrize("waits", [1, 2])
+def test_the_only_key_of_the_only_target_is_waited_for_and_then_asked(
+    tmp_path: Path, waits: int
+) -> None:
+    """Timers count whole milliseconds, and may be early by a part of one: too early to ask."""
+    yaml = YAML.replace("max_retries: 0", "max_retries: 2").replace("[second/m, third/m]", "[]")
+    for name in ("FIRST", "SECOND", "THIRD"):
+        yaml = yaml.replace(name, "8000")
+    yaml = yaml.replace("LACKS", "[]")
+    with world(tmp_path, yaml, first=Settings(), second=Settings(), third=Settings()) as there:
+        for tenths in range(8):
+            there.fakes["first"].next(*[limited("ms", 0.02 + tenths / 10_000)] * waits)
+            got = ask(there)
+            assert got.status_code == 200, got.text
+            assert got.headers["x-packshot-attempts"] == str(1 + waits)
+            for _ in range(10):  # a fifth of the calls may be retries
+                assert ask(there).status_code == 200

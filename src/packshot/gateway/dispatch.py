@@ -63,6 +63,10 @@ ELSEWHERE = "not_for_this_target"
 NO_OUTPUT_TOKENS = frozenset({"embeddings", "images", "count_tokens"})
 """What is asked for where no limit of output tokens can be put in."""
 
+EARLY_S = 0.002
+"""Added to waits: a loop counts whole milliseconds, and whoever comes back too early for a key has
+used up a retry for nothing."""
+
 LEAST_S = 0.05
 """No attempt is begun with less than this left of the deadline."""
 
@@ -245,7 +249,7 @@ class Dispatcher:
                 wait = tries.ready_in()
                 if not self._may_wait(tries, wait):
                     return tries.no_key(wait)
-                await asyncio.sleep(wait or 0.0)
+                await _wait(job, wait or 0.0)
                 continue
             got = await self._attempt(job, target, key)
             if not isinstance(got, Failure):
@@ -273,7 +277,7 @@ class Dispatcher:
         self._telemetry.retry(job, tries.target, failure.kind)
         # Another key first, where one is well: the trouble may be this one's.
         tries.tried = [key] if len(provider.keys) > 1 else []
-        await asyncio.sleep(wait)
+        await _wait(job, wait)
         return True
 
     def _may_wait(self, tries: Tries, wait: float | None) -> bool:
@@ -419,6 +423,15 @@ class Dispatcher:
         if not needed:
             return None
         return target.entry.max_output_tokens or self._server.default_max_output_tokens
+
+
+async def _wait(job: Job, seconds: float) -> None:
+    """Wait on a provider's account: its trouble is no overhead of ours."""
+    began = perf_counter()
+    try:
+        await asyncio.sleep(seconds + EARLY_S)
+    finally:
+        job.upstream_s += perf_counter() - began
 
 
 def header_lines(key: Key, job: Job) -> bytes:
