@@ -9,6 +9,7 @@ installed for it, and without it there is torch.
 from __future__ import annotations
 
 import ctypes
+import weakref
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -92,6 +93,7 @@ class CublasLt:
         self._handle = ctypes.c_void_p()
         with torch.cuda.device(device):
             self._do("cublasLtCreate", ctypes.byref(self._handle))
+        weakref.finalize(self, library.cublasLtDestroy, self._handle)
         self._workspace = torch.empty(WORKSPACE, dtype=torch.uint8, device=device)
 
     def plan(self, problem: Problem) -> Plan:
