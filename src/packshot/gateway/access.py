@@ -70,6 +70,9 @@ FAILURE_ADDRESSES = 4096
 BLOCK = 64
 """Bytes that SHA-256 takes at a time."""
 
+TOO_LONG = b"too long"
+"""In place of the digest of what is too long for a secret."""
+
 LOOPBACK = frozenset(("127.0.0.1", "::1", "::ffff:127.0.0.1", ""))
 """Callers on this machine; "" is a local socket."""
 
@@ -174,17 +177,29 @@ class Access:
             RateLimited: too many failures from this address.
             Saturated: the key store was away for too long to know whether the key still holds.
         """
+        return self.holder(self.digest(headers), client_ip)
+
+    def digest(self, headers: Mapping[bytes, bytes]) -> bytes:
+        """Return what the secret in these headers is found by; "" where there is none.
+
+        It depends on the headers alone, as long as the process runs.
+        """
         secret = _secret_in(headers)
-        digest = self._digest(secret) if len(secret) <= LONGEST_SECRET else b""
+        if len(secret) > LONGEST_SECRET:
+            return TOO_LONG
+        return self._digest(secret) if secret else b""
+
+    def holder(self, digest: bytes, client_ip: str) -> VirtualKey:
+        """Return whose secret has this digest, as things are now; raises as `authenticate`."""
         key = self._keys.get(digest)
         if key is None:
             key = self._issued.keys.get(digest)
             if key is None:
-                return self._stranger(secret, client_ip)
+                return self._stranger(digest, client_ip)
             if monotonic() > self._issued.stale_at:
                 raise Saturated("the key store cannot be read, so no issued key is taken", 5.0)
         if not hmac.compare_digest(key.digest, digest):
-            return self._stranger(secret, client_ip)
+            return self._stranger(digest, client_ip)
         key = self._configured.get(key.id, key)
         if key.expires_at and self._clock() >= key.expires_at:
             raise Unauthorized(f"the virtual key {key.id!r} has expired; ask for a new one")
@@ -208,7 +223,7 @@ class Access:
             *(issued[i] for i in issued if i not in configured),
         ]
 
-    def _stranger(self, secret: bytes, client_ip: str) -> VirtualKey:
+    def _stranger(self, digest: bytes, client_ip: str) -> VirtualKey:
         """Let somebody in whose secret nobody knows, where nobody has one; else refuse."""
         issued = self._issued
         nobody_has_one = not self._configured and not issued.keys and not issued.ever
@@ -217,7 +232,7 @@ class Access:
         refusal = self._failures.take_now([Ask(neighbourhood(client_ip), FAILURES)])
         if refusal is not None:
             raise RateLimited("too many calls with no good key came from this address", 60.0)
-        if not secret:
+        if not digest:
             raise Unauthorized(
                 "no virtual key: send it as Authorization: Bearer pk-…, or as x-api-key"
             )

@@ -10,7 +10,7 @@ What waits is in `packshot.gateway.dispatch` and `packshot.gateway.relay`.
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
@@ -219,7 +219,7 @@ class Gateway:
             self._listen(visit, job, body)
         return await self._deliver(visit, job, await self._raw.answer(asked))
 
-    def _let_in(self, visit: Visit) -> tuple[dict[bytes, bytes], VirtualKey, bytes | None]:
+    def _let_in(self, visit: Visit) -> tuple[Mapping[bytes, bytes], VirtualKey, bytes | None]:
         """Find out who calls; return headers, virtual key and the body, where it is there whole."""
         cycle, server = visit.cycle, self.settings.server
         if cycle is None:
@@ -229,7 +229,12 @@ class Gateway:
             cycle.cancels = True
             if cycle.fired:
                 raise Gone
-        owner = self.access.authenticate(headers, client)
+        if cycle is None or (head := cycle.head) is None:
+            owner = self.access.authenticate(headers, client)
+        else:
+            if head.digest is None:
+                head.digest = self.access.digest(headers)
+            owner = self.access.holder(head.digest, client)
         visit.owner = owner.id
         if self.in_flight > server.max_in_flight:
             raise Saturated("as many calls are under way as there may be", 1.0)
@@ -238,7 +243,7 @@ class Gateway:
             raise too_large(server.max_body_bytes)
         return headers, owner, body
 
-    async def _read(self, visit: Visit, headers: dict[bytes, bytes]) -> bytes:
+    async def _read(self, visit: Visit, headers: Mapping[bytes, bytes]) -> bytes:
         """Read a body that did not come in one piece."""
         visit.share = Share(self._room)
         return await read_body(

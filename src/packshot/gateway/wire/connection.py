@@ -12,6 +12,7 @@ import httptools
 
 from packshot.core.ids import new_id
 from packshot.gateway.wire.cycle import STATUS, UNREAD, Cycle
+from packshot.gateway.wire.head import Head, head_of
 
 if TYPE_CHECKING:
     from packshot.gateway.wire.server import Door
@@ -36,6 +37,9 @@ NO_UPGRADE = "this server speaks HTTP/1.1 only, and upgrades to nothing"
 SPARE = 1 << 20
 """Bytes of a body that are read after its answer, so that the connection can be kept."""
 
+TRIES = 8
+"""Heads in a row that are kept in vain before none is kept any more on a connection."""
+
 
 class Refused(Exception):
     """A request that is answered here, by ``status``, and never reaches the application."""
@@ -50,9 +54,9 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_began", "_begun", "_body", "_drained", "_due", "_feed", "_fresh", "_given", "_head",
-        "_large", "_lines", "_over", "_phase", "_room", "_running", "_server", "_since", "_spare",
-        "_stuck", "_target", "_turn", "_version", "_waiting", "base", "client", "cycle", "door",
-        "loop", "parser", "read_paused", "transport", "write_paused",
+        "_kept", "_large", "_lines", "_over", "_phase", "_rest", "_room", "_running", "_server",
+        "_since", "_spare", "_stuck", "_target", "_tries", "_turn", "_version", "_waiting", "base",
+        "client", "cycle", "door", "loop", "parser", "read_paused", "transport", "write_paused",
     )  # fmt: skip
 
     transport: asyncio.Transport
@@ -85,8 +89,7 @@ class Connection(asyncio.Protocol):
         """Requests behind it, in order."""
         self._drained: asyncio.Future[None] | None = None
         self._began = 0.0
-        self._version = "1.1"
-        self._target = b""
+        self._version, self._target = "1.1", b""
         self._given: dict[bytes, bytes] = {}
         """Headers by lower-case name, the last of a name wins; and all of them, where one came
         again."""
@@ -102,10 +105,14 @@ class Connection(asyncio.Protocol):
         """The head has to be measured at its end: it began in a segment with something else."""
         self._begun = False
         """A request began in the segment that is being read."""
-        self._body = 0
-        self._room = 0
-        """Bytes that may still come before the next of the body."""
+        self._body = self._room = self._rest = 0
+        """Bytes of the body; that may still come before the next of them; that are to come, where
+        llhttp knows nothing of them."""
         self._spare = SPARE
+        self._kept: Head | None = None
+        """The last head, which may come again …"""
+        self._tries = TRIES
+        """… and how many more are kept if it does not."""
         self._stuck: tuple[int, float] = (0, 0.0)
 
     # ---------------------------------------------------------------- the connection
@@ -201,9 +208,22 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read a segment."""
-        phase, size, limit = self._phase, self._body, self.door.limits.head
+        phase = self._phase
+        if phase == IDLE and self._kept is not None and self._again(data):
+            return
         if phase == CLOSING:
             return
+        if self._rest:
+            self._take(data)
+            return
+        before = self.cycle
+        self._parse(data, phase)
+        if phase == IDLE and self._tries and self.cycle is not before:
+            self._keep(data)
+
+    def _parse(self, data: bytes, phase: int) -> None:
+        """Have llhttp read a segment; see that no head and no trailer grows without end."""
+        size, limit = self._body, self.door.limits.head
         # Such a segment may bring a head whose bytes have not been counted.
         self._large = len(data) > limit or (self._large and phase == HEAD)
         self._begun = False
@@ -222,6 +242,51 @@ class Connection(asyncio.Protocol):
             self._room -= len(data)
             if self._room < 0:  # framing or trailers without end
                 self._refuse(431, f"the trailer is longer than {limit} bytes")
+
+    def _keep(self, data: bytes) -> None:
+        """Keep the head that this segment began with, if it is one that may come again."""
+        cycle: Any = self.cycle
+        self._kept = None
+        if cycle.keep_alive and cycle.lines is None:
+            most = self.door.limits.head
+            self._kept = head_of(data, cycle.method, cycle.target, cycle.headers, most)
+            self._tries -= 1
+
+    def _again(self, data: bytes) -> bool:
+        """Start a request that has the head of the one before, and nothing behind its body; False,
+        and nothing is done, where the segment is anything else.
+        """
+        head: Any = self._kept
+        length: int = head.length(data)
+        start: int = head.start
+        rest = length + start - len(data)
+        if length < 0 or rest < 0 or self.write_paused:
+            return False
+        self._tries = TRIES
+        now = self._since = time.perf_counter()
+        self.cycle = cycle = Cycle(self, head.headers, head.method, head.target, now)
+        cycle.head = head
+        self._phase, self._rest, self._body = BODY, rest, 0
+        self._start(cycle)
+        if rest or length > UNREAD:
+            if len(data) > start:
+                self.on_body(data[start:])
+            if not rest:
+                self.on_message_complete()
+        else:  # the same, at once
+            cycle.parts, cycle.size, cycle.more_body = [data[start:]], length, False
+            self._phase, self._body = BUSY, length
+        return True
+
+    def _take(self, data: bytes) -> None:
+        """Take a piece of the body of a request that llhttp has not seen, and what is behind it."""
+        rest = self._rest
+        self._rest = max(0, rest - len(data))
+        self.on_body(data[:rest])
+        if not self._rest:
+            self.on_message_complete()
+            if len(data) > rest:
+                self.data_received(data[rest:])
 
     def _refuse_for(self, error: Exception) -> None:
         cause = error.__context__
@@ -258,10 +323,10 @@ class Connection(asyncio.Protocol):
         """Take a header; a trailer has no place to go."""
         name, given = name.lower(), self._given
         if self._lines is not None or name in given:
-            self._again(name, value)
+            self._repeated(name, value)
         given[name] = value
 
-    def _again(self, name: bytes, value: bytes) -> None:
+    def _repeated(self, name: bytes, value: bytes) -> None:
         """Keep the lines, too, from where a name comes again."""
         if self._lines is None:
             self._lines = list(self._given.items())

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import http
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from packshot.gateway.wire.lines import lines_of
 
 if TYPE_CHECKING:
     from packshot.gateway.wire.connection import Connection
+    from packshot.gateway.wire.head import Head
 
 __all__ = ["STATUS", "UNREAD", "Application", "Cycle", "Gone", "Serve"]
 
@@ -90,14 +91,14 @@ class Cycle(Gone):
 
     __slots__ = (
         "_chunked", "_given", "_head", "_left", "began", "bodiless", "complete", "disconnected",
-        "headers", "keep_alive", "lines", "link", "method", "more_body", "parts", "size", "started",
-        "target", "version", "waiter", "wants",
+        "head", "headers", "keep_alive", "lines", "link", "method", "more_body", "parts", "size",
+        "started", "target", "version", "waiter", "wants",
     )  # fmt: skip
 
     def __init__(
         self,
         link: Connection,
-        headers: dict[bytes, bytes],
+        headers: Mapping[bytes, bytes],
         method: bytes,
         target: bytes,
         began: float,
@@ -108,6 +109,8 @@ class Cycle(Gone):
         self.link = link
         self.headers = headers
         """Of the request, by lower-case name; the last one wins."""
+        self.head: Head | None = None
+        """The head, where it is that of a request before."""
         self.lines: list[tuple[bytes, bytes]] | None = None
         """All headers, where a name came more than once."""
         self.method = method
