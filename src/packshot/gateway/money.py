@@ -168,10 +168,12 @@ class Money:
 
 
 def _unpriced(job: Job, error: Unpriced) -> Unpriced:
-    """Return the error for a model without a price, which may be a mistyped route."""
-    if job.route.id or "/" in job.model:
+    """Return the error for a model without a price, which may be a mistyped route or provider."""
+    if job.route.id or job.route.targets[0].model != job.model:
         return error
-    return Unpriced(f"{error}; no route is called {job.model[:100]!r}, if one was meant")
+    name, slash, _ = job.model.partition("/")
+    what = "provider" if slash else "route"
+    return Unpriced(f"{error}; no {what} is called {name[:100]!r}, if one was meant")
 
 
 def _hold_to(job: Job, most: Decimal, bound: int | None, *, priced: bool) -> None:
