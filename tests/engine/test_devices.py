@@ -56,7 +56,8 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch, name, said):
         pick_device(name)
 
 
-def test_auto_precision_is_fp32_on_a_cpu_and_bf16_on_a_gpu():
+def test_auto_precision_is_fp32_on_a_cpu_and_bf16_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
     assert pick_precision("auto", CPU) == "fp32"
     assert pick_precision("auto", CUDA) == "bf16"
     assert pick_precision("fp16", CUDA) == "fp16"
@@ -88,6 +89,16 @@ def test_a_newer_gpu_can_be_taken_for_an_older_one_never_for_a_newer(
     assert has_fp8(CUDA) is fp8
     assert capability(CPU) == (0, 0)
     assert not has_fp8(CPU)
+
+
+def test_a_gpu_before_ampere_runs_in_fp32_and_says_why(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    assert pick_precision("auto", CUDA) == "fp32"
+    assert pick_precision("fp32", CUDA) == "fp32"
+    for name in ("bf16", "int8"):
+        with pytest.raises(InvalidRequest, match=rf"{name} was asked for, and t4 is older.*fp32"):
+            pick_precision(name, CUDA)
 
 
 @pytest.mark.parametrize("said", ["8", "abc", "8.x", "-8.0", "8.0.1"])

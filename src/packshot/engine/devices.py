@@ -72,7 +72,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_precision(name: Precision, device: torch.device) -> Precision:
-    """Return the arithmetic of UNet and text encoders; auto is fp32 on a CPU, bf16 on a GPU."""
+    """Return the arithmetic of UNet and text encoders; auto is fp32 on a CPU, bf16 on a GPU.
+
+    On a GPU before Ampere, which does not multiply in bf16, auto is fp32.
+    """
     if name not in PRECISIONS:
         raise unknown_name("precision", name, PRECISIONS)
     if name == "fp8" and not has_fp8(device):
@@ -84,9 +87,15 @@ def pick_precision(name: Precision, device: torch.device) -> Precision:
         raise InvalidRequest(
             f"precision int8 was asked for on {device.type}; it is for GPUs. Use fp32 or bf16."
         )
+    older = device.type == "cuda" and capability(device) < (8, 0)
+    if older and name in ("bf16", "int8"):
+        raise InvalidRequest(
+            f"precision {name} was asked for, and {device_kind(device)} is older than what it was "
+            "made for: an NVIDIA GPU of compute capability 8.0 or more (Ampere). Use fp32."
+        )
     if name != "auto":
         return name
-    return "fp32" if device.type == "cpu" else "bf16"
+    return "fp32" if device.type == "cpu" or older else "bf16"
 
 
 def capability(device: torch.device) -> tuple[int, int]:
