@@ -15,6 +15,7 @@ from packshot.engine import runner as picking
 from packshot.engine.fast import attention, reference, tuning
 from packshot.engine.fast import runner as module
 from packshot.engine.fast.attention import Attention
+from packshot.engine.fast.products import TORCH, Tuned
 from packshot.engine.fast.runner import FastRunner
 from packshot.engine.fast.tuning import key_of
 from packshot.engine.folder import ModelFolder
@@ -173,3 +174,12 @@ def test_plain_arithmetic_is_never_among_them():
     q = torch.zeros(1, 1, 4, 8)
     with pytest.raises(RuntimeError):  # on a CPU none of a GPU's kernels runs
         Attention(reference)._run("cudnn", q, q, q)
+
+
+def test_what_is_measured_of_attention_and_of_products_goes_into_the_tuning(model, monkeypatch):
+    assert FastRunner(model).products is TORCH
+    monkeypatch.setattr(module.cublaslt, "load", lambda _: object())
+    runner = FastRunner(model)
+    assert isinstance(runner.products, Tuned)
+    assert runner.products.chosen is runner.tuning.products
+    assert runner.attention.chosen is runner.tuning.attention
