@@ -13,7 +13,9 @@ is stopped. Two set-ups, rounds of all gateways in turn:
 one core     gateway, load and provider on core 1. CPU is the scheduler's own count of the gateway's
              processes: the figure to compare; requests a second are no use here.
 two cores    the gateway alone on core 1 (other work of the machine aside), load and provider on
-             core 0; requests a second at 64 connections, added latency at one.
+             core 0; requests a second at 64 connections, added latency at one. The drain, a process
+             of its own that brings the journal into the database, is on the gateway's core; a row
+             more has it on core 0: then core 1 has the calls only.
 
 Medians of the rounds, with the least and the most. The first round of each is a warm-up. The last
 line is one JSON object. The load is wrk's where it is installed, else our own.
@@ -148,16 +150,28 @@ class Bench:
     def two_cores(self) -> None:
         """Requests a second, the gateway on a core of its own."""
         self.place(1, 0)
-        seconds = self.options.seconds
-        found = self.rounds(
-            lambda each: measure(each, self.folder, conns=64, seconds=seconds, cores=[0])
-        )
+        seconds, aside = self.options.seconds, "  drain with the load"
+        apart: list[Round] = []
+
+        def act(each: Running) -> Round:
+            got = measure(each, self.folder, conns=64, seconds=seconds, cores=[0])
+            if drain := drain_of(each.process.pid):
+                pin(drain, 0)
+                apart.append(measure(each, self.folder, conns=64, seconds=seconds, cores=[0]))
+                pin(drain, 1)
+            return got
+
+        found = self.rounds(act)
+        if apart:  # beside the row with the drain on the gateway's core
+            found = {"packshot": found.pop("packshot"), aside: apart[1:], **found}
         print(f"\n{self.kind}: requests a second, the gateway on one core, 64 connections")
         for name, got in found.items():
             p50, p99 = median([r.p50 for r in got]), median([r.p99 for r in got])
             note = f"p50 {p50 / 1000:.2f} ms, p99 {p99 / 1000:.2f} ms"
             bad = sum(r.bad for r in got)
             note += f", {bad} BAD" if bad else ""
+            if name == "packshot":
+                note += ", its drain on the same core"
             show(f"{self.kind}/rps", name, [r.per_s for r in got], "/s", note)
 
     def latency(self) -> None:
@@ -264,9 +278,7 @@ def sustained(stack: ExitStack, options: argparse.Namespace, folder: Path) -> No
     ours = stack.enter_context(rivals.packshot(home, url, "", None, 0, options.python))
     for each in family(ours.process.pid):  # the drain may use either core, as it would
         pin(each, 1)
-    for each in family(ours.process.pid):
-        if b"drainer" in Path(f"/proc/{each}/cmdline").read_bytes():
-            pin(each, 0)
+    pin(drain_of(ours.process.pid), 0)
     pin(fake.pid, 0)
     made, lags, sizes, speeds = 0, [], [], []
     print(f"\nsustained: {options.sustained} s at top speed")
@@ -292,6 +304,12 @@ def stored(home: Path) -> int:
     """Return how many entries the ledger's store has."""
     with sqlite3.connect(f"file:{home / 'ledger.db'}?mode=ro", uri=True, timeout=30) as made:
         return int(made.execute("SELECT coalesce(max(rowid), 0) FROM entries").fetchone()[0])
+
+
+def drain_of(pid: int) -> int:
+    """Return the process of a gateway's drain; 0 where it has none."""
+    found = [p for p in family(pid) if b"drainer" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    return found[0] if found else 0
 
 
 def rss_kb(pid: int) -> int:

@@ -2,6 +2,7 @@
 
     ./packshot python benchmarks/gateway_hot.py
     ./packshot python benchmarks/gateway_hot.py --stream
+    ./packshot python benchmarks/gateway_hot.py --sdk
     ./packshot python benchmarks/gateway_hot.py --instructions    # wants valgrind; a minute
 
 The gateway with everything on (virtual key, limits, budget, hold and post, journal, metrics)
@@ -15,8 +16,9 @@ us            CPU of this process: the least of the rounds, and their median
 instructions  of the machine, with the misses of a first cache of 32 and 48 kB and of a second of
               1 MB, as callgrind simulates them
 
-With ``--stream`` a call is a stream of 66 events, and all counts are for one event. The last line
-is JSON.
+With ``--stream`` a call is a stream of 66 events, and all counts are for one event. With ``--sdk``
+the calls are those of OpenAI's client for Python: 17 headers, sent before the body; head and body
+are read one right after the other, and every prompt has another length. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -130,13 +132,31 @@ class Wire(asyncio.Transport):
     close = pause_reading = resume_reading = abort
 
 
+def sdk(whole: bytes, more: int) -> list[bytes]:
+    """Return what the openai package sends for the same, with ``more`` bytes: a head and a body."""
+    body = whole.partition(b"\r\n\r\n")[2].rstrip() + b" " * more
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:8080\r\n"
+        "Accept-Encoding: gzip, deflate\r\nConnection: keep-alive\r\n"
+        f"authorization: Bearer {SECRET}\r\naccept: application/json\r\n"
+        "content-type: application/json\r\nuser-agent: OpenAI/Python 3.57.0\r\n"
+        "x-stainless-lang: python\r\nx-stainless-package-version: 3.57.0\r\n"
+        "x-stainless-os: Linux\r\nx-stainless-arch: x64\r\nx-stainless-runtime: CPython\r\n"
+        "x-stainless-runtime-version: 3.11.2\r\nx-stainless-async: false\r\n"
+        "x-stainless-retry-count: 0\r\nx-stainless-read-timeout: 600\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return [head.encode(), body]
+
+
 class Counted:
     """The gateway between its two ends; ``run`` makes calls."""
 
-    def __init__(self, worker: Worker, *, stream: bool) -> None:
+    def __init__(self, worker: Worker, *, stream: bool, as_sdk: bool) -> None:
         self.worker = worker
         self.loop = asyncio.get_running_loop()
-        self.request = request_of(80, "openai/gpt-4o-mini", SECRET, stream=stream)
+        whole = request_of(80, "openai/gpt-4o-mini", SECRET, stream=stream)
+        self.requests = [sdk(whole, more) for more in range(23)] if as_sdk else [[whole]]
         self.stream = stream
         self.door = Door(worker)
         self.left = self.open = 0
@@ -167,7 +187,8 @@ class Counted:
         def ask() -> None:
             self.left -= 1
             self.open += 1
-            self.loop.call_soon(connection.data_received, self.request)
+            for part in self.requests[self.left % len(self.requests)]:
+                self.loop.call_soon(connection.data_received, part)
 
         connection.connection_made(Wire(taken))
         return ask
@@ -252,7 +273,7 @@ async def counted(options: argparse.Namespace) -> dict[str, float]:
         path.write_text(CONFIG.format(v=VARIABLE))
         worker = Worker(path)
         await worker.start()
-        bench = Counted(worker, stream=options.stream)
+        bench = Counted(worker, stream=options.stream, as_sdk=options.sdk)
         per = EVENTS if options.stream else 1
         await bench.run(CONNECTIONS * 3)
         if options.under_valgrind:
@@ -302,7 +323,7 @@ def instructions(options: argparse.Namespace) -> dict[str, float]:
                    "--I1=32768,8,64", "--D1=49152,12,64", "--LL=1048576,16,64",
                    f"--callgrind-out-file={out}", sys.executable, __file__, "--under-valgrind",
                    "--calls", str(options.calls)]  # fmt: skip
-        command += ["--stream"] * options.stream
+        command += ["--stream"] * options.stream + ["--sdk"] * options.sdk
         fixed = {**os.environ, "PYTHONHASHSEED": "0"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=fixed)
         found = re.search(r"^(?:summary|totals): (.*)$", out.read_text(), re.MULTILINE)
@@ -323,6 +344,7 @@ def instructions(options: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--sdk", action="store_true", help="heads and bodies of OpenAI's client")
     parser.add_argument("--instructions", action="store_true")
     parser.add_argument("--calls", type=int, default=0, help="of a round")
     parser.add_argument("--rounds", type=int, default=15)
