@@ -74,13 +74,13 @@ async def open_loop(port: int, per_s: float, seconds: float) -> list[tuple[float
     url = f"http://127.0.0.1:{port}/v1/chat/completions"
 
     async def call() -> None:
-        began, status = time.perf_counter(), 0
+        began = time.perf_counter()
         try:
             async with session.post(url, json=BODY) as got:
                 await got.read()
                 status = got.status
         except aiohttp.ClientError:
-            pass
+            status = 0
         seen.append((time.perf_counter() - began, status))
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=900)) as session:
