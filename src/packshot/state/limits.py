@@ -152,14 +152,16 @@ def wait_s(parts: Iterable[tuple[int, int]], excess: int, now: float, width: flo
 class _Window:
     """What one key took: [slot, amount] for each slot in which it did, and their sum."""
 
-    __slots__ = ("last", "newest", "parts", "per_s", "total", "until", "width")
+    __slots__ = ("last", "leaves", "newest", "parts", "per_s", "total", "until", "width")
 
     def __init__(self, per_s: float) -> None:
         self.per_s = per_s
         self.width = per_s / SLOTS
         self.newest = -1
         self.until = 0.0
-        """When the newest slot ends."""
+        """When the newest slot ends …"""
+        self.leaves = 0.0
+        """… and when, surely, it has left the window."""
         self.total = 0
         self.last = [-1, 0]
         self.parts: deque[list[int]] = deque()
@@ -168,6 +170,7 @@ class _Window:
         """Begin the slot of now, where it has not begun, and drop what has left the window."""
         slot = int(now / self.width)
         self.until = (slot + 1) * self.width
+        self.leaves = self.until + self.per_s + EASE_S
         if slot == self.newest:
             return
         parts = self.parts
@@ -285,7 +288,7 @@ class MemoryLimits:
                 window.advance(now)
             left = limit - window.total
             # Asked for after each call, when the newest slot has that call in it: it leaves last.
-            gone = window.until + window.per_s - now + EASE_S
+            gone = window.leaves - now
             if not window.last[1]:
                 gone = window.reset_s(now)
             rooms.append(Room(limit, max(0, left), gone))
@@ -301,8 +304,8 @@ class MemoryLimits:
             if window is None or now >= window.until or not window.last[1]:
                 return left_of(self.peek(asks))
             left = ask.rule.limit - window.total
-            gone = ceil((window.until + window.per_s - now + EASE_S) * 1000)
-            found = (*found, max(0, left), gone)
+            gone = ceil((window.leaves - now) * 1000)
+            found += (max(0, left), gone)
         return found
 
     def _now(self, key: str, rule: Rule, now: float) -> _Window:
