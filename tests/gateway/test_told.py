@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
+import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx2 as httpx
 import pytest
 
+from packshot.gateway.log import Line, Log, Redactor
 from packshot.providers.fake_script import Fault, Rule, Settings, limited
 from tests.gateway.launched import bearer, http_get, http_post, until
 from tests.gateway.world import World, world
@@ -250,3 +254,22 @@ def test_a_key_that_is_refused_still_is_said_again(
                 key.ready_at = 0.0  # the five minutes are over
     said = capfd.readouterr().err
     assert said.count("refuses the key a ") == said.count("refuses the key b ") == 2
+
+
+@pytest.mark.parametrize("kind", ["json", "text"])
+def test_every_line_says_when_in_one_form(kind: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    """What reads the lines has one type for a field."""
+    log = Log(kind, Redactor(), "gateway-0")
+    log.start()
+    at = time.time()
+    log.line(Line(at, "id", "chat", 200, 1.0, 10))
+    log.say("warning", "the key is out")
+    log.stop()
+    lines = capfd.readouterr().err.splitlines()
+    if kind == "json":
+        times = [json.loads(line)["at"] for line in lines]
+    else:
+        times = [datetime.fromisoformat(line.partition(" ")[0]).timestamp() for line in lines]
+        assert all(line.partition(" ")[0].endswith("+00:00") for line in lines)
+    assert len(times) == 2
+    assert all(abs(each - at) < 60 for each in times)

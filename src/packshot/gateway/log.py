@@ -50,9 +50,9 @@ Format: TypeAlias = Literal["json", "text", "off"]
 
 
 class Line(msgspec.Struct):
-    """What is told of a request. ``ms`` is its whole time, ``overhead_us`` the gateway's own part,
-    ``first_ms`` a stream's first byte; ``cost_nano_eur`` is what was booked until its end.
-    ``code`` is that of the error which the caller got, "" without one.
+    """What is told of a request. ``at`` is in seconds since 1970, ``ms`` its whole time,
+    ``overhead_us`` the gateway's own part, ``first_ms`` a stream's first byte; ``cost_nano_eur`` is
+    what was booked until its end. ``code`` is that of the error that the caller got, "" without.
     """
 
     at: float
@@ -182,13 +182,20 @@ class Log:
     def say(self, level: str, text: str, request: str = "") -> None:
         """Tell of something that is no request, in a line of its own, or several."""
         text = self._redact(text.rstrip())
-        at = datetime.now(UTC).isoformat(timespec="milliseconds")
+        now = datetime.now(UTC)
         if self.kind == "json":
             # "level" is in these lines only; see docs/gateway.md.
-            said = {"at": at, "level": level, "id": request, "worker": self._worker, "text": text}
+            said = {
+                "at": now.timestamp(),
+                "level": level,
+                "id": request,
+                "worker": self._worker,
+                "text": text,
+            }
             self._batcher.put(json.dumps(said) + "\n")
         else:
             name = f" {request}" if request else ""
+            at = now.isoformat(timespec="milliseconds")
             self._batcher.put(f"{at} {level}{name} {self._worker}: {text}\n")
 
     def _write(self, batch: list[Line | str]) -> None:
@@ -225,7 +232,7 @@ def _second(at: int) -> str:
 
 def _text(line: Line) -> str:
     second = int(line.at)
-    at = f"{_second(second)}.{int((line.at - second) * 1000):03d}"
+    at = f"{_second(second)}.{int((line.at - second) * 1000):03d}+00:00"
     return (
         f"{at} {line.id or '-'} {line.surface} {line.status} {line.ms:.1f}ms "
         f"overhead={line.overhead_us}us route={line.route or '-'} "
