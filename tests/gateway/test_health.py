@@ -84,6 +84,20 @@ def test_a_call_from_before_the_ejection_is_no_probe() -> None:
     assert breaker.allows(probe + 2)
 
 
+def test_an_answer_to_a_call_from_before_the_ejection_does_not_end_it() -> None:
+    """A long stream that began in better days comes to its end: that says nothing of today."""
+    breaker = Breaker()
+    fail(breaker, 10.0, CONSECUTIVE)
+    breaker.success(11.0, began=1.0)
+    assert not breaker.allows(12.0)
+    probe = 10.0 + EJECT_S
+    breaker.begin(probe)
+    breaker.success(probe + 1.0, began=9.0)
+    assert not breaker.allows(probe + 2.0), "the probe is still under way"
+    breaker.success(probe + 3.0, began=probe)
+    assert breaker.allows(probe + 3.0)
+
+
 def test_a_share_of_failures_opens_it_between_successes() -> None:
     breaker = Breaker()
     opened = False

@@ -125,7 +125,7 @@ class Attempt:
         """End it by what it used; by its whole hold where the provider did not say."""
         if self._leave():
             job, key, hold = self.job, self.key, self.hold
-            self.breaker.success(monotonic())
+            self.breaker.success(monotonic(), self.began)
             if key.cooled or key.out:
                 key.succeeded()
             if hold is not None:
@@ -136,7 +136,7 @@ class Attempt:
     def waste(self, usage: Usage, reason: str) -> None:
         """End what was billed and reached nobody."""
         if self._leave():
-            self.breaker.success(monotonic())
+            self.breaker.success(monotonic(), self.began)
             if self.hold is not None:
                 self.money.post(self.job, self.hold, usage, "failed_billed", reason)
             self._tell("failed_billed")
@@ -195,7 +195,7 @@ class Attempt:
         now = monotonic()
         fair_s = max(FAIR_S, FAIR_TIMES * self.target.latency_s)
         if began:
-            self.breaker.success(now)
+            self.breaker.success(now, self.began)
         elif not sent or now - self.began < fair_s:
             self.breaker.neutral(self.began)
         elif self.breaker.failure(now, self.began):
@@ -216,4 +216,4 @@ class Attempt:
                 if self.breaker.failure(now, self.began):
                     self.telemetry.opened(self.target, self.key)
             case "context" | "refusal" | "bad_request" | "not_found":
-                self.breaker.success(now)
+                self.breaker.success(now, self.began)

@@ -68,11 +68,16 @@ class Breaker:
         if self.open_until:
             self.probe = now
 
-    def success(self, now: float) -> None:
-        """Note an answer, whatever it says of the caller's request."""
-        self.in_a_row = 0
+    def success(self, now: float, began: float | None = None) -> None:
+        """Note an answer, whatever it says of the caller's request.
+
+        ``began`` is as in `failure`: the answer to a call from before the ejection does not end it.
+        """
         if self.open_until:
+            if began is not None and began < self.opened:
+                return
             self.open_until = self.probe = 0.0
+        self.in_a_row = 0
         if now - self.window < WINDOW_S:
             self.good += 1
         else:
