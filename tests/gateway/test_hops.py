@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,3 +182,23 @@ def test_the_only_key_of_the_only_target_is_waited_for_and_then_asked(
             assert got.headers["x-packshot-attempts"] == str(1 + waits)
             for _ in range(10):  # a fifth of the calls may be retries
                 assert ask(there).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_long_answer_from_before_its_trouble_brings_no_provider_back(
+    tmp_path: Path, *, stream: bool
+) -> None:
+    with three(tmp_path) as there, ThreadPoolExecutor(1) as thread:
+        first = there.fakes["first"]
+        first.next(Fault(head_after_s=1.5))
+        long = thread.submit(ask, there, stream=stream)
+        while not first.truth:
+            time.sleep(0.01)
+        first.rule(Rule(fault=Fault(status=503)))
+        for _ in range(5):
+            assert ask(there).headers["x-packshot-provider"] == "second"
+        assert not long.done(), "this machine is too slow for this test"
+        assert long.result().status_code == 200
+        assert len(first.truth) == 6
+        assert ask(there).headers["x-packshot-provider"] == "second"
+        assert len(first.truth) == 6, "it was asked again"
