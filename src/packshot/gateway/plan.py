@@ -281,7 +281,10 @@ def _of_model(cache: SemanticCacheEntry) -> str | None:
     try:
         from packshot.gateway.cache.minilm import default_folder
     except ImportError as error:
-        return f"semantic_cache: only identical requests: {error}; pip install 'packshot[embed]'"
+        return (
+            f"semantic_cache: only identical requests are answered from the cache: {error}; "
+            "in a checkout, ./packshot cache model mends it; else pip install 'packshot[embed]'"
+        )
     folder = cache.model if cache.model.name else default_folder()
     if (folder / "manifest.json").is_file():
         return None
