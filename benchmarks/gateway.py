@@ -32,8 +32,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -156,9 +156,8 @@ class Bench:
         def act(each: Running) -> Round:
             got = measure(each, self.folder, conns=64, seconds=seconds, cores=[0])
             if drain := drain_of(each.process.pid):
-                pin(drain, 0)
-                apart.append(measure(each, self.folder, conns=64, seconds=seconds, cores=[0]))
-                pin(drain, 1)
+                with beside(drain):
+                    apart.append(measure(each, self.folder, conns=64, seconds=seconds, cores=[0]))
             return got
 
         found = self.rounds(act)
@@ -310,6 +309,21 @@ def drain_of(pid: int) -> int:
     """Return the process of a gateway's drain; 0 where it has none."""
     found = [p for p in family(pid) if b"drainer" in Path(f"/proc/{p}/cmdline").read_bytes()]
     return found[0] if found else 0
+
+
+@contextmanager
+def beside(drain: int) -> Generator[None]:
+    """Have the drain work on core 0, beside the load; in the ordinary class of the scheduler, since
+    the load would wait for whole slices of 100 ms where all are in the class of `chrt -r`.
+    """
+    before = os.sched_getscheduler(drain), os.sched_getparam(drain)
+    pin(drain, 0)
+    os.sched_setscheduler(drain, os.SCHED_OTHER, os.sched_param(0))
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(drain, *before)
+        pin(drain, 1)
 
 
 def rss_kb(pid: int) -> int:
