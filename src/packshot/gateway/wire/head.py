@@ -8,7 +8,9 @@ messages, nor the checks that its like has passed.
 
 What counts as the same is narrow, so that nothing can be read in two ways: every byte of the
 head, as llhttp saw it at the beginning of a message; a length in plain digits, without zeros
-ahead; and no head that does more than to announce a body. All else goes to llhttp.
+ahead; and no head that does more than to announce a body. All else goes to llhttp. A head is never
+kept for another connection: it has a secret in it, and how long it takes to find a difference would
+tell a stranger how much of it they have guessed.
 """
 
 from __future__ import annotations
