@@ -104,7 +104,7 @@ def attend_of(compared: Any) -> Any:  # noqa: ANN401
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor:
         asked = getattr(reference, "attends", None)
-        ours = compared.attends(k.shape[2]) if asked else k.shape[2] <= KEYS
+        ours = compared.attends(k.shape[2], k.shape[3]) if asked else k.shape[2] <= KEYS
         rounding = {} if quant is None else {"quant": quant}
         if ours or rounding:
             return compared.attend(q, k, v, **rounding)

@@ -112,7 +112,8 @@ def drifts(ours: Ours) -> dict[str, float]:
             return runner.denoise(task, 1, noise, None)
 
         ends["ours bf16"] = ended(ours.engine.runner, task)
-        ends["ours fp8"] = ended(ours.engine.runner, replace(task, tier="fp8"))
+        for tier in ("fp8", "int8"):
+            ends[f"ours {tier}"] = ended(ours.engine.runner, replace(task, tier=tier))
         ends["eager bf16"] = ended(PlainRunner(model), task)
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         exact = Model(model.folder, model.device, "fp32", "fp32")
@@ -166,6 +167,14 @@ def rival(report: dict[str, Any]) -> None:
     times = timed(lambda: rival_run(pipe, 30, 5.0, output="pt"), 5)
     report["rival_latency_pt_ms"] = times.median
     say("diffusers compiled: 30 steps, text to tensor", times)
+    latents = torch.randn(1, 4, 128, 128, device="cuda", dtype=torch.bfloat16)
+    with torch.inference_mode():
+        times = timed(lambda: pipe.vae.decode(latents, return_dict=False), 10)
+        report["rival_decode_ms"] = times.median
+        say("diffusers compiled: VAE decode", times)
+        times = timed(lambda: pipe.encode_prompt(PROMPTS[0], negative_prompt=""), 10)
+        report["rival_encode_ms"] = times.median
+        say("diffusers: a text and the empty one", times)
 
 
 def rival_throughput(report: dict[str, Any]) -> None:

@@ -357,9 +357,10 @@ def test_a_picture_that_does_not_fit_alone_is_an_error_and_the_next_one_is_made(
     assert engine.render(REQUEST).images
 
 
-def test_a_broken_context_says_that_the_process_must_end(engine, monkeypatch):
+@pytest.mark.parametrize("by", ["CUDA error", "Triton Error [CUDA]"])
+def test_a_broken_context_says_that_the_process_must_end(engine, monkeypatch, by):
     def broken(*args):
-        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+        raise RuntimeError(f"{by}: an illegal memory access was encountered\nmore")
 
     monkeypatch.setattr(engine.runner, "denoise", broken)
     with pytest.raises(DeviceLost, match=r"illegal memory access was encountered\. End the"):

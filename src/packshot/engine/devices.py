@@ -164,6 +164,12 @@ def arithmetic(device: torch.device) -> str:
     return f"{device_kind(device)} {kernels} torch {torch.__version__}"
 
 
+def lost(error: Exception) -> bool:
+    """Tell whether an error, of torch or of Triton, says that the device's context is broken."""
+    said = str(error)
+    return "CUDA error" in said or "Triton Error [CUDA]" in said
+
+
 @contextmanager
 def device_errors() -> Generator[None]:
     """Translate what torch raises of a device's trouble.
@@ -179,7 +185,7 @@ def device_errors() -> Generator[None]:
             "smaller picture, or let nothing else run on the device."
         ) from error
     except RuntimeError as error:
-        if "CUDA error" not in str(error):
+        if not lost(error):
             raise
         raise DeviceLost(
             f"the GPU's context is broken and this process cannot use it again: "

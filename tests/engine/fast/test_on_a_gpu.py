@@ -12,7 +12,7 @@ import torch
 
 from packshot.core.errors import RenderFailed
 from packshot.engine import runner as picking
-from packshot.engine.fast import attention, reference, tuning
+from packshot.engine.fast import attention, graphs, reference, tuning
 from packshot.engine.fast import runner as module
 from packshot.engine.fast.attention import Attention
 from packshot.engine.fast.products import TORCH, Tuned
@@ -145,7 +145,7 @@ def timed(monkeypatch, seconds: dict[str, float]) -> list[str]:
             raise RuntimeError(f"no {name} here\nand more")
         return seconds[name]
 
-    monkeypatch.setattr(attention, "device_s", measured)
+    monkeypatch.setattr(graphs, "device_s", measured)
     monkeypatch.setattr(Attention, "_run", lambda _, name, *__: name)
     return tried
 
@@ -183,3 +183,5 @@ def test_what_is_measured_of_attention_and_of_products_goes_into_the_tuning(mode
     assert isinstance(runner.products, Tuned)
     assert runner.products.chosen is runner.tuning.products
     assert runner.attention.chosen is runner.tuning.attention
+    monkeypatch.setattr(reference, "rounds", lambda width: width == 64)
+    assert FastRunner(model).products is TORCH, "heads of a width that was never tried"

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from packshot.engine.fast import cublaslt, products
+from packshot.core.errors import RenderFailed
+from packshot.engine.fast import cublaslt, graphs, products
 from packshot.engine.fast.products import TORCH, Tuned
 from packshot.engine.fast.reference import FP8, to_fp8
 
@@ -44,7 +45,7 @@ def timed(monkeypatch):
         run()
         return TIMES[run.args[-1]]
 
-    monkeypatch.setattr(products, "device_s", device_s)
+    monkeypatch.setattr(graphs, "device_s", device_s)
     monkeypatch.setattr(products, "ALIGNMENT", 1)
 
 
@@ -120,6 +121,42 @@ def test_in_fp8_scales_are_undone_and_sums_added_to():
     assert close(sums, exact + 1)
     assert by.chosen == {(6, 5, 4, 8, 1): 1}
     assert x.dtype == FP8
+
+
+def failing(monkeypatch, at: int, error: Exception) -> Tuned:
+    """Return a multiplier whose algorithms fail from a place on."""
+    library = Library()
+    run = library.run
+
+    def fails(plan: Any, algorithm: int, *args: Any, **kwargs: Any) -> None:
+        if algorithm >= at:
+            raise error
+        run(plan, algorithm, *args, **kwargs)
+
+    monkeypatch.setattr(library, "run", fails)
+    return Tuned(library, lambda: False)
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_what_fails_while_it_is_measured_is_not_chosen(monkeypatch, at):
+    by = failing(monkeypatch, at, RenderFailed("cuBLASLt refused cublasLtMatmul with status 15."))
+    sums, x, weight = drawn(6, 5), drawn(6, 4), drawn(5, 4)
+    want = sums + x @ weight.T
+    assert by.add(sums, x, weight)
+    assert close(sums, want)
+    assert by.chosen == ({(6, 5, 4, 32, 1): 0} if at else {})
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory."), RuntimeError("CUDA error: device-side assert")],
+    ids=["no room", "lost"],
+)
+def test_trouble_of_the_device_is_no_word_about_an_algorithm(monkeypatch, error):
+    by = failing(monkeypatch, 1, error)
+    with pytest.raises(type(error)):
+        by.times(drawn(6, 4), drawn(5, 4), torch.float32)
+    assert by.chosen == {}
 
 
 def test_a_rehearsal_runs_nothing():

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from packshot.core.errors import RenderFailed
-from packshot.engine.fast.graphs import device_s
+from packshot.engine.fast.graphs import fastest
 
 if TYPE_CHECKING:
     from packshot.engine.fast.maps import Kernels
@@ -81,18 +81,12 @@ class Attention:
             return F.scaled_dot_product_attention(q, k, v)
 
     def _fastest(self, q: Tensor, k: Tensor, v: Tensor) -> str:
-        times: dict[str, float] = {}
-        refused: list[str] = []
-        for name in self.names:
-            if name == OURS and not self._kernels.attends(k.shape[2]):
-                continue
-            try:
-                times[name] = device_s(partial(self._run, name, q, k, v), q.device)
-            except RuntimeError as error:
-                refused.append(f"{name}: {str(error).splitlines()[0]}")
-        if not times:
+        ours = self._kernels.attends(k.shape[2], k.shape[3])
+        names = [name for name in self.names if name != OURS or ours]
+        chosen, why = fastest({name: partial(self._run, name, q, k, v) for name in names}, q.device)
+        if chosen is None:
             raise RenderFailed(
                 f"no attention kernel takes queries {list(q.shape)} and keys {list(k.shape)} of "
-                f"{q.dtype}: {'; '.join(refused)}."
+                f"{q.dtype}: {why}."
             )
-        return min(times, key=times.__getitem__)
+        return chosen

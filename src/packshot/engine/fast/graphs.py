@@ -8,7 +8,7 @@ steps the host may look, show or stop.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import torch
 
+from packshot.engine.devices import lost
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from packshot.engine.fast.unet import FastUNet
 
 T = TypeVar("T")
+K = TypeVar("K")
+V = TypeVar("V")
 
-__all__ = ["WINDOW", "Captured", "Graphs", "Shape", "StepGraph", "beside", "device_s"]
+__all__ = ["WINDOW", "Captured", "Graphs", "Shape", "StepGraph", "beside", "fastest"]
 
 WINDOW = 128
 """Steps whose coefficients and shifts lie on the device at a time; more are loaded as they come."""
@@ -86,6 +90,29 @@ def device_s(run: Callable[[], object], device: torch.device) -> float:
         end.synchronize()
         best = min(best, start.elapsed_time(end) / 8e3)
     return best
+
+
+def fastest(runs: Mapping[K, Callable[[], object]], device: torch.device) -> tuple[K | None, str]:
+    """Return which of ``runs`` takes the device least time, and why others were refused, in a line.
+
+    None where all were. What says nothing of a run, that there is no room or that the device is
+    lost, is raised as torch has it.
+    """
+    times: dict[K, float] = {}
+    refused: list[str] = []
+    for name, run in runs.items():
+        try:
+            times[name] = device_s(run, device)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # whatever a library or a compiler says of what it cannot
+            if lost(error):
+                raise
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)  # a lost device says so here, if not before
+            said = str(error).partition("\n")[0]
+            refused.append(f"{name}: {said}")
+    return min(times, key=times.__getitem__, default=None), "; ".join(refused)
 
 
 class Captured(Generic[T]):
@@ -201,10 +228,6 @@ class StepGraph:
         """Return ``latents`` or ``clean`` as [n,4,h,w], a copy."""
         shape = self.shape
         return buffer.transpose(1, 2).reshape(shape.pictures, 4, shape.height, shape.width).clone()
-
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class Graphs(OrderedDict[K, V]):

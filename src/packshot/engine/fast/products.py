@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from packshot.engine.fast.cublaslt import Problem
-from packshot.engine.fast.graphs import device_s
+from packshot.engine.fast.graphs import fastest
 from packshot.engine.fast.reference import FP8
 
 if TYPE_CHECKING:
@@ -121,9 +121,12 @@ class Tuned:
         choice = self.chosen.get(key, -1)
         if not 0 <= choice < len(plan.algorithms):
             before = sums.clone()  # what is measured adds, too
-            times = [device_s(partial(run, at), sums.device) for at in range(len(plan.algorithms))]
+            places = range(len(plan.algorithms))
+            best, _ = fastest({place: partial(run, place) for place in places}, sums.device)
             sums.copy_(before)
-            choice = self.chosen[key] = min(range(len(times)), key=times.__getitem__)
+            if best is None:
+                return False
+            choice = self.chosen[key] = best
         run(choice)
         return True
 

@@ -13,6 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
+from packshot.engine.devices import capability
+
 __all__ = [
     "EARLY",
     "LANES",
@@ -27,7 +29,7 @@ __all__ = [
 LANES = 64  # channels that one program of a feature map handles: 128 bytes of a row in bf16
 THREADS = 16  # that compile at a time
 
-EARLY = torch.cuda.is_available() and torch.cuda.get_device_capability() >= (9, 0)
+EARLY = torch.cuda.is_available() and capability(torch.device("cuda")) >= (9, 0)
 """Whether this is a Hopper or later: kernels start early, and memory moves by the box."""
 
 _EARLY = tl.constexpr(EARLY)

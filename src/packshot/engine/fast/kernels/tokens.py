@@ -158,6 +158,8 @@ def _gated_tiles(m: int, k: int, *, fp8: bool) -> Tiles:
 
     Of few rows, the odd width makes as many tiles as there are multiprocessors.
     """
+    if k < 320:  # no SDXL's: too few for what follows to have been tried
+        return 128, 128, 0, 4, 2, 8
     if k > 640 and m <= 1024:
         return 128, 256, 64, 8, 4, 8
     return 128, 256, 0, 8, 4 if fp8 or m < 16_384 else 3, 8
@@ -180,7 +182,7 @@ def geglu(
     bk = 128 // x.element_size()
     tile = TensorDescriptor.from_tensor
     there = triton.cdiv(m, bm) * triton.cdiv(2 * n, bn + more)
-    programs = there if more else min(there, processors())
+    programs = there if more or bn < 256 else min(there, processors())
     launch(
         _geglu, (programs,),
         tile(x, [bm, bk]), tile(weight, [bn, bk]), tile(weight, [more or bn, bk]), bias,
