@@ -279,24 +279,25 @@ def sustained(stack: ExitStack, options: argparse.Namespace, folder: Path) -> No
         pin(each, 1)
     pin(drain_of(ours.process.pid), 0)
     pin(fake.pid, 0)
-    made, lags, sizes, speeds = 0, [], [], []
+    made, bad, lags, sizes, speeds = 0, 0, [], [], []
     print(f"\nsustained: {options.sustained} s at top speed")
     slice_s = min(10.0, max(1.0, options.sustained / 10))
     until = time.monotonic() + options.sustained
     while time.monotonic() < until:
         got = measure(ours, folder, conns=64, seconds=slice_s, cores=[0])
         made += got.calls
+        bad += got.bad
         speeds.append(got.per_s)
         lags.append(float(made - stored(home)))
         sizes.append(rss_kb(ours.process.pid) / 1024)
-    show("sustained", "requests a second", speeds, "/s", f"{made:,} calls")
+    show("sustained", "requests a second", speeds, "/s", f"{made:,} calls, {bad} bad")
     show("sustained", "behind the journal", lags, "calls", f"the last: {lags[-1]:,.0f}")
     show("sustained", "memory of the gateway", sizes, "MB", f"{sizes[0]:.1f} to {sizes[-1]:.1f}")
     waited = time.monotonic()
     while made - stored(home) > 0 and time.monotonic() < waited + 120:
         time.sleep(0.2)
     print(f"caught up {time.monotonic() - waited:.1f} s later; missing: {made - stored(home)}")
-    facts["sustained/missing"] = made - stored(home)
+    facts["sustained/missing"], facts["sustained/bad"] = made - stored(home), bad
 
 
 def stored(home: Path) -> int:

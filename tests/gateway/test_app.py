@@ -148,7 +148,8 @@ def test_anthropics_own_api(there: World) -> None:
             assert "".join(stream.text_stream)
         count = anthropic_client.messages.count_tokens(model="claude-haiku-4-5", messages=HELLO)
         assert count.input_tokens > 0
-        assert anthropic_client.models.list().data
+        listed = anthropic_client.models.list().data
+        assert anthropic_client.models.retrieve(listed[0].id) == listed[0]
     entries = there.booked()
     assert [entry.outcome for entry in entries] == ["succeeded"] * 2, "counting is free"
     there.ended()
@@ -243,7 +244,11 @@ def test_health_models_and_what_is_not_there(there: World) -> None:
         assert http.post("/nothing").status_code == 404
     with client(there) as openai_client:
         names = {model.id for model in openai_client.models.list()}
-    assert {"prompt-rewrite", "openai/gpt-4o-mini"} <= names
+        assert {"prompt-rewrite", "openai/gpt-4o-mini"} <= names
+        for name in ("prompt-rewrite", "openai/gpt-4o-mini"):
+            assert openai_client.models.retrieve(name).id == name
+        with pytest.raises(openai.NotFoundError, match="no model 'nobody/has-it' for this key"):
+            openai_client.models.retrieve("nobody/has-it")
 
 
 def test_an_idempotency_key_is_paid_once(there: World) -> None:

@@ -131,8 +131,13 @@ def logged_by(there: World) -> list[tuple[str, int]]:
 
 def test_the_list_of_models_has_an_id_for_everybody(tmp_path: Path) -> None:
     with run(tmp_path) as there:
-        for key, status in ((KEY, 200), ("wrong", 401)):
-            got = http_get(f"{there.url}/v1/models", headers=bearer(key))
+        for path, key, status in (
+            ("/v1/models", KEY, 200),
+            ("/v1/models", "wrong", 401),
+            ("/v1/models/nobody%2Fhas-it", KEY, 404),
+            ("/v1/models/nobody%2Fhas-it", "wrong", 401),
+        ):
+            got = http_get(f"{there.url}{path}", headers=bearer(key))
             assert got.status_code == status
             assert ID.fullmatch(got.headers["x-packshot-request-id"])
 

@@ -27,6 +27,7 @@ from packshot.core.errors import (
 from packshot.core.ids import new_id
 from packshot.gateway import dispatch
 from packshot.gateway.access import Access
+from packshot.gateway.addresses import caller_of, network_of
 from packshot.gateway.answers import JSON, Trouble, not_again, of_error, of_failure
 from packshot.gateway.dispatch import Dispatcher, Refused, Stream
 from packshot.gateway.intake import (
@@ -148,6 +149,9 @@ class Gateway:
         telemetry: Telemetry,
     ) -> None:
         self.settings = settings
+        self._proxies = [
+            network_of(each, "trusted_proxies") for each in settings.server.trusted_proxies
+        ]
         self.plan = plan
         self.access = access
         self.telemetry = telemetry
@@ -229,6 +233,8 @@ class Gateway:
             cycle.cancels = True
             if cycle.fired:
                 raise Gone
+        if self._proxies:
+            client = caller_of(headers, client, self._proxies)
         if cycle is None or (head := cycle.head) is None:
             owner = self.access.authenticate(headers, client)
         else:
@@ -363,10 +369,10 @@ class Gateway:
             ready = not self.draining
             body = b'{"status":"ready"}' if ready else b'{"status":"draining"}'
             await respond(send, 200 if ready else 503, OF_JSON, body)
-        elif path in MODELS and scope["method"] == "GET":
-            await self._models(scope, receive, send)
+        elif (wanted := model_in(path)) is not None and scope["method"] == "GET":
+            await self._models(wanted, scope, receive, send)
         else:
-            known = path in DOORS or path in MODELS
+            known = path in DOORS or wanted is not None
             answer = Answer(
                 405 if known else 404,
                 "invalid_request_error",
@@ -375,15 +381,28 @@ class Gateway:
             )
             await self._turn_away(Trouble(answer), Visit(scope, receive, send, ELSEWHERE))
 
-    async def _models(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """List the routes and models that the caller's key may use."""
+    async def _models(self, wanted: str, scope: Scope, receive: Receive, send: Send) -> None:
+        """List the routes and models that the caller's key may use, or tell of the one wanted."""
+        visit = Visit(scope, receive, send, ELSEWHERE)
         try:
-            owner = self.access.authenticate(dict(scope["headers"]), client_of(scope))
+            headers = dict(scope["headers"])
+            client = caller_of(headers, client_of(scope), self._proxies)
+            owner = self.access.authenticate(headers, client)
         except PackshotError as error:
-            await self._turn_away(of_error(error), Visit(scope, receive, send, ELSEWHERE))
+            await self._turn_away(of_error(error), visit)
             return
         names = [name for name in self.plan.names() if owner.may_see(name)]
-        body = models_body(names, anthropic=scope["path"].startswith("/anthropic"))
+        anthropic = scope["path"].startswith("/anthropic")
+        if wanted and wanted not in names:
+            said = f"no model {wanted[:200]!r} for this key; GET /v1/models lists those there are"
+            answer = Answer(404, "invalid_request_error", said, "model_not_found")
+            await self._turn_away(Trouble(answer), visit)
+            return
+        body = (
+            msgspec.json.encode(model_of(wanted, anthropic=anthropic))
+            if wanted
+            else models_body(names, anthropic=anthropic)
+        )
         lines = lines_of([JSON, (ID, new_id().encode())])
         await respond(send, 200, lines, body)
 
@@ -427,17 +446,25 @@ async def _nothing() -> None:
     """Answer what is no request."""
 
 
+def model_in(path: str) -> str | None:
+    """Return the model that a path asks about, "" for all of them; None where it asks for none."""
+    for root in MODELS:
+        if path == root or path.startswith(f"{root}/"):
+            return path[len(root) + 1 :]
+    return None
+
+
+def model_of(name: str, *, anthropic: bool) -> dict[str, object]:
+    """Return a model as OpenAI's or Anthropic's SDK reads it."""
+    if anthropic:
+        return {"type": "model", "id": name, "display_name": name, "created_at": EPOCH}
+    return {"id": name, "object": "model", "created": 0, "owned_by": name.partition("/")[0]}
+
+
 def models_body(names: list[str], *, anthropic: bool) -> bytes:
     """Return a list of models as OpenAI's or Anthropic's SDK reads it."""
+    rows = [model_of(name, anthropic=anthropic) for name in names]
     if anthropic:
-        rows = [
-            {"type": "model", "id": name, "display_name": name, "created_at": EPOCH}
-            for name in names
-        ]
         ends = {"first_id": names[0] if names else None, "last_id": names[-1] if names else None}
         return msgspec.json.encode({"data": rows, "has_more": False, **ends})
-    rows = [
-        {"id": name, "object": "model", "created": 0, "owned_by": name.partition("/")[0]}
-        for name in names
-    ]
     return msgspec.json.encode({"object": "list", "data": rows})

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 from packshot.core.config import Document, Secret, read
 from packshot.core.errors import InvalidRequest, OutputError
 from packshot.gateway.access import AccessEntry
+from packshot.gateway.addresses import network_of
 from packshot.gateway.cache.settings import SemanticCacheEntry
 from packshot.ledger.settings import CONFIG_NAME, SECTIONS, state_folder
 
@@ -210,7 +211,8 @@ class ServerEntry:
     come back. ``max_wait_s`` is the longest wait before a retry, or for a key that cools down.
     ``ledger_wait_s`` is the longest that a call waits for the ledger or the key store.
     ``default_max_output_tokens`` is put into a call without a limit where money is capped.
-    ``replicas`` is how many gateways share the limits, for when their shared store is away.
+    ``trusted_proxies`` are addresses and networks of proxies that tell in ``x-forwarded-for`` who
+    calls. ``replicas`` is how many gateways share the limits, for when their shared store is away.
     ``limits`` is "memory" (one worker), "shared" (all workers of this machine) or a ``redis://``
     URL; "" takes what the number of workers needs.
     """
@@ -220,6 +222,7 @@ class ServerEntry:
     admin_port: int = 8081
     workers: int = 1
     behind_proxy: bool = False
+    trusted_proxies: tuple[str, ...] = ()
     max_body_bytes: int = 10 << 20
     max_reply_bytes: int = 64 << 20
     max_bodies_bytes: int = 512 << 20
@@ -252,6 +255,8 @@ class ServerEntry:
             raise InvalidRequest(f"ledger_wait_s is above 0, at most 300, got {self.ledger_wait_s}")
         if not 1 <= self.max_attempts <= 32:
             raise InvalidRequest(f"max_attempts is 1 to 32, got {self.max_attempts}")
+        for each in self.trusted_proxies:
+            network_of(each, "trusted_proxies")
 
     @property
     def folder(self) -> Path:

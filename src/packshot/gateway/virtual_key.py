@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +9,12 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from packshot.core.clock import SECOND_US
 from packshot.core.config import Secret
 from packshot.core.errors import Forbidden, InvalidRequest
+from packshot.gateway.addresses import Network, network_of, within
 
 __all__ = [
     "LONGEST_SECRET",
@@ -23,7 +23,6 @@ __all__ = [
     "BudgetEntry",
     "DefaultsEntry",
     "LimitEntry",
-    "Network",
     "VirtualKey",
     "VirtualKeyEntry",
     "is_secret",
@@ -50,8 +49,6 @@ MOST_EUR = Decimal(10**9)
 
 DECISIONS = 1024
 """What a key may, remembered: names come from callers, so no more than this."""
-
-Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 # ---------------------------------------------------------------- as typed in packshot.yaml
@@ -132,7 +129,7 @@ class VirtualKeyEntry:
         if any("/" not in name for name in self.keys):
             raise InvalidRequest('keys are "provider/name", as in "openai/research"')
         for network in self.allow_ips:
-            _network(network)
+            network_of(network, "allow_ips")
         if self.expires:
             micros_of(self.expires)
         if self.max_cost_eur is not None:
@@ -276,12 +273,7 @@ class VirtualKey:
             return True
         found = self._known.get(f"ip:{address}")
         if found is None:
-            try:
-                ip = ipaddress.ip_address(address)
-            except ValueError:
-                return False
-            ip = getattr(ip, "ipv4_mapped", None) or ip
-            found = any(ip in each for each in self.allow_ips)
+            found = within(address, self.allow_ips)
             self._remember(f"ip:{address}", found=found)
         return found
 
@@ -307,7 +299,7 @@ def virtual_key_of(entry: VirtualKeyEntry, digest: bytes = b"") -> VirtualKey:
         entry.keys,
         entry.limits,
         entry.budget,
-        tuple(_network(each) for each in entry.allow_ips),
+        tuple(network_of(each, "allow_ips") for each in entry.allow_ips),
         micros_of(entry.expires) if entry.expires else 0,
         tuple(sorted(f"{name}={value}" for name, value in entry.tags.items())),
         entry.cache_group,
@@ -340,15 +332,6 @@ def micros_of(text: str) -> int:
 
 
 # ---------------------------------------------------------------- parts
-def _network(text: str) -> Network:
-    try:
-        return ipaddress.ip_network(text, strict=False)
-    except ValueError as error:
-        raise InvalidRequest(
-            f"allow_ips are addresses or networks like 10.0.0.0/8 or ::1, got {text[:80]!r}"
-        ) from error
-
-
 def _check_amount(name: str, eur: Decimal) -> None:
     if not eur.is_finite() or not 0 <= eur <= MOST_EUR:
         raise InvalidRequest(f"{name} is 0 to {MOST_EUR} euro, got {eur}")
