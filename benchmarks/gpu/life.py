@@ -31,13 +31,12 @@ from typing import Any
 import numpy as np
 import torch
 from operator_place import Place, placed
-from world import ROOT
+from world import MINI
 
 from packshot.core.types import RenderRequest
 from packshot.engine.engine import Engine
 from packshot.engine.fast.runner import GRAPHS
 
-MINI = ROOT / "packages/packshot-mini/src/packshot_mini/model"
 CAPTIONS = (
     "white sneakers on a sandy beach, bright daylight, light from the left, eye-level view",
     "a red mug on white marble, soft light, eye-level view",

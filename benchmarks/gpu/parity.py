@@ -2,6 +2,7 @@
 
     python benchmarks/gpu/parity.py [--shapes 1024x1024:1,512x512:1,1536x640:1,1024x1024:8]
     python benchmarks/gpu/parity.py --older          (as before Hopper)
+    python benchmarks/gpu/parity.py --mini           (at packshot-mini's shapes, alone and four)
     python benchmarks/gpu/parity.py --tiny           (tries the script on a CPU; nothing differs)
 
 One step of the network in each tier, and a decoding, of random weights in SDXL's true shape. Each
@@ -9,12 +10,15 @@ call of an operation of `packshot.engine.fast.reference` is made twice, by the k
 on the same numbers; the step goes on with what the kernel gave. Shown is the worst call of each
 operation: the relative error in L2, and of the worst row (the last dimension) in rows of mean
 length, which sees a tile's edge that the former does not. The exit code is 1 where one is beyond
-its bound. What a GPU computes wrongly only now and then it does not see; life.py does.
+its bound. What a GPU computes wrongly only now and then it does not see; life.py does. After each
+call the device is waited for, so that an illegal access is that call's. ``--mini`` has every kernel
+run, those too that are for SDXL's heads alone: to find what is wrong there.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from dataclasses import dataclass, field
@@ -25,11 +29,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
-from world import GOLDEN
+from world import GOLDEN, MINI
 
-from packshot.engine.fast import reference
+from packshot.engine.fast import cublaslt, reference
 from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
 from packshot.engine.fast.graphs import Shape, StepGraph
+from packshot.engine.fast.products import TORCH, Tuned
 from packshot.engine.fast.unet import FastUNet
 from packshot.engine.fast.vae import FastDecoder
 from packshot.engine.networks.unet import UNet
@@ -70,6 +75,7 @@ class Compared:
         def both(*args: Any, **options: Any) -> Any:  # noqa: ANN401
             copies = tree_map_only(Tensor, torch.clone, (args, options))
             got = mine(*args, **options)
+            awaited(f"{name} of {shapes_of(args)}")
             if not isinstance(got, (Tensor, tuple, type(None))):
                 return got  # a question, not an operation
             want = plain(*copies[0], **copies[1])
@@ -99,6 +105,42 @@ class Compared:
         seen.worst, seen.worst_row = max(error, seen.worst), max(row, seen.worst_row)
 
 
+def shapes_of(args: Any) -> str:  # noqa: ANN401
+    tensors = (a for a in tree_leaves(args) if isinstance(a, Tensor))
+    return ", ".join(f"{str(t.dtype)[6:]} {list(t.shape)} by {list(t.stride())}" for t in tensors)
+
+
+def awaited(what: str) -> None:
+    """Wait for the device; an error is told of ``what`` was asked of it last."""
+    if torch.cuda.is_available():
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as error:
+            print(f"FAILED  {what}: {str(error).partition(chr(10))[0]}", flush=True)
+            raise
+
+
+class Products:
+    """cuBLASLt's products beside torch's, each shape's algorithms run one after the other."""
+
+    def __init__(self, tuned: Any, seen: dict[Any, Seen], note: Any) -> None:  # noqa: ANN401
+        self._tuned, self._seen, self._note = tuned, seen, note
+
+    def times(self, x: Tensor, weight: Tensor, dtype: torch.dtype, scales: Any = None) -> Tensor:  # noqa: ANN401
+        got = self._tuned.times(x, weight, dtype, scales)
+        awaited(f"product of {shapes_of((x, weight))}")
+        self._note("product", got, TORCH.times(x, weight, dtype, scales))
+        return got
+
+    def add(self, sums: Tensor, x: Tensor, weight: Tensor, scales: Any = None) -> bool:  # noqa: ANN401
+        want = sums + TORCH.times(x, weight, sums.dtype, scales)
+        added: bool = self._tuned.add(sums, x, weight, scales)
+        awaited(f"product that adds of {shapes_of((sums, x, weight))}")
+        if added:
+            self._note("product that adds", sums, want)
+        return added
+
+
 def attend_of(compared: Any) -> Any:  # noqa: ANN401
     """Return the attention: ours where it takes the keys, else torch's."""
 
@@ -113,8 +155,9 @@ def attend_of(compared: Any) -> Any:  # noqa: ANN401
     return attend
 
 
-def network(kind: Any, name: str, device: torch.device, *, tiny: bool) -> Any:  # noqa: ANN401
-    config = json.loads((GOLDEN / f"{name}.json").read_text())
+def network(kind: Any, name: str, device: torch.device, *, tiny: bool, mini: bool) -> Any:  # noqa: ANN401
+    file = MINI / name / "config.json" if mini else GOLDEN / f"{name}.json"
+    config = json.loads(file.read_text())
     if tiny:
         config = shrunk(config)
     dtype = torch.float32 if tiny else torch.bfloat16
@@ -136,7 +179,10 @@ def shrunk(config: dict[str, Any]) -> dict[str, Any]:
 def step(compared: Compared, plain: UNet, tier: str, shape: Shape, *, one_pass: bool) -> None:
     """Run one step of a tier, every number of it random."""
     device = next(plain.parameters()).device
-    unet = FastUNet(plain, compared, attend_of(compared), one_pass=one_pass)  # type: ignore[arg-type]
+    library = cublaslt.load(device) if one_pass else None
+    tuned = Tuned(library, lambda: False) if library else TORCH
+    by = Products(tuned, compared.seen, compared._note)
+    unet = FastUNet(plain, compared, attend_of(compared), by, one_pass=one_pass)  # type: ignore[arg-type]
     graph = StepGraph(unet, shape, device, None)
     for buffer in (graph.kv, graph.shifts, graph.noise, graph.table):
         buffer.normal_()
@@ -171,6 +217,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="1024x1024:1,512x512:1,1536x640:1,1024x1024:8")
     parser.add_argument("--tiers", default="bf16,fp8,int8")
     parser.add_argument("--older", action="store_true")
+    parser.add_argument("--mini", action="store_true")
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -184,8 +231,12 @@ def main() -> None:
     print("torch", torch.__version__, "Python", sys.version.split()[0])
     compared = Compared(kernels)
     shapes = "128x64:1,64x64:2" if options.tiny else options.shapes
+    if options.mini:
+        shapes = "256x256:1,256x256:4"
+        if not options.tiny:
+            importlib.import_module(f"{kernels.__name__}.attention").TRIED = 32
     with torch.inference_mode():
-        unet = network(UNet, "unet", device, tiny=options.tiny)
+        unet = network(UNet, "unet", device, tiny=options.tiny, mini=options.mini)
         for spec in shapes.split(","):
             size, pictures = spec.split(":")
             width, height = (int(side) // 8 for side in size.split("x"))
@@ -193,7 +244,9 @@ def main() -> None:
                 step(compared, unet, tier, Shape(int(pictures), height, width),
                      one_pass=not options.older)  # fmt: skip
         del unet
-        decoder = FastDecoder(network(VAE, "vae", device, tiny=options.tiny), compared)  # type: ignore[arg-type]
+        decoder = FastDecoder(
+            network(VAE, "vae", device, tiny=options.tiny, mini=options.mini), compared
+        )  # type: ignore[arg-type]
         side = 8 if options.tiny else 128
         decoder(torch.randn(1, 4, side, side, device=device))
     failed = show(compared)

@@ -23,6 +23,7 @@ from packshot.engine.networks.unet import UNet  # noqa: E402
 from packshot.engine.networks.vae import VAE  # noqa: E402
 
 GOLDEN = ROOT / "tests" / "engine" / "golden"
+MINI = ROOT / "packages" / "packshot-mini" / "src" / "packshot_mini" / "model"
 NETWORKS: dict[str, tuple[type[Network], str]] = {
     "unet": (UNet, "diffusion_pytorch_model"),
     "vae": (VAE, "diffusion_pytorch_model"),
