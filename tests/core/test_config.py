@@ -84,8 +84,11 @@ def test_values_from_outside(tmp_path: Path) -> None:
     }.items():
         assert load(tmp_path, f"part: {{note: '{value}'}}", environment).note == expected
     assert load(tmp_path, "part: {count: '${N:-7}'}").count == 7
-    with pytest.raises(InvalidRequest, match=r"line 1: part\.note: .* NO is not set"):
+    with pytest.raises(InvalidRequest, match=r"line 1: part\.note: .* NO is not set$"):
         load(tmp_path, "part: {note: env.NO}")
+    text = "part: {note: env.NO, colour: 'a-${NOR}-${NAME}-${N:-7}', rows: [{name: env.NEITHER}]}"
+    with pytest.raises(InvalidRequest, match=r"NO is not set \(nor is NOR, nor is NEITHER\)$"):
+        load(tmp_path, text, environment)
     with pytest.raises(OutputError, match="cannot read"):
         load(tmp_path, "part: {note: 'file:none'}")
 

@@ -65,6 +65,9 @@ WHOLE_VARIABLE = re.compile(r"env\.([A-Za-z_][A-Za-z0-9_]*)")
 ELSEWHERE = re.compile(r"env\.\w+|file:.+|\$\{\w+\}")
 """What stands for a secret: a reference to where it really is."""
 
+MOST_NAMED = 10
+"""Variables that are missing and named in one message, beside the one that is asked for."""
+
 INTEGER = re.compile(r"[+-]?[0-9][0-9_]*")
 TRUTH = {"true": True, "false": False}
 NOTHING = frozenset(("", "~", "null"))
@@ -164,6 +167,29 @@ def _text_of(path: Path, limit: int = MAX_BYTES) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{path} is not UTF-8 text") from error
+
+
+def unset(document: Document) -> list[str]:
+    """Return the environment variables that a file needs and that are not there, in its order."""
+    found: dict[str, None] = {}
+    for node in document.sections.values():
+        for text in _texts(node):
+            whole = WHOLE_VARIABLE.fullmatch(text)
+            bare = (m[1] for m in VARIABLE.finditer(text) if m[2] is None)
+            found |= dict.fromkeys([whole[1]] if whole else bare)
+    return [name for name in found if not document.environment.get(name)]
+
+
+def _texts(node: Node) -> Iterator[str]:
+    """Yield the scalars of a node, keys aside; the file's depth is bounded."""
+    if isinstance(node, MappingNode):
+        for _, value in node.value:
+            yield from _texts(value)
+    elif isinstance(node, SequenceNode):
+        for value in node.value:
+            yield from _texts(value)
+    elif isinstance(node, ScalarNode):
+        yield str(node.value)
 
 
 def _at(path: Path, node: Node, said: str) -> InvalidRequest:
@@ -313,7 +339,9 @@ class _Decoder:
         """Return an environment variable; an empty one counts as absent, as in a shell's ``:-``."""
         value = self.document.environment.get(name) or default
         if value is None:
-            raise self._wrong(node, where, f"the environment variable {name} is not set")
+            others = [each for each in unset(self.document) if each != name]
+            more = f" (nor is {', nor is '.join(others[:MOST_NAMED])})" if others else ""
+            raise self._wrong(node, where, f"the environment variable {name} is not set{more}")
         return value
 
     def _pairs(self, node: Node, where: str) -> dict[str, tuple[Node, Node]]:
