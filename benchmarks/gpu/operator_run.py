@@ -36,6 +36,7 @@ from operator_place import TEXT, Place, again, allocated, asked, digest, levels,
 from world import ROOT, drift
 
 from packshot.core.errors import DeviceLost, OutOfMemory, PackshotError
+from packshot.engine.drift import exact_products
 from packshot.engine.engine import Engine
 from packshot.engine.fast.runner import FastRunner
 from packshot.engine.folder import ModelFolder
@@ -484,18 +485,6 @@ def compiled() -> Generator[list[str]]:
         yield names
     finally:
         knobs.compilation.listener = before
-
-
-@contextmanager
-def exact_products() -> Generator[None]:
-    """Multiply fp32 in fp32."""
-    matmul, conv = torch.backends.cuda.matmul, torch.backends.cudnn
-    kept = matmul.allow_tf32, conv.allow_tf32
-    matmul.allow_tf32 = conv.allow_tf32 = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, conv.allow_tf32 = kept
 
 
 @contextmanager

@@ -47,9 +47,6 @@ EIGHT_BITS = (0.06, 0.3)
 bf16 rounds by up to 2**-9, e4m3 by up to 2**-4 of a value, and integers by half a level.
 """
 
-KEYS = 256
-"""Up to so many keys our own kernel attends, where the kernels do not say it."""
-
 
 @dataclass
 class Seen:
@@ -145,11 +142,8 @@ def attend_of(compared: Any) -> Any:  # noqa: ANN401
     """Return the attention: ours where it takes the keys, else torch's."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor:
-        asked = getattr(reference, "attends", None)
-        ours = compared.attends(k.shape[2], k.shape[3]) if asked else k.shape[2] <= KEYS
-        rounding = {} if quant is None else {"quant": quant}
-        if ours or rounding:
-            return compared.attend(q, k, v, **rounding)
+        if quant is not None or compared.attends(k.shape[2], k.shape[3]):
+            return compared.attend(q, k, v, quant=quant)
         return F.scaled_dot_product_attention(q, k, v)
 
     return attend

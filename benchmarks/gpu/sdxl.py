@@ -28,6 +28,7 @@ from world import PROMPTS, Times, drift, make_folder, timed
 
 from packshot.core.types import RenderRequest
 from packshot.engine.devices import pick_device
+from packshot.engine.drift import exact_products
 from packshot.engine.engine import Engine
 from packshot.engine.folder import ModelFolder
 from packshot.engine.model import Model
@@ -115,10 +116,10 @@ def drifts(ours: Ours) -> dict[str, float]:
         for tier in ("fp8", "int8"):
             ends[f"ours {tier}"] = ended(ours.engine.runner, replace(task, tier=tier))
         ends["eager bf16"] = ended(PlainRunner(model), task)
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         exact = Model(model.folder, model.device, "fp32", "fp32")
         texts32 = replace(texts, tokens=texts.tokens.float(), pooled=texts.pooled.float())
-        want = ended(PlainRunner(exact), replace(task, texts=texts32))
+        with exact_products():
+            want = ended(PlainRunner(exact), replace(task, texts=texts32))
     return {name: drift(end, want) for name, end in ends.items()}
 
 

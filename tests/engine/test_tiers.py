@@ -7,28 +7,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from packshot.core.errors import InvalidRequest
 from packshot.core.types import RenderRequest
 from packshot.engine import engine as module
 from packshot.engine.engine import Engine
 from packshot.engine.fast.runner import FastRunner
-from packshot.engine.folder import ModelFolder
 from packshot.engine.model import Model
-from packshot.engine.networks.unet import UNet
-from packshot.engine.networks.vae import VAE
-from packshot.engine.weights import load
 
 REQUEST = RenderRequest("white sneakers on a sandy beach", (7,), 64, 64, 1, 4.0)
 
 
 @pytest.fixture(scope="module")
-def model(tiny_sdxl: Path) -> Model:
-    made = Model(ModelFolder.open(tiny_sdxl), torch.device("cpu"), "fp32", "fp32")
-    made.unet = load(UNet, made.folder, "unet", channels_last=True)
-    made.vae = load(VAE, made.folder, "vae", channels_last=True)
-    return made
+def model(as_written: Model) -> Model:
+    return as_written
 
 
 def loaded_in(model: Model, precision: str) -> Engine:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from packshot.engine.results import Picture
     from packshot.engine.runner import Decoded, Runner
 
-__all__ = ["LOSSLESS", "PLAIN", "Drift", "drifts"]
+__all__ = ["LOSSLESS", "PLAIN", "Drift", "drifts", "exact_products"]
 
 LOSSLESS = 1.1
 """Times the drift of the plain networks in bf16, up to which a precision counts as lossless."""
@@ -69,7 +69,7 @@ def drifts(
     _give_back(device)
     made = _reduced(folder, device, request, tuning)
     _give_back(device)
-    with _exact_products():
+    with exact_products():
         model = Model(folder, device, "fp32", "fp32")
         want = _made(model, PlainRunner(model), replace(request, precision=None))
         engine = Engine(model)
@@ -145,7 +145,7 @@ def _similarity(engine: Engine, images: Sequence[Picture], prompt: str) -> float
 
 
 @contextmanager
-def _exact_products() -> Generator[None]:
+def exact_products() -> Generator[None]:
     """Multiply fp32 in fp32, and not in TF32 as torch's convolutions do on a GPU."""
     matmul: Any = torch.backends.cuda.matmul
     conv: Any = torch.backends.cudnn

@@ -54,11 +54,10 @@ def network(kind: Any, name: str) -> Any:
     return made.requires_grad_(False)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, **rounding: Tensor) -> Tensor:
-    if k.shape[2] <= 256:
-        return kernels.attend(q, k, v, **rounding)
-    out = torch.nn.functional.scaled_dot_product_attention(q, k, v)
-    return out if rounding.get("quant") is None else out.to(torch.float8_e4m3fn)
+def attend(q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor:
+    if quant is not None or kernels.attends(k.shape[2], k.shape[3]):
+        return kernels.attend(q, k, v, quant=quant)
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
 def step_of(unet: FastUNet, shape: Shape) -> Callable[[], None]:
@@ -78,6 +77,7 @@ def compile_all(chip: int, tiers: list[str]) -> dict[str, int]:
     launch._rehearsing = True
     Tensor.__float__ = lambda _: 1.0  # of what has no memory
     hopper = chip >= 90
+    importlib.import_module("packshot.engine.fast.kernels.attention").EARLY = hopper
     importlib.import_module("packshot.engine.fast.kernels.attention").EARLY = hopper
     with torch.device("meta"), torch.inference_mode():
         plain = network(UNet, "unet")

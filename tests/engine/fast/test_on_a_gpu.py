@@ -18,23 +18,11 @@ from packshot.engine.fast.attention import Attention
 from packshot.engine.fast.products import TORCH, Tuned
 from packshot.engine.fast.runner import FastRunner
 from packshot.engine.fast.tuning import key_of
-from packshot.engine.folder import ModelFolder
 from packshot.engine.model import Model
-from packshot.engine.networks.unet import UNet
-from packshot.engine.networks.vae import VAE
-from packshot.engine.weights import load
-
-
-@pytest.fixture(scope="module")
-def on_cpu(tiny_sdxl: Path) -> Model:
-    made = Model(ModelFolder.open(tiny_sdxl), torch.device("cpu"), "fp32", "fp32")
-    made.unet = load(UNet, made.folder, "unet", channels_last=True)
-    made.vae = load(VAE, made.folder, "vae", channels_last=True)
-    return made
 
 
 @pytest.fixture
-def model(on_cpu: Model, monkeypatch) -> Model:
+def model(as_written: Model, monkeypatch) -> Model:
     """Return a model that says it is on an H100, for which torch answers, too."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3")
@@ -43,7 +31,7 @@ def model(on_cpu: Model, monkeypatch) -> Model:
     monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace(version=lambda: 91900))
     monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace())
     monkeypatch.setattr(module.cublaslt, "load", lambda _: None)
-    made = copy(on_cpu)
+    made = copy(as_written)
     made.device, made.precision = torch.device("cuda"), "bf16"
     return made
 

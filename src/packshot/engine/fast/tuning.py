@@ -3,9 +3,8 @@
 One small JSON file for each GPU, model and precision: which kernel computes an attention and which
 algorithm a product, shape by shape, and how large the inputs of fp8 get. It holds for one driver,
 one torch and one state of our code; a file of others, or a damaged one, is refused with a sentence,
-and written anew. With the
-same file every process takes the same kernels and scales; cuDNN still chooses its convolutions in
-each by measuring, so that bits are promised for one process only.
+and written anew. With the same file every process takes the same kernels and scales; cuDNN still
+chooses its convolutions in each by measuring, so that bits are promised for one process only.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Block:
         self.one_pass = one_pass
         self.norms = (block.norm1, block.norm2, block.norm3)
         self.heads = block.attn1.heads
-        self.width = block.attn1.to_q.out_features // self.heads
+        self.width = _width(block)
         (out_1,), (out_2,) = (each(attn.to_out, nn.Linear) for attn in (block.attn1, block.attn2))
         gated, _, out_3 = block.ff.net
         if not isinstance(gated, plain.GatedLinear) or not isinstance(out_3, nn.Linear):
@@ -103,7 +103,7 @@ class Block:
     ) -> Tensor | None:
         """Add this block's work to the stream ``t`` [M,C] (+ ``add``); return what is left."""
         h = self._norm(kernels, 0, t, add, self.qkv)
-        q, k, v = self.qkv(h).view(batch, -1, 3, self.heads, t.shape[1] // self.heads).unbind(2)
+        q, k, v = self.qkv(h).view(batch, -1, 3, self.heads, self.width).unbind(2)
         q, k, v = (x.transpose(1, 2) for x in (q, k, v))
         y = attend(q, k, v, quant=self.out_1.quant)
         add = self.out_1.add_to(t, _tokens(y))
@@ -143,8 +143,11 @@ class Block:
 
 def head_widths(unet: plain.UNet) -> set[int]:
     """Return how wide the heads of a network are."""
-    blocks = (module for module in unet.modules() if isinstance(module, plain.TransformerBlock))
-    return {block.attn1.to_q.out_features // block.attn1.heads for block in blocks}
+    return {_width(each) for each in unet.modules() if isinstance(each, plain.TransformerBlock)}
+
+
+def _width(block: plain.TransformerBlock) -> int:
+    return block.attn1.to_q.out_features // block.attn1.heads
 
 
 def exact(product: Product) -> Dense:

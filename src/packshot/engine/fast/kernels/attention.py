@@ -70,19 +70,22 @@ def rounds(width: int) -> bool:
 def attend(q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor:
     """As `reference.attend`, of rows in which the heads lie side by side; see `attends`."""
     b, heads, n, head = q.shape
-    c, keys = heads * head, k.shape[2]
-    out = torch.empty((b, n, c), dtype=q.dtype if quant is None else FP8, device=q.device)
-    if keys > FEW:
-        _to_many(q, k, v, out, quant)
-        return out.view(b, n, heads, head).transpose(1, 2)
-    rows = 64
+    dtype = q.dtype if quant is None else FP8
+    out = torch.empty((b, n, heads * head), dtype=dtype, device=q.device)
+    by = _to_few if k.shape[2] <= FEW else _to_many
+    by(q, k, v, out, quant)
+    return out.view(b, n, heads, head).transpose(1, 2)
+
+
+def _to_few(q: Tensor, k: Tensor, v: Tensor, out: Tensor, quant: Tensor | None) -> None:
+    """`attend` in one tile of keys."""
+    (b, heads, n, head), keys, rows = q.shape, k.shape[2], 64
     launch(
         _attend, (triton.cdiv(n, rows), heads, b),
-        q, k, v, out, q if quant is None else quant, n, keys, c, q.stride(2), q.stride(0),
-        k.stride(2), k.stride(0), _scale(head), quant is not None, FP8_MAX, head, rows,
+        q, k, v, out, q if quant is None else quant, n, keys, heads * head, q.stride(2),
+        q.stride(0), k.stride(2), k.stride(0), _scale(head), quant is not None, FP8_MAX, head, rows,
         _width(keys), num_warps=4,
     )  # fmt: skip
-    return out.view(b, n, heads, head).transpose(1, 2)
 
 
 @triton.jit
