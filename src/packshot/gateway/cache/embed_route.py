@@ -252,4 +252,5 @@ def vectors_of(body: bytes, count: int, dimension: int) -> Vectors:
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(norms).all() or not (norms > 0).all():
         raise NoEmbedding("an embedding is all zeros, or not finite")
-    return (rows / norms).astype(np.float32)
+    rows /= np.abs(rows).max(axis=1, keepdims=True)  # squares of tiny numbers have few digits
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
