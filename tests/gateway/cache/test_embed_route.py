@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from math import hypot
+from pathlib import Path
 from random import Random
 from time import monotonic, sleep
 from typing import Any
