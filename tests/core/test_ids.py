@@ -46,8 +46,8 @@ def test_every_random_bit_varies() -> None:
 
 
 def test_a_forked_child_draws_its_own() -> None:
-    new_id()
-    assert ids.tails
+    while not ids.tails:  # the last of a batch leaves none, one time in 256
+        new_id()
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
