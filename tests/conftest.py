@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -10,6 +11,9 @@ import pytest
 # A deadline would be a wall time: a busy machine is no defect.
 hypothesis.settings.register_profile("packshot", deadline=None)
 hypothesis.settings.load_profile("packshot")
+
+# What a script starts with `&` ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
