@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPConnection
 from pathlib import Path
@@ -46,10 +46,10 @@ def ask(port: int, path: str, **parameters: str) -> Any:
     return answer["data"]
 
 
-def wait_for(port: int, expr: str) -> Any:
-    """Return the result of ``expr``, asked again until there is one, or the last, empty one."""
+def wait_for(port: int, expr: str, good: Callable[[Any], bool] = bool) -> Any:
+    """Return the result of ``expr``, asked again until it is ``good``, or the last that was not."""
     end = time.monotonic() + PATIENCE_S
-    while not (result := ask(port, "/api/v1/query", query=expr)["result"]):
+    while not good(result := ask(port, "/api/v1/query", query=expr)["result"]):
         if time.monotonic() > end:
             break
         time.sleep(0.2)

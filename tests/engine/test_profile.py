@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import warnings
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,15 +126,12 @@ def test_every_operation_counts_and_one_that_hands_over_counts_once():
 def test_no_large_kernel_of_the_packaged_model_is_left_out(tiny_sdxl: Path):
     """Packed convolutions are no operations of torch's own namespace."""
     engine = Engine.load(tiny_sdxl, device="cpu")
-    times: list[Counter[str]] = []
-    for _ in range(3):  # the least of each: a busy machine stops now and then in any operation
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
-            engine.render(replace(REQUEST, steps=1))
-        times.append(Counter())
-        for each in recorded.events() or []:
-            times[-1][each.name] += each.self_cpu_time_total
-    largest = [name for name, _ in (times[0] & times[1] & times[2]).most_common(5)]
-    assert all("::" in name and classify(name) != OTHER for name in largest), largest
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as recorded:
+        engine.render(replace(REQUEST, steps=1))
+    names = {each.name for each in recorded.events() or [] if "::" in each.name}
+    large = {name for name in names if re.search(r"conv|mm$|attention|_norm|[gs]elu|silu", name)}
+    assert len(large) > 8
+    assert [name for name in large if classify(name) == OTHER] == []
 
 
 def test_a_line_that_waits_is_named_with_its_code():

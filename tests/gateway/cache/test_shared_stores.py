@@ -32,6 +32,8 @@ from tests.gateway.cache.test_semantic import PHRASES, Words
 LARGE = 1 << 20
 RULES = Rules(True, True, 0.9, 1000, (), frozenset())
 OTHER = "a red mug in a kitchen"
+PATIENT_S = 60.0
+"""A busy machine is no reason to give up a search, as a gateway does, whose call waits for it."""
 
 
 class Few(Words):
@@ -60,7 +62,7 @@ class Replica:
         self.errors: list[BaseException] = []
         far = self.store if place.kind == "postgres" else None
         words = embedder or Words()
-        self.tier = Semantic(words, 1000, self.errors.append, self.clock, far=far)
+        self.tier = Semantic(words, 1000, self.errors.append, self.clock, far, PATIENT_S)
         none: Any = None
         self.front = MemoryStore(LARGE, self.clock)
         self.cache = ResponseCache(
