@@ -78,7 +78,6 @@ def compile_all(chip: int, tiers: list[str]) -> dict[str, int]:
     Tensor.__float__ = lambda _: 1.0  # of what has no memory
     hopper = chip >= 90
     importlib.import_module("packshot.engine.fast.kernels.attention").EARLY = hopper
-    importlib.import_module("packshot.engine.fast.kernels.attention").EARLY = hopper
     with torch.device("meta"), torch.inference_mode():
         plain = network(UNet, "unet")
         for tier in tiers:

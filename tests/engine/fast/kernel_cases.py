@@ -1,11 +1,16 @@
-"""Kernels, run and compared: prints the relative error of each. See test_kernels."""
+"""Kernels, run and compared: prints the relative error of each. See test_kernels.
+
+They may touch only what they are given: a load or a store beyond is an error.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from triton.runtime import interpreter
@@ -26,6 +31,36 @@ def _patch_index() -> None:
         tensor.__index__ = lambda self: int(self.handle.data.item())
 
     interpreter._patch_lang_tensor = patched
+
+
+def _fence() -> None:
+    """Let a kernel load and store only in the storages of its arguments."""
+    given: list[tuple[int, int]] = []
+    prepare = interpreter.GridExecutor._init_args_hst
+
+    def prepared(self: Any, args: Any, options: Any) -> Any:
+        made = prepare(self, args, options)
+        tensors = (getattr(x, "base", x) if not isinstance(x, Tensor) else x for x in made[0])
+        storages = [x.untyped_storage() for x in tensors if isinstance(x, Tensor)]
+        given[:] = [(x.data_ptr(), x.data_ptr() + x.nbytes()) for x in storages]
+        return made
+
+    def fenced(touch: Callable[..., Any], mask_at: int) -> Callable[..., Any]:
+        def run(self: Any, pointers: Any, *rest: Any, **options: Any) -> Any:
+            mask = np.asarray(rest[mask_at].data, dtype=bool)
+            first = np.asarray(pointers.data)[mask].astype(np.int64)
+            last = first + max(1, pointers.get_element_ty().primitive_bitwidth // 8)
+            inside = [(first >= low) & (last <= high) for low, high in given]
+            if not np.any(inside, axis=0).all():
+                raise IndexError(f"{touch.__name__} beyond what the kernel was given")
+            return touch(self, pointers, *rest, **options)
+
+        return run
+
+    builder = interpreter.InterpreterBuilder
+    interpreter.GridExecutor._init_args_hst = prepared
+    builder.create_masked_load = fenced(builder.create_masked_load, 0)
+    builder.create_masked_store = fenced(builder.create_masked_store, 1)
 
 
 def drawn(*shape: int) -> Tensor:
@@ -173,4 +208,5 @@ def error(case: Callable[..., list[Tensor]]) -> float:
 
 if __name__ == "__main__":
     _patch_index()
+    _fence()
     json.dump({name: error(globals()[name]) for name in sys.argv[1:]}, sys.stdout)
