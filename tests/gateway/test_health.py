@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packshot.gateway.health import CONSECUTIVE, EJECT_MAX_S, EJECT_S, PROBE_S, Breaker
+from packshot.gateway.health import CONSECUTIVE, EJECT_MAX_S, EJECT_S, PEERS, PROBE_S, Breaker
 
 
 def fail(breaker: Breaker, now: float, times: int = 1) -> bool:
@@ -109,6 +110,48 @@ def test_a_share_of_failures_opens_it_between_successes() -> None:
             opened = True
             break
     assert opened
+
+
+def after(good: int, bad: int, now: float = 30.0) -> Breaker:
+    """Return the breaker of a key after calls, no five of which failed in a row."""
+    breaker = Breaker()
+    for _ in range(bad):
+        breaker.failure(now)
+        breaker.success(now)
+    for _ in range(good - bad):
+        breaker.success(now)
+    return breaker
+
+
+def test_who_succeeds_less_than_its_peers_is_taken_out() -> None:
+    ill, well = after(80, 20), [after(100, 0) for _ in range(PEERS - 1)]
+    assert not ill.failure(31.0), "alone it is not bad enough"
+    ill.success(31.0)
+    assert ill.failure(31.0, None, [ill, *well])
+    assert not ill.allows(31.0)
+    assert ill.allows(31.0 + EJECT_S)
+
+
+@pytest.mark.parametrize(
+    "peers",
+    [
+        [after(100, 0) for _ in range(PEERS - 2)],
+        [after(99, 0) for _ in range(PEERS - 1)],
+        [after(90, 10) for _ in range(PEERS - 1)],
+        [after(80, 20) for _ in range(PEERS - 1)],
+        [after(80, 20), *(after(100, 0) for _ in range(PEERS - 2))],
+        [after(100, 0, 11.0) for _ in range(PEERS - 1)],
+    ],
+    ids=["too few", "of too few calls", "hardly better", "no better", "not alone", "of long ago"],
+)
+def test_it_stays_where_its_peers_tell_nothing(peers: list[Breaker]) -> None:
+    ill = after(80, 20)
+    assert not ill.failure(31.0, None, [ill, *peers])
+
+
+def test_a_failure_now_and_then_is_no_reason_though_the_peers_had_none() -> None:
+    one, well = after(95, 9), [after(100, 0) for _ in range(PEERS)]
+    assert not one.failure(31.0, None, [one, *well])
 
 
 def test_a_rate_limit_is_neutral() -> None:

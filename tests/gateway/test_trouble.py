@@ -16,7 +16,7 @@ import httpx2 as httpx
 import pytest
 
 from packshot.core.errors import LedgerUnavailable
-from packshot.gateway import dispatch
+from packshot.gateway import dispatch, health
 from packshot.gateway.attempt import Attempt, hold_for
 from packshot.gateway.health import CONSECUTIVE, Breaker
 from packshot.gateway.money import Money
@@ -381,3 +381,24 @@ def test_bodies_have_one_room_together(tmp_path: Path, chunked: bool) -> None:
             until(lambda: room.left == 1_500_000)
             assert ask(there, user="x" * 900_000).status_code == 200
         until(lambda: room.left == 1_500_000)
+
+
+def test_a_key_that_is_worse_than_its_peers_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What alone takes a key out is out of reach here, and ten calls are enough to compare."""
+    names = "ABCDE"
+    monkeypatch.setattr(health, "CONSECUTIVE", 1000)
+    monkeypatch.setattr(health, "SHARE", 2.0)
+    monkeypatch.setattr(health, "PEERS_OF", 10)
+    monkeypatch.setattr(health, "WINDOW_S", 600.0)
+    for name in names:
+        monkeypatch.setenv(f"KEY_{name}", f"secret-{name}")
+    keys = ", ".join(f"{{value: env.KEY_{name}, name: {name}}}" for name in names)
+    yaml = YAML.replace("{value: env.KEY_A}", keys)
+    with world(tmp_path, yaml, one=Settings()) as there:
+        there.fakes["one"].rule(Rule(fault=Fault(status=500), key="secret-C"))
+        assert {ask(there).status_code for _ in range(70)} == {200}
+        provider = there.worker.gateway.plan.providers["openai"]
+        opened = {key.name: key.breaker("gpt-4o-mini").times for key in provider.keys}
+        assert opened == {name: int(name == "C") for name in names}

@@ -40,7 +40,10 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("attention", r"sdpa|flash|fmha|attend|scaled_dot_product"),
     ("copies", r"memcpy|memset|copy|aten::cat|catarray|index|gather|upsample|padding|contiguous"),
     ("conv + linear", r"gemm|nvjet|xmma|conv|cutlass|geglu|scaled_mm|mm\b|linear|splitk"),
-    ("norm + activation", r"norm(?!al)|sums|merge|affine|join|interleave|[gs]elu|silu|gate|max|element"),
+    (
+        "norm + activation",
+        r"norm(?!al)|sums|merge|affine|join|interleave|[gs]elu|silu|gate|max|element",
+    ),
     ("other arithmetic", r"reduce|int\d|advance|aten::(add|mul|sub|div|sigmoid|sin|cos|exp)_?$"),
 )
 """Kinds of kernels, and what in a name says so; the first that fits."""

@@ -198,8 +198,8 @@ class Attempt:
             self.breaker.success(now, self.began)
         elif not sent or now - self.began < fair_s:
             self.breaker.neutral(self.began)
-        elif self.breaker.failure(now, self.began):
-            self.telemetry.opened(self.target, self.key)
+        else:
+            self._note_trouble(now)
 
     def _note_health(self, failure: Failure) -> None:
         now = monotonic()
@@ -213,7 +213,11 @@ class Attempt:
                 self.key.take_out(now, failure.kind)
                 self.breaker.neutral(self.began)
             case "overloaded" | "server" | "timeout" | "network" | "garbage":
-                if self.breaker.failure(now, self.began):
-                    self.telemetry.opened(self.target, self.key)
+                self._note_trouble(now)
             case "context" | "refusal" | "bad_request" | "not_found":
                 self.breaker.success(now, self.began)
+
+    def _note_trouble(self, now: float) -> None:
+        peers = self.target.provider.keys.breakers(self.target.model)
+        if self.breaker.failure(now, self.began, peers):
+            self.telemetry.opened(self.target, self.key)

@@ -1,17 +1,22 @@
 """When a key is left alone: the circuit breaker of one (provider, key, model), and its cooldown.
 
 The figures are Envoy's defaults for outlier detection (envoy/config/cluster/v3/
-outlier_detection.proto). Three things differ. Envoy never ejects more than a tenth of its hosts,
-since it has nowhere else to go; a target here has other keys, and others behind it, so all may be
-out. And what comes back is tried with one call before the others follow, a minute after the last
-try at the latest: a provider that is back is used again within 60 s, however long it was away.
+outlier_detection.proto); its hosts are a provider's keys. Four things differ. Envoy never ejects
+more than a tenth of its hosts, since it has nowhere else to go; a target here has other keys, and
+others behind it, so all may be out. It looks at shares once a window; here each failure does. It
+ejects whoever succeeds less than the others, by one call of a hundred where those are equal; here
+it must be a tenth of all calls. And what comes back is tried with one call before the others
+follow, a minute after the last try at the latest: a provider that is back is used again within
+60 s, however long it was away.
 
 A rate limit is no illness: it cools the key, and neither trips nor closes the breaker.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import fmean, pstdev
 
 __all__ = ["Breaker"]
 
@@ -26,6 +31,18 @@ SHARE = 0.85
 
 SHARE_OF = 50
 """Calls that a window must have for that (``failure_percentage_request_volume``)."""
+
+PEERS = 5
+"""Keys that have had enough calls before one can stand out (``success_rate_minimum_hosts``)."""
+
+PEERS_OF = 100
+"""Calls of the last windows that are enough (``success_rate_request_volume``)."""
+
+SIGMAS = 1.9
+"""Standard deviations under the mean that make it stand out (``success_rate_stdev_factor``)."""
+
+GAP = 0.1
+"""What it is under the mean at least: of equals the deviation is nothing."""
 
 EJECT_S = 30.0
 """How long it stays open the first time (``base_ejection_time``); twice that the second time …"""
@@ -83,11 +100,14 @@ class Breaker:
         else:
             self._count(now, good=True)
 
-    def failure(self, now: float, began: float | None = None) -> bool:
+    def failure(
+        self, now: float, began: float | None = None, peers: Iterable[Breaker] = ()
+    ) -> bool:
         """Note trouble on the provider's side; return true where that opens the breaker.
 
         ``began`` is what `begin` was told for the call: one from before the ejection, which ends
-        while the breaker is open, is neither a probe nor a reason to wait longer.
+        while the breaker is open, is neither a probe nor a reason to wait longer. ``peers`` are the
+        breakers of all keys that might have made the call, this one too.
         """
         self.in_a_row += 1
         self._count(now, good=False)
@@ -98,7 +118,8 @@ class Breaker:
             return False
         total = self.good + self.bad
         bad_share = total >= SHARE_OF and self.bad >= SHARE * total
-        if not (probing or self.in_a_row >= CONSECUTIVE or bad_share):
+        ill = probing or self.in_a_row >= CONSECUTIVE or bad_share
+        if not (ill or self._stands_out(peers, now)):
             return False
         self.times += 1
         since = self.probe if probing else now
@@ -112,6 +133,20 @@ class Breaker:
         """Note a call that says nothing about health: a rate limit, a caller that hung up."""
         if began is None or began >= self.opened:
             self.probe = 0.0
+
+    def _stands_out(self, peers: Iterable[Breaker], now: float) -> bool:
+        """Tell whether this succeeds less often than its peers do (Envoy's success rate)."""
+        total = self.good + self.bad
+        if total < PEERS_OF or self.bad < GAP * total:
+            return False
+        rates = [
+            each.good / (each.good + each.bad)
+            for each in peers
+            if each.good + each.bad >= PEERS_OF and now - each.window < 2 * WINDOW_S
+        ]
+        if len(rates) < PEERS:
+            return False
+        return self.good / total < fmean(rates) - max(GAP, SIGMAS * pstdev(rates))
 
     def _count(self, now: float, *, good: bool) -> None:
         if now - self.window >= WINDOW_S:

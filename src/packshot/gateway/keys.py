@@ -103,6 +103,10 @@ class Keys:
     def __len__(self) -> int:
         return len(self._keys)
 
+    def breakers(self, model: str) -> Iterator[Breaker]:
+        """Yield the breakers of all keys that made a call of ``model``."""
+        return (key.breakers[model] for key in self._keys if model in key.breakers)
+
     def remember(self, old: Keys | None) -> Keys:
         """Carry over what was learned of keys of the same name and credential; return self."""
         known = {(key.name, key.header): key for key in old or ()}
