@@ -13,7 +13,7 @@ import pytest
 from packshot.gateway.intake import STAGES_OF_CALLS
 from packshot.ledger.settings import load_settings
 from packshot.ledger.stores import open_store
-from packshot.providers.fake_script import Fault, Settings, limited
+from packshot.providers.fake_script import NEVER, Fault, Rule, Settings, limited
 from tests.gateway.launched import http_post
 from tests.gateway.world import World, world
 
@@ -63,6 +63,22 @@ def test_the_header_goes_before_what_the_body_says(tmp_path: Path) -> None:
         for got, booked in zip(by, there.booked(), strict=True):
             assert got.headers["x-packshot-provider"] == booked.provider
             assert got.headers["x-packshot-model"] == booked.model
+
+
+def test_the_bodys_metadata_says_the_same_and_a_header_goes_before_it(tmp_path: Path) -> None:
+    says = {"packshot_route": "words", "packshot_tags": "season=spring", "shop": "12"}
+    with world(tmp_path, YAML, one=Settings(), two=Settings()) as there:
+        assert ask(there, {"metadata": says}).status_code == 200
+        assert ask(there, {"metadata": says}, route="openai/gpt-4o").status_code == 200
+        first, second = there.booked()
+        (sent,) = (json.loads(truth.body) for truth in there.fakes["one"].truth)
+        late = {"packshot_timeout_ms": "100"}
+        there.fakes["one"].rule(Rule(fault=Fault(head_after_s=NEVER)))
+        assert ask(there, {"metadata": late}).status_code == 504
+    assert (first.route, first.model) == ("words", "claude-haiku-4-5")
+    assert (second.route, second.model) == ("", "gpt-4o")
+    assert "season=spring" in first.tags
+    assert sent["metadata"] == {"shop": "12"}
 
 
 def test_a_session_stays_with_one_key_and_sessions_spread(tmp_path: Path) -> None:

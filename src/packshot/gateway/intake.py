@@ -7,6 +7,8 @@ Headers that a caller may send, all optional::
     x-packshot-tags                        "season=spring,shop=12", dimensions of the cost
     x-packshot-session                     calls of one session keep to one key (prompt caches)
     x-packshot-render, -recipe, -batch, -stage     what the call is booked on
+
+`packshot.gateway.metadata` has another place for them; where both stand, the header holds.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from packshot.gateway.job import (
     open_fields,
     whole_number,
 )
+from packshot.gateway.metadata import said_in
 from packshot.gateway.plan import Plan
 from packshot.ledger.names import GATEWAY_STAGES
 from packshot.providers.base import Fields, Surface
@@ -216,6 +219,9 @@ def make_job(
     fields, surface = open_fields(body), door.surface
     known = known_of(body)
     model = text_of(fields, "model") if known is None else known.model
+    said = said_in(fields) if "metadata" in fields else None
+    if said:
+        headers = {**said, **headers}
     told = not OURS.isdisjoint(headers)
     if "models" in fields:
         raise InvalidRequest(
@@ -246,6 +252,7 @@ def make_job(
         door.stage,
         input_bound=input_bound(fields, len(body), known),
         open_ended=is_open_ended(fields),
+        said_of_cache=said.get(b"x-packshot-cache") if said else None,
     )
     if speaks:
         note_limits(job, known)

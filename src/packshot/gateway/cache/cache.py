@@ -163,7 +163,7 @@ class ResponseCache:
             InvalidRequest: what the caller says of the cache is not understood.
             BudgetExceeded, Unbounded, Unpriced, LedgerUnavailable: the ledger refused a hold.
         """
-        control = control_of(headers.get(HEADER), job.fields)
+        control = control_of(headers.get(HEADER, job.said_of_cache))
         rules = self._rules.get(job.route.id, self._usual)
         try:
             how = Kept(self._request(job, control, rules), job.route.id, rules, control)

@@ -1,4 +1,4 @@
-"""What a caller says of the cache for one call, by header or in the request's metadata.
+"""What a caller says of the cache for one call.
 
 ::
 
@@ -9,8 +9,7 @@
     x-packshot-cache: store                     keep it, whatever kind of request it is
     x-packshot-cache: ttl=3600, threshold=0.97  seconds, and the least cosine
 
-Several stand with commas. ``metadata: {"packshot_cache": "…"}`` in the body says the same, and is
-taken out before the request goes on; where both stand, the header holds.
+Several stand with commas. `packshot.gateway.metadata` has another place for it.
 """
 
 from __future__ import annotations
@@ -18,19 +17,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import msgspec
-
 from packshot.core.errors import InvalidRequest
 from packshot.gateway.cache.settings import LONGEST_TTL_S
-from packshot.providers.base import Fields
 
 __all__ = ["HEADER", "Control", "control_of"]
 
 HEADER = b"x-packshot-cache"
-MEMBER = "packshot_cache"
 LONGEST = 200
-METADATA = msgspec.json.Decoder(dict[str, msgspec.Raw])
-TEXT = msgspec.json.Decoder(str)
 FLAGS = {
     "no-cache": "look",
     "no-store": "keep",
@@ -59,31 +52,13 @@ class Control:
 USUAL = Control()
 
 
-def control_of(header: bytes | None, fields: Fields) -> Control:
-    """Return what the call says; what it says in its metadata is taken out of ``fields``.
+def control_of(said: bytes | None) -> Control:
+    """Return what the call says.
 
     Raises:
         InvalidRequest: it says something that is none of these.
     """
-    said = fields.get("metadata")
-    if said is not None and MEMBER.encode() in bytes(said):
-        inside = _taken(fields, said)
-        if header is None:
-            return _read(inside)
-    return USUAL if header is None else _read(header.decode("latin-1"))
-
-
-def _taken(fields: Fields, said: msgspec.Raw) -> str:
-    try:
-        members = METADATA.decode(said)
-        inside = TEXT.decode(members.pop(MEMBER, msgspec.Raw(b'""')))
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise InvalidRequest(f"metadata.{MEMBER} is text, like {', '.join(NAMES)}") from error
-    if members:
-        fields["metadata"] = msgspec.Raw(msgspec.json.encode(members))
-    else:
-        del fields["metadata"]
-    return inside
+    return USUAL if said is None else _read(said.decode("latin-1"))
 
 
 @lru_cache(256)
