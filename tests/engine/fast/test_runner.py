@@ -238,6 +238,14 @@ def test_warming_up_is_told_of_tiers_and_what_is_too_much(model):
     assert PlainRunner(model).warm(many) == 0
 
 
+def test_warming_up_begins_with_the_largest(model):
+    """What comes after fits into the memory that it leaves."""
+    runner = FastRunner(model)
+    runner.warm(((64, 64), (96, 72), (72, 72)), (1, 3))
+    made = [(shape.pictures, shape.height * shape.width) for _, shape in runner.steps]
+    assert made == [(n, pixels) for pixels in (9 * 12, 9 * 9, 8 * 8) for n in (2, 1)]
+
+
 def test_scales_of_fp8_are_kept_between_processes(model, tmp_path, monkeypatch):
     with torch.inference_mode():
         first = FastRunner(model, tuning=tmp_path)
