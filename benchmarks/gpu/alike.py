@@ -31,31 +31,44 @@ CONFIGS = {
 SIDES = {"mini": 32, "sdxl": 128}
 """Of the latents."""
 
-MULTIPROCESSORS = 132
-
 CHILD = """
-import importlib, json, sys
+import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 import torch
-import triton.language as tl
+
+# An H100, as far as the tree's own code asks; nothing is started on it.
+torch.cuda.is_available = lambda: True
+torch.cuda.current_device = lambda: 0
+torch.cuda.get_device_capability = lambda *_: (9, 0)
+torch.cuda.get_device_properties = lambda *_: SimpleNamespace(multi_processor_count=132)
+
 from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 from packshot.engine.fast import kernels
 from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
 from packshot.engine.fast.graphs import Shape, StepGraph
+from packshot.engine.fast.kernels import launch
 from packshot.engine.fast.unet import FastUNet
 from packshot.engine.fast.vae import FastDecoder
 from packshot.engine.networks.unet import UNet
 from packshot.engine.networks.vae import VAE
 
-into, config, side, tiers, multiprocessors = sys.argv[1:]
+into, config, side, tiers = sys.argv[1:]
 shape, meta, launches, tier = Shape(1, int(side), int(side)), torch.device("meta"), [], ""
+compile_only = JITFunction.warmup
 
 
 class Chip:
     get_current_device = get_current_stream = staticmethod(lambda *_: 0)
     get_current_target = staticmethod(lambda: GPUTarget("cuda", 90, 32))
+
+
+def noted(kernel, *args, grid, **options):
+    launches.append((tier, kernel.fn.__name__, list(grid)))
+    return compile_only(kernel, *args, grid=grid, **options)
 
 
 def network(kind, name):
@@ -69,28 +82,8 @@ def attend(q, k, v, **options):
     return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
 
-parts = {}
-for name in ("launch", "attention", "conv", "ends", "maps", "tokens"):
-    try:
-        parts[name] = importlib.import_module(f"{kernels.__name__}.{name}")
-    except ModuleNotFoundError:  # an older tree has fewer
-        continue
-launch = parts["launch"]
-started = launch.launch
-
-
-def noted(kernel, grid, *args, **options):
-    launches.append((tier, kernel.fn.__name__, list(grid)))
-    started(kernel, grid, *args, **options)
-
-
-for part in parts.values():
-    part.launch = noted
-    for name, here in {"EARLY": True, "processors": lambda: int(multiprocessors)}.items():
-        if hasattr(part, name):
-            setattr(part, name, here)
-launch._EARLY, launch._rehearsing = tl.constexpr(True), True
 driver.set_active(Chip())
+JITFunction.warmup, launch._rehearsing = noted, True
 Tensor.__float__ = lambda _: 1.0  # of what has no memory
 with meta, torch.inference_mode():
     plain = network(UNet, "unet")
@@ -112,13 +105,7 @@ def compiled(tree: Path, into: Path, options: argparse.Namespace) -> list[Any]:
     into.mkdir()
     told = into / "launches.json"
     environment = os.environ | {"PYTHONPATH": str(tree / "src"), "TRITON_CACHE_DIR": str(into)}
-    words = (
-        told,
-        ROOT / CONFIGS[options.model],
-        SIDES[options.model],
-        options.tiers,
-        MULTIPROCESSORS,
-    )
+    words = (told, ROOT / CONFIGS[options.model], SIDES[options.model], options.tiers)
     subprocess.run(
         [sys.executable, "-P", "-c", CHILD, *map(str, words)], env=environment, check=True
     )
@@ -166,8 +153,8 @@ def main() -> None:
     print(f"{'kernel':<14} {'then':>5} {'now':>5} {'same':>5} {'but for order':>14}")
     for name in sorted(then | now):
         old, new = then.get(name, []), now.get(name, [])
-        same = sum(code in old for code in new)
-        order = sum(unnumbered(code) in [unnumbered(x) for x in old] for code in new) - same
+        same, counted = sum(code in old for code in new), [unnumbered(code) for code in old]
+        order = sum(unnumbered(code) in counted for code in new) - same
         rows[name] = (len(old), len(new), same, order)
         print(f"{name:<14} {len(old):>5} {len(new):>5} {same:>5} {order:>14}")
     alike = before == after
