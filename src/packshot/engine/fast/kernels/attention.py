@@ -59,7 +59,7 @@ def _attend(q, k, v, out, quant, N, T, C, Q_ROW, Q_PICTURE, K_ROW, K_PICTURE, SC
 
 def attends(keys: int, width: int) -> bool:
     """Tell whether `attend` takes so many keys, of heads of that width, on this chip."""
-    return keys <= FEW or (EARLY and width == TRIED)
+    return keys <= FEW or rounds(width)
 
 
 def rounds(width: int) -> bool:
