@@ -114,12 +114,12 @@ async def exact() -> dict[str, Any]:
 
     jobs = [job_of(f"a white sneaker, number {number}, on a beach") for number in range(CALLS)]
     for job in jobs:
-        await cache.serve(job, {}, deliver)
+        await cache.serve(job, deliver)
     hits, bare = [], []
     for _ in range(ROUNDS):
         began = time.process_time()
         for job in jobs:
-            await cache.serve(job, {}, deliver)
+            await cache.serve(job, deliver)
         middle = time.process_time()
         for job in jobs:
             await deliver(await ready.answer(job))
@@ -154,7 +154,7 @@ async def timing(count: int = 5000) -> dict[str, Any]:
         return 200
 
     for number in range(count):
-        await cache.serve(job_of(f"prompt {2 * number}"), {}, deliver)
+        await cache.serve(job_of(f"prompt {2 * number}"), deliver)
     other = VirtualKey("other")
     took: tuple[list[float], list[float]] = ([], [])
     # In a random order: in turns, one kind would pay for the collection of the garbage of both.
@@ -162,7 +162,7 @@ async def timing(count: int = 5000) -> dict[str, Any]:
         job = job_of(f"prompt {number}")
         job.owner = other
         began = time.perf_counter()
-        await cache.serve(job, {}, deliver)
+        await cache.serve(job, deliver)
         took[number % 2].append(time.perf_counter() - began)
     distance, p = two_samples(*took)
     return {"timing_ks_distance": distance, "timing_ks_p": p}

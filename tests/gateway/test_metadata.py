@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from packshot.core.errors import InvalidRequest
-from packshot.gateway.metadata import NAMES, said_in
+from packshot.gateway.metadata import HEADERS, said_in
 from packshot.providers.base import Fields
 
 
@@ -18,10 +18,12 @@ def fields_of(metadata: Any) -> Fields:
 
 
 def test_each_member_is_a_header_and_what_is_the_callers_stays() -> None:
-    ours = {f"packshot_{name}": name for name in NAMES}
+    ours = {member: member[len("packshot_") :] for member in HEADERS}
     fields = fields_of({**ours, "shop": "12"})
-    headers = {b"x-packshot-" + name.replace("_", "-").encode(): name.encode() for name in NAMES}
-    assert said_in(fields) == headers
+    said = {
+        b"x-packshot-" + name.replace("_", "-").encode(): name.encode() for name in ours.values()
+    }
+    assert said_in(fields) == said
     assert bytes(fields["metadata"]) == b'{"shop":"12"}'
 
 

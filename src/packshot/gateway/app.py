@@ -205,7 +205,7 @@ class Gateway:
         if self._once is not None and b"idempotency-key" in headers:
             got = await self._once.answer(job, headers[b"idempotency-key"], body)
         elif self.cache is not None:
-            return await self.cache.serve(job, headers, partial(self._deliver, visit, job))
+            return await self.cache.serve(job, partial(self._deliver, visit, job))
         else:
             got = await self.dispatcher.answer(job)
         return await self._deliver(visit, job, got)

@@ -7,6 +7,7 @@ Headers that a caller may send, all optional::
     x-packshot-tags                        "season=spring,shop=12", dimensions of the cost
     x-packshot-session                     calls of one session keep to one key (prompt caches)
     x-packshot-render, -recipe, -batch, -stage     what the call is booked on
+    x-packshot-cache                       what `packshot.gateway.cache.control` reads
 
 `packshot.gateway.metadata` has another place for them; where both stand, the header holds.
 """
@@ -35,7 +36,7 @@ from packshot.gateway.job import (
     open_fields,
     whole_number,
 )
-from packshot.gateway.metadata import said_in
+from packshot.gateway.metadata import HEADERS, said_in
 from packshot.gateway.plan import Plan
 from packshot.ledger.names import GATEWAY_STAGES
 from packshot.providers.base import Fields, Surface
@@ -67,16 +68,7 @@ BOOKED_ON = tuple(
     (b"x-packshot-" + name.encode(), name) for name in ("render", "recipe", "batch", "stage")
 )
 
-OURS = frozenset(
-    {
-        *(name for name, _ in BOOKED_ON),
-        b"x-packshot-route",
-        b"x-packshot-target",
-        b"x-packshot-timeout-ms",
-        b"x-packshot-tags",
-        b"x-packshot-session",
-    }
-)
+OURS = frozenset(HEADERS.values())
 """The headers of a request that are for us; most have none of them."""
 
 TEXT = msgspec.json.Decoder(str)
@@ -219,9 +211,8 @@ def make_job(
     fields, surface = open_fields(body), door.surface
     known = known_of(body)
     model = text_of(fields, "model") if known is None else known.model
-    said = said_in(fields) if "metadata" in fields else None
-    if said:
-        headers = {**said, **headers}
+    if "metadata" in fields:
+        headers = {**said_in(fields), **headers}
     told = not OURS.isdisjoint(headers)
     if "models" in fields:
         raise InvalidRequest(
@@ -252,7 +243,6 @@ def make_job(
         door.stage,
         input_bound=input_bound(fields, len(body), known),
         open_ended=is_open_ended(fields),
-        said_of_cache=said.get(b"x-packshot-cache") if said else None,
     )
     if speaks:
         note_limits(job, known)
@@ -277,6 +267,7 @@ def annotate(job: Job, headers: Mapping[bytes, bytes]) -> None:
     session = headers.get(b"x-packshot-session")
     if session:
         job.session = session[:256]
+    job.said_of_cache = headers.get(b"x-packshot-cache")
     if job.surface in {"messages", "count_tokens"}:
         given = {name: headers[name] for name in ANTHROPIC_HEADERS if name in headers}
         # llhttp lets no line break through; what is not plain text has no business there either.

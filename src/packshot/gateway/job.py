@@ -118,7 +118,7 @@ class Job(msgspec.Struct, eq=False):
     cache: bytes = b""
     """The header lines that tell what the response cache did."""
     said_of_cache: bytes | None = None
-    """What the body's metadata says of the response cache."""
+    """What the caller says of the response cache."""
 
 
 def open_fields(body: bytes) -> Fields:

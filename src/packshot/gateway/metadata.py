@@ -1,7 +1,8 @@
-"""What a caller says to the gateway in a body's metadata, where its client adds no headers.
+"""What a caller says to the gateway of a call: which headers there are, and their other place.
 
+A client that adds no headers says it in the body's metadata:
 ``metadata: {"packshot_timeout_ms": "800"}`` says what the header ``x-packshot-timeout-ms: 800``
-does, and so for each of `NAMES`. Such members are for the gateway alone: they are taken out.
+does, and so for each of `HEADERS`. Such members are for the gateway alone: they are taken out.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import msgspec
 from packshot.core.errors import InvalidRequest, unknown_name
 from packshot.providers.base import Fields
 
-__all__ = ["NAMES", "said_in"]
+__all__ = ["HEADERS", "said_in"]
 
 PREFIX = "packshot_"
-NAMES = (
-    "route", "target", "timeout_ms", "tags", "session", "render", "recipe", "batch", "stage",
-    "cache",
-)  # fmt: skip
+HEADERS = {
+    PREFIX + name: b"x-packshot-" + name.replace("_", "-").encode()
+    for name in (
+        "route", "target", "timeout_ms", "tags", "session", "render", "recipe", "batch", "stage",
+        "cache",
+    )
+}  # fmt: skip
+"""Members of the metadata, and the headers that say the same."""
 
-HEADERS = {PREFIX + name: b"x-packshot-" + name.replace("_", "-").encode() for name in NAMES}
 MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 TEXT = msgspec.json.Decoder(str)
 
@@ -28,7 +32,7 @@ def said_in(fields: Fields) -> dict[bytes, bytes]:
     """Return what a body's metadata says, as headers; it is no longer in ``fields`` then.
 
     Raises:
-        InvalidRequest: a member that begins with ``packshot_`` is none of `NAMES`, or no text.
+        InvalidRequest: a member that begins with ``packshot_`` is none of `HEADERS`, or no text.
     """
     metadata = fields["metadata"]
     if PREFIX.encode() not in bytes(metadata):

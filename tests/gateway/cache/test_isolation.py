@@ -98,7 +98,7 @@ def test_10_000_identical_prompts_of_50_tenants(
                     wrong.append((owner.id, got.body))
                 return 200
 
-            assert await cache.serve(job, {}, deliver) == 200
+            assert await cache.serve(job, deliver) == 200
 
         calls = [(owner, words[turn % len(words)]) for owner in owners() for turn in range(200)]
         random.Random(1).shuffle(calls)

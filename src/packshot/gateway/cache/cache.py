@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -22,7 +22,7 @@ from packshot.core.clock import SECOND_US, Clock, wall_us
 from packshot.core.errors import StateUnavailable
 from packshot.core.types import Usage
 from packshot.gateway.answers import JSON
-from packshot.gateway.cache.control import HEADER, Control, control_of
+from packshot.gateway.cache.control import Control, control_of
 from packshot.gateway.cache.entry import Entry, Purge, Scent
 from packshot.gateway.cache.flights import Flights, Hit, Seat
 from packshot.gateway.cache.replay import events_of, is_good, whole_of
@@ -155,7 +155,7 @@ class ResponseCache:
         self._usual = _rules(entry, "")
         self._rules = {route: _rules(entry, route) for route in entry.routes}
 
-    async def serve(self, job: Job, headers: Mapping[bytes, bytes], deliver: Deliver) -> int:
+    async def serve(self, job: Job, deliver: Deliver) -> int:
         """Answer a job and return its status; ``deliver`` sends an answer to the caller.
 
         Raises:
@@ -163,7 +163,7 @@ class ResponseCache:
             InvalidRequest: what the caller says of the cache is not understood.
             BudgetExceeded, Unbounded, Unpriced, LedgerUnavailable: the ledger refused a hold.
         """
-        control = control_of(headers.get(HEADER, job.said_of_cache))
+        control = control_of(job.said_of_cache)
         rules = self._rules.get(job.route.id, self._usual)
         try:
             how = Kept(self._request(job, control, rules), job.route.id, rules, control)

@@ -9,7 +9,7 @@
     x-packshot-cache: store                     keep it, whatever kind of request it is
     x-packshot-cache: ttl=3600, threshold=0.97  seconds, and the least cosine
 
-Several stand with commas. `packshot.gateway.metadata` has another place for it.
+Several stand with commas.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from functools import lru_cache
 from packshot.core.errors import InvalidRequest
 from packshot.gateway.cache.settings import LONGEST_TTL_S
 
-__all__ = ["HEADER", "Control", "control_of"]
+__all__ = ["Control", "control_of"]
 
-HEADER = b"x-packshot-cache"
 LONGEST = 200
 FLAGS = {
     "no-cache": "look",
