@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -230,15 +231,26 @@ def test_what_is_past_its_time_is_not_found_but_what_came_before_it_is() -> None
 
 
 def test_a_lookup_goes_before_what_a_store_tells_of_at_the_start() -> None:
+    class Counting(Semantic):
+        def _look(self, ask: Any) -> Any:
+            known.append(len(self))
+            return super()._look(ask)
+
+    known: list[int] = []
+
     async def test() -> None:
-        tier = Semantic(Near(), 500, pytest.fail, longest_s=30.0)
+        tier = Counting(Near(), 500, pytest.fail, longest_s=30.0)
         await told(tier, "k", PHRASES[0])
-        vector = np.ones(64, np.float16).tobytes()
+        vector, all_told = np.ones(64, np.float16).tobytes(), threading.Event()
+        tier._do(all_told.wait)
         for number in range(499):
             scent = Scent("p", f"text {number}", vector, "words@1")
             tier.learn(f"n{number}", Entry(b"", "s", "", "", 0, 1 << 60, 1, (), scent))
-        assert (await tier.find(asking(PHRASES[1]), RULES, 0.94))[0] == "k"
-        assert len(tier) < 500
+        lookup = asyncio.create_task(tier.find(asking(PHRASES[1]), RULES, 0.94))
+        await asyncio.sleep(0)  # it is asked now
+        all_told.set()
+        assert (await lookup)[0] == "k"
+        assert known[-1] < 500
         await tier.learned()
         assert len(tier) == 500
         await tier.aclose()
