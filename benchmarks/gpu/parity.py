@@ -11,14 +11,12 @@ on the same numbers; the step goes on with what the kernel gave. Shown is the wo
 operation: the relative error in L2, and of the worst row (the last dimension) in rows of mean
 length, which sees a tile's edge that the former does not. The exit code is 1 where one is beyond
 its bound. What a GPU computes wrongly only now and then it does not see; life.py does. After each
-call the device is waited for, so that an illegal access is that call's. ``--mini`` has every kernel
-run, those too that are for SDXL's heads alone: to find what is wrong there.
+call the device is waited for, so that an illegal access is that call's.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from dataclasses import dataclass, field
@@ -142,7 +140,7 @@ def attend_of(compared: Any) -> Any:  # noqa: ANN401
     """Return the attention: ours where it takes the keys, else torch's."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor:
-        if quant is not None or compared.attends(k.shape[2], k.shape[3]):
+        if quant is not None or compared.attends(k.shape[2]):
             return compared.attend(q, k, v, quant=quant)
         return F.scaled_dot_product_attention(q, k, v)
 
@@ -227,8 +225,6 @@ def main() -> None:
     shapes = "128x64:1,64x64:2" if options.tiny else options.shapes
     if options.mini:
         shapes = "256x256:1,256x256:4"
-        if not options.tiny:
-            importlib.import_module(f"{kernels.__name__}.attention").TRIED = 32
     with torch.inference_mode():
         unet = network(UNet, "unet", device, tiny=options.tiny, mini=options.mini)
         for spec in shapes.split(","):

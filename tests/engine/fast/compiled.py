@@ -1,7 +1,8 @@
 """Every kernel, compiled for a chip that is not there: prints its shared memory. See test_compiled.
 
-The network of SDXL's true shape runs on tensors without memory, and what it would launch is
-compiled instead, as in a `kernels.rehearsal`.
+The networks of SDXL's true shape and packshot-mini's run on tensors without memory, and what they
+would launch is compiled instead, as in a `kernels.rehearsal`. Printed are also the kernels that
+multiply by strides and of which a compiled one has no loop; see `launch.stride`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import importlib
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from packshot.engine.networks.unet import UNet
 from packshot.engine.networks.vae import VAE
 
 GOLDEN = Path(__file__).parents[1] / "golden"
+MINI = Path(__file__).parents[3] / "packages" / "packshot-mini" / "src" / "packshot_mini" / "model"
 SHAPES = (Shape(1, 128, 128), Shape(8, 128, 128), Shape(1, 64, 64))
+STRIDES = ("_ask", "_geglu", "_convolve")
 
 
 class Chip:
@@ -48,14 +51,14 @@ class Chip:
         return GPUTarget("cuda", self.chip, 32)
 
 
-def network(kind: Any, name: str) -> Any:
-    config = json.loads((GOLDEN / f"{name}.json").read_text())
+def network(kind: Any, file: Path) -> Any:
+    config = json.loads(file.read_text())
     made = kind.from_config(config).to(torch.bfloat16, memory_format=torch.channels_last)
     return made.requires_grad_(False)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor:
-    if quant is not None or kernels.attends(k.shape[2], k.shape[3]):
+    if quant is not None or kernels.attends(k.shape[2]):
         return kernels.attend(q, k, v, quant=quant)
     return torch.nn.functional.scaled_dot_product_attention(q, k, v)
 
@@ -64,12 +67,16 @@ def step_of(unet: FastUNet, shape: Shape) -> Callable[[], None]:
     return StepGraph(unet, shape, torch.device("meta"), None).step
 
 
-def compile_all(chip: int, tiers: list[str]) -> dict[str, int]:
-    """Return the largest shared memory of each kernel, in bytes."""
+def compile_all(chip: int, tiers: list[str]) -> tuple[dict[str, int], list[str]]:
+    """Return the largest shared memory of each kernel, in bytes, and whose loops are gone."""
     shared: dict[str, int] = defaultdict(int)
+    unrolled: list[str] = []
 
-    def listen(src: Any, metadata: Any, **_: object) -> None:
+    def listen(src: Any, metadata: Any, metadata_group: dict[str, str], **_: object) -> None:
         shared[src.name] = max(shared[src.name], metadata["shared"])
+        (made,) = (path for name, path in metadata_group.items() if name.endswith(".ttgir"))
+        if src.name in STRIDES and "scf.for" not in Path(made).read_text():
+            unrolled.append(src.name)
 
     launch = importlib.import_module("packshot.engine.fast.kernels.launch")
     driver.set_active(Chip(chip))
@@ -79,17 +86,22 @@ def compile_all(chip: int, tiers: list[str]) -> dict[str, int]:
     hopper = chip >= 90
     importlib.import_module("packshot.engine.fast.kernels.attention").EARLY = hopper
     with torch.device("meta"), torch.inference_mode():
-        plain = network(UNet, "unet")
         for tier in tiers:
-            unet = FastUNet(plain, kernels, attend, one_pass=hopper)
-            if tier == "int8":
-                to_int8(unet)
-            if tier == "fp8":
-                to_fp8(unet, calibrate(unet, step_of(unet, SHAPES[-1]), 1))
-            for shape in SHAPES:
-                step_of(unet, shape)()
-        FastDecoder(network(VAE, "vae"), kernels)(torch.empty(1, 4, 128, 128))
-    return shared
+            step_all(network(UNet, GOLDEN / "unet.json"), tier, SHAPES, one_pass=hopper)
+            small = network(UNet, MINI / "unet" / "config.json")
+            step_all(small, tier, (Shape(1, 32, 32), Shape(4, 32, 32)), one_pass=hopper)
+        FastDecoder(network(VAE, GOLDEN / "vae.json"), kernels)(torch.empty(1, 4, 128, 128))
+    return shared, unrolled
+
+
+def step_all(plain: UNet, tier: str, shapes: Sequence[Shape], *, one_pass: bool) -> None:
+    unet = FastUNet(plain, kernels, attend, one_pass=one_pass)
+    if tier == "int8":
+        to_int8(unet)
+    if tier == "fp8":
+        to_fp8(unet, calibrate(unet, step_of(unet, shapes[-1]), 1))
+    for shape in shapes:
+        step_of(unet, shape)()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Every kernel that a chip would launch compiles for it and fits it, though none is here.
 
 What an older chip runs in place of a Hopper's kernels, too; and those, which no interpreter can
-tell to be too large. At SDXL's true shapes, eight pictures at a time included.
+tell to be too large. At SDXL's true shapes, eight pictures at a time included, and packshot-mini's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 COMPILED = Path(__file__).with_name("compiled.py")
 
@@ -37,8 +39,20 @@ def test_what_a_chip_launches_compiles_and_fits(tmp_path, chip):
         capture_output=True, text=True, timeout=200, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    shared = json.loads(done.stdout)
+    shared, unrolled = json.loads(done.stdout)
     assert {"_attend", "_layer_norm", "_advance", "_sums", "_softmax"} <= shared.keys()
     assert HOPPERS & shared.keys() == (HOPPERS if chip.startswith("90") else set())
     assert ("_to_int8" in shared) is ("int8" in chip)
     assert max(shared.values()) <= ROOM[chip.split()[0]], shared
+    assert not unrolled, "ptxas 12.8 compiles a product of one stride wrongly: `launch.stride`"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this machine")
+@given(st.integers(33, 4096), st.sampled_from([1, 2, 4]))
+def test_a_product_takes_more_than_one_stride(inputs, size):
+    from packshot.engine.fast.kernels.launch import stride
+
+    taken = stride(inputs, size)
+    assert taken & (taken - 1) == 0, "a power of two"
+    assert 16 <= taken < inputs
+    assert taken * size <= 128

@@ -171,5 +171,3 @@ def test_what_is_measured_of_attention_and_of_products_goes_into_the_tuning(mode
     assert isinstance(runner.products, Tuned)
     assert runner.products.chosen is runner.tuning.products
     assert runner.attention.chosen is runner.tuning.attention
-    monkeypatch.setattr(reference, "rounds", lambda width: width == 64)
-    assert FastRunner(model).products is TORCH, "heads of a width that was never tried"

@@ -18,10 +18,9 @@ from packshot.engine.denoise import Kept, noise_of
 from packshot.engine.engine import Engine
 from packshot.engine.fast import graphs, reference
 from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
-from packshot.engine.fast.dense import Dense, DenseFp8
 from packshot.engine.fast.graphs import Graphs, Shape, StepGraph
 from packshot.engine.fast.runner import GRAPHS, FastRunner
-from packshot.engine.fast.unet import FastUNet, head_widths
+from packshot.engine.fast.unet import FastUNet
 from packshot.engine.model import Model
 from packshot.engine.runner import PlainRunner, Task
 from packshot.engine.samplers import SAMPLERS, plan
@@ -144,24 +143,6 @@ def test_fp8_stays_near_and_says_how_near(model, one_pass):
         to_fp8(unet, calibrate(unet, graph.step, 3))
         got = difference(unet(x, (8, 8), shifts, kv), exact)
     assert 1e-3 < got < 0.1
-
-
-def test_heads_that_no_kernel_was_tried_with_keep_what_was(model, monkeypatch):
-    """As on a GPU for other widths than SDXL's."""
-    monkeypatch.setattr(reference, "rounds", lambda width: width == 64)
-    monkeypatch.setattr(reference, "ask_pays", lambda *_, **__: False)
-    monkeypatch.setattr(reference, "ask", lambda *_, **__: pytest.fail("asked in one"))
-    unet = FastUNet(model.unet, reference, reference.attend)
-    assert head_widths(model.unet) == {block.width for block in unet.blocks()} == {8}
-    graph = StepGraph(unet, Shape(1, 8, 8), model.device, None)
-    with torch.inference_mode():
-        graph.put(torch.randn(1, 4, 8, 8), torch.tensor(1.0))
-        to_fp8(unet, calibrate(unet, graph.step, 1))
-        graph.step()
-    for block in unet.blocks():
-        assert isinstance(block.out_1, Dense)
-        assert isinstance(block.out_2, Dense)
-        assert isinstance(block.out_3, DenseFp8)
 
 
 def test_int8_stays_near(model):

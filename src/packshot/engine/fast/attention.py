@@ -81,7 +81,7 @@ class Attention:
             return F.scaled_dot_product_attention(q, k, v)
 
     def _fastest(self, q: Tensor, k: Tensor, v: Tensor) -> str:
-        ours = self._kernels.attends(k.shape[2], k.shape[3])
+        ours = self._kernels.attends(k.shape[2])
         names = [name for name in self.names if name != OURS or ours]
         chosen, why = fastest({name: partial(self._run, name, q, k, v) for name in names}, q.device)
         if chosen is None:

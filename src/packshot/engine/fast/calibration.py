@@ -73,8 +73,7 @@ def to_fp8(unet: FastUNet, largest: list[float]) -> None:
     """
     seen = zip(*(largest[place::EACH] for place in range(EACH)), strict=True)
     for block, tops in zip(unet.blocks(), seen, strict=True):
-        attended = block.one_pass and unet.kernels.rounds(block.width)
-        block.in_fp8(*(MARGIN * top for top in tops), attended=attended)
+        block.in_fp8(*(MARGIN * top for top in tops))
     for level in unet.levels()[:-1]:
         for resnet in level.resnets:
             resnet.in_fp8()

@@ -33,7 +33,6 @@ __all__ = [
     "layer_norm",
     "rehearsal",
     "rehearsing",
-    "rounds",
     "softmax",
     "to_fp8",
     "to_int8",
@@ -173,15 +172,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> T
     return to_fp8(y, quant) if quant is not None else y
 
 
-def attends(keys: int, width: int) -> bool:
-    """Tell whether `attend` takes so many keys, of heads of that width."""
-    del keys, width
-    return True
-
-
-def rounds(width: int) -> bool:
-    """Tell whether `attend` writes fp8 for heads of that width."""
-    del width
+def attends(keys: int) -> bool:
+    """Tell whether `attend` takes so many keys."""
+    del keys
     return True
 
 
@@ -204,9 +197,9 @@ def ask(
     return attend(q.transpose(1, 2), k, v, quant=quant).transpose(1, 2).reshape(len(x), -1)
 
 
-def ask_pays(rows: int, channels: int, width: int, *, fp8: bool) -> bool:
+def ask_pays(rows: int, channels: int, *, fp8: bool) -> bool:
     """Tell whether `ask` is to be used for so many rows; here where all tiers are tested."""
-    del rows, channels, width, fp8
+    del rows, channels, fp8
     return True
 
 

@@ -21,7 +21,7 @@ from packshot.engine.fast.calibration import EACH, calibrate, to_fp8, to_int8
 from packshot.engine.fast.graphs import WINDOW, Captured, Graphs, Shape, StepGraph
 from packshot.engine.fast.products import TORCH, Tuned
 from packshot.engine.fast.tuning import Tuning, key_of
-from packshot.engine.fast.unet import FastUNet, head_widths
+from packshot.engine.fast.unet import FastUNet
 from packshot.engine.fast.vae import FastDecoder
 from packshot.engine.limits import SIDE_MULTIPLE, default_size
 from packshot.engine.runner import Task
@@ -78,9 +78,9 @@ class FastRunner:
         self.tuning = Tuning(tuning, key_of(model))
         self.attention = Attention(self.kernels, chosen=self.tuning.attention)
         library = cublaslt.load(model.device)
-        self.products: Multiplier = TORCH
-        if library and all(map(self.kernels.rounds, head_widths(model.unet))):
-            self.products = Tuned(library, self.kernels.rehearsing, self.tuning.products)
+        self.products: Multiplier = (
+            Tuned(library, self.kernels.rehearsing, self.tuning.products) if library else TORCH
+        )
         self._unets: dict[Tier, FastUNet] = {}
         self.decoder = FastDecoder(model.vae, self.kernels)
         self.invariant = invariant

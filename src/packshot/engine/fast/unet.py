@@ -34,7 +34,7 @@ from packshot.engine.fast.products import TORCH, Multiplier
 from packshot.engine.networks import blocks
 from packshot.engine.networks import unet as plain
 
-__all__ = ["KV", "Attend", "Block", "FastUNet", "head_widths"]
+__all__ = ["KV", "Attend", "Block", "FastUNet"]
 
 KV = tuple[Tensor, Tensor]
 """Keys and values [B,T,C] of one attention to the text; views."""
@@ -57,7 +57,7 @@ class Block:
         self.one_pass = one_pass
         self.norms = (block.norm1, block.norm2, block.norm3)
         self.heads = block.attn1.heads
-        self.width = _width(block)
+        self.width = block.attn1.to_q.out_features // self.heads
         (out_1,), (out_2,) = (each(attn.to_out, nn.Linear) for attn in (block.attn1, block.attn2))
         gated, _, out_3 = block.ff.net
         if not isinstance(gated, plain.GatedLinear) or not isinstance(out_3, nn.Linear):
@@ -75,20 +75,19 @@ class Block:
         self.owed = (owed, first, second)
         self.owes = second + out_3.bias.float()
 
-    def in_fp8(self, own: float, text: float, gated: float, *, attended: bool) -> None:
+    def in_fp8(self, own: float, text: float, gated: float) -> None:
         """Turn all products to fp8, for what leaves both attentions and the gated unit at most.
 
-        But not those after attention where ``attended`` is false: where no kernel of ours writes
-        its results in fp8.
+        But the one after self-attention where a library computes that, which writes no fp8.
         """
         norms = self.norms
         self.qkv, self.q, self.gated = (
             after_layer_norm(exact(product), norm)
             for product, norm in zip((self.qkv, self.q, self.gated), norms, strict=True)
         )
-        if attended:
+        if self.one_pass:
             self.out_1 = DenseFp8.of(exact(self.out_1), own)
-            self.out_2 = DenseFp8.of(exact(self.out_2), text)
+        self.out_2 = DenseFp8.of(exact(self.out_2), text)
         self.out_3 = DenseFp8.of(exact(self.out_3), gated)
 
     def in_int8(self, kernels: Kernels) -> None:
@@ -119,7 +118,7 @@ class Block:
         if (
             self.one_pass
             and not isinstance(product, DenseInt8)
-            and kernels.ask_pays(len(h), h.shape[1], self.width, fp8=product.quant is not None)
+            and kernels.ask_pays(*h.shape, fp8=product.quant is not None)
         ):
             return kernels.ask(h, product.weight, k, v, scale=product.scale, quant=quant)
         q = _heads(product(h).view(len(k), -1, h.shape[1]), self.heads)
@@ -139,15 +138,6 @@ class Block:
         return kernels.layer_norm(
             t, norm.weight, norm.bias, norm.eps, add=add, shift=owed, quant=into.quant
         )
-
-
-def head_widths(unet: plain.UNet) -> set[int]:
-    """Return how wide the heads of a network are."""
-    return {_width(each) for each in unet.modules() if isinstance(each, plain.TransformerBlock)}
-
-
-def _width(block: plain.TransformerBlock) -> int:
-    return block.attn1.to_q.out_features // block.attn1.heads
 
 
 def exact(product: Product) -> Dense:
@@ -307,7 +297,7 @@ class FastUNet:
                 state = self._down(state, level.down)
                 skips.append(state)
         state = self._stage(self.mid, 0, state, given, kv)
-        state = self.mid.resnets[1](self.kernels, state, next(given).contiguous())
+        state = self.mid.resnets[1](self.kernels, state, next(given))
         for level in self.up:
             for i in range(len(level.resnets)):
                 state = self._stage(level, i, state, given, kv, skips.pop())
@@ -328,7 +318,7 @@ class FastUNet:
     ) -> Map:
         """One resnet, and the transformer after it where there is one."""
         beside = None if skip is None else skip.settle(self.kernels)
-        state = level.resnets[index](self.kernels, state, next(shifts).contiguous(), beside)
+        state = level.resnets[index](self.kernels, state, next(shifts), beside)
         if level.transformers:
             state = level.transformers[index](self.kernels, self.attend, state, kv)
         return state

@@ -5,7 +5,7 @@ Memory moves once where it can. Nothing adds in an order that changes from run t
 atomic additions.
 """
 
-from packshot.engine.fast.kernels.attention import ask, ask_pays, attend, attends, rounds
+from packshot.engine.fast.kernels.attention import ask, ask_pays, attend, attends
 from packshot.engine.fast.kernels.conv import convolve, convolve_pays
 from packshot.engine.fast.kernels.ends import advance, softmax, to_uint8
 from packshot.engine.fast.kernels.launch import rehearsal, rehearsing
@@ -35,7 +35,6 @@ __all__ = [
     "layer_norm",
     "rehearsal",
     "rehearsing",
-    "rounds",
     "softmax",
     "to_int8",
     "to_uint8",

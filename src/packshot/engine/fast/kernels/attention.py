@@ -11,19 +11,13 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from packshot.engine.fast.kernels.launch import EARLY, await_inputs, launch
+from packshot.engine.fast.kernels.launch import EARLY, await_inputs, launch, stride
 from packshot.engine.fast.reference import FP8, FP8_MAX
 
-__all__ = ["ask", "ask_pays", "attend", "attends", "rounds"]
+__all__ = ["ask", "ask_pays", "attend", "attends"]
 
-FEW = 256
-"""Keys that are taken in one tile."""
-
-TRIED = 64
-"""The width of SDXL's heads, for which all here but attention to few keys was tried on a GPU.
-
-On heads of 32 it was once, and the device met an illegal access (benchmarks/LOG.md).
-"""
+FEW = 128
+"""Keys that are taken in one tile: more would be kept in registers that are not there."""
 
 
 @triton.jit
@@ -57,14 +51,9 @@ def _attend(q, k, v, out, quant, N, T, C, Q_ROW, Q_PICTURE, K_ROW, K_PICTURE, SC
     tl.store(out + into, y.to(out.dtype.element_ty), mask=inside)
 
 
-def attends(keys: int, width: int) -> bool:
-    """Tell whether `attend` takes so many keys, of heads of that width, on this chip."""
-    return keys <= FEW or rounds(width)
-
-
-def rounds(width: int) -> bool:
-    """Tell whether `attend` writes fp8 for heads of that width on this chip, however many keys."""
-    return EARLY and width == TRIED
+def attends(keys: int) -> bool:
+    """Tell whether `attend` takes so many keys on this chip."""
+    return keys <= FEW or EARLY
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, quant: Tensor | None = None) -> Tensor:
@@ -154,12 +143,9 @@ def _ask(x, weight, k, v, out, scale, quant, T, C: tl.constexpr, K_ROW, K_PICTUR
     out.store([b, first, head * HEAD], tl.reshape(y.to(out.dtype), [1, ROWS, HEAD]))
 
 
-def ask_pays(rows: int, channels: int, width: int, *, fp8: bool) -> bool:
-    """Tell whether this was faster than a product and `attend` on an H100; benchmarks/LOG.md.
-
-    It was not tried with fewer rows.
-    """
-    return width == TRIED and rows >= 512 and (fp8 or channels <= 640 or rows == 512)
+def ask_pays(rows: int, channels: int, *, fp8: bool) -> bool:
+    """Tell whether this was faster than a product and `attend` on an H100; benchmarks/LOG.md."""
+    return fp8 or channels <= 640 or rows <= 512
 
 
 Tiles = tuple[int, int]
@@ -187,7 +173,7 @@ def ask(
     (m, c), (b, heads, keys, head) = x.shape, k.shape
     out = torch.empty((m, heads * head), dtype=k.dtype if quant is None else FP8, device=x.device)
     rows, stages = tiles or _tiles(m)
-    n, bk = m // b, 128 // x.element_size()
+    n, bk = m // b, stride(c, x.element_size())
     tile = TensorDescriptor.from_tensor
     launch(
         _ask, (heads, triton.cdiv(n, rows), b),

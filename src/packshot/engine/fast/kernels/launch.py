@@ -24,6 +24,7 @@ __all__ = [
     "processors",
     "rehearsal",
     "rehearsing",
+    "stride",
 ]
 
 LANES = 64  # channels that one program of a feature map handles: 128 bytes of a row in bf16
@@ -62,6 +63,19 @@ def in_bands(index, down, across, BAND: tl.constexpr):
     high = tl.minimum(down - band * BAND, BAND)
     rest = index % (BAND * across)
     return band * BAND + rest % high, rest // high
+
+
+def stride(inputs: int, size: int) -> int:
+    """Return how many columns of ``size`` bytes a product takes at a time: never all of them.
+
+    Of a loop that is run once the compiler leaves no loop, and then ptxas 12.8 once took another
+    register for the address of what the kernel multiplies next: an illegal access, found by
+    compute-sanitizer and to be read in the machine code; ptxas 12.9 does not (benchmarks/LOG.md).
+    """
+    most = 128 // size  # as wide as shared memory is swizzled
+    while most >= inputs:
+        most //= 2
+    return most
 
 
 def launch(kernel: Any, grid: Sequence[int], *args: Any, **options: Any) -> None:

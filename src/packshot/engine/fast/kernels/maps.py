@@ -2,7 +2,8 @@
 """Feature maps [B,P,C]: joining what is to be added, group normalisation, doubling.
 
 The sums of a normalisation are taken where its input is written, and what it does to a channel is
-a number times plus a number, applied with SiLU and the rounding to fp8 in one pass.
+a number times plus a number, applied with SiLU and the rounding to fp8 in one pass. A group of
+few pixels is read once, by one program.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ __all__ = ["group_norm", "interleave", "join"]
 
 SPLITS = 256  # strips of a feature map at most, whose sums are merged
 STRIP = 128  # rows of a strip that are read at once
+WHOLE = 32_768  # numbers of a group, with its masked lanes, that one program holds in registers
 
 
 @triton.jit
@@ -83,6 +85,19 @@ def group_norm(
     width = c if skip is None else c + skip.shape[-1]
     joins = (add is not None, bias is not None, skip is not None)
     y = torch.empty((b, p, width), dtype=x.dtype, device=x.device) if any(joins) else x
+    out = torch.empty((b, p, width), dtype=x.dtype if quant is None else FP8, device=x.device)
+    size = width // norm.groups
+    lanes, depth = triton.next_power_of_2(size), triton.next_power_of_2(p)
+    moved, row = (x, 0) if shift is None else (shift, shift.stride(0))
+    if lanes * depth <= WHOLE:
+        launch(
+            _whole, (norm.groups, b),
+            x, x if add is None else add, x if bias is None else bias, x if skip is None else skip,
+            y, norm.weight, norm.bias, moved, out, x if quant is None else quant, p, c, width - c,
+            row, norm.eps, size, *joins, shift is not None, silu, quant is not None, FP8_MAX,
+            depth, lanes, num_warps=max(4, min(16, lanes * depth // 2048)),
+        )  # fmt: skip
+        return y, out
     turns = triton.next_power_of_2(max(1, p // (STRIP * SPLITS)))
     rows = STRIP
     if turns > 1:  # the sums of all turns are kept in registers: half the rows, twice the turns
@@ -95,14 +110,11 @@ def group_norm(
         sums, p, c, width - c, splits, turns, *joins, rows, LANES, num_warps=4,
     )  # fmt: skip
     by = torch.empty((2, b, width), dtype=torch.float32, device=x.device)
-    size = width // norm.groups
     launch(
         _merge, (norm.groups, b),
-        sums, norm.weight, norm.bias, x if shift is None else shift, by[0], by[1], p, width,
-        splits, rows * turns, size, norm.eps, triton.cdiv(splits, 64), shift is not None,
-        triton.next_power_of_2(size), 64, num_warps=4,
+        sums, norm.weight, norm.bias, moved, by[0], by[1], p, width, splits, rows * turns, size,
+        row, norm.eps, triton.cdiv(splits, 64), shift is not None, lanes, 64, num_warps=4,
     )  # fmt: skip
-    out = torch.empty((b, p, width), dtype=x.dtype if quant is None else FP8, device=x.device)
     rows = 64
     launch(
         _affine, (triton.cdiv(p, rows), triton.cdiv(width, LANES), b),
@@ -110,6 +122,44 @@ def group_norm(
         FP8_MAX, rows, LANES, num_warps=4,
     )  # fmt: skip
     return y, out
+
+
+@triton.jit(do_not_specialize=["SHIFT_ROW"])
+def _whole(x, add, bias, skip, joined, weight, plus, shift, out, quant, P, C, CS, SHIFT_ROW, EPS,
+           SIZE: tl.constexpr, HAS_ADD: tl.constexpr, HAS_BIAS: tl.constexpr,
+           HAS_SKIP: tl.constexpr, HAS_SHIFT: tl.constexpr, SILU: tl.constexpr,
+           TO_FP8: tl.constexpr, LIMIT: tl.constexpr, ROWS: tl.constexpr,
+           LANES: tl.constexpr):  # fmt: skip
+    """One group of one picture, from joining to rounding.
+
+    SIZE is known to the compiler, so that it loads by the 16 bytes.
+    """
+    await_inputs()
+    group, b, lane = tl.program_id(0), tl.program_id(1), tl.arange(0, LANES)
+    cols = group * SIZE + lane
+    there = lane < SIZE
+    by = tl.load(weight + cols, mask=there, other=0.0).to(tl.float32)
+    offset = tl.load(plus + cols, mask=there, other=0.0).to(tl.float32)
+    moved = tl.zeros([LANES], tl.float32)
+    if HAS_SHIFT:
+        moved = tl.load(shift + b * SHIFT_ROW + cols, mask=there, other=0.0).to(tl.float32)
+    rows = tl.arange(0, ROWS)
+    inside = (rows < P)[:, None] & there[None, :]
+    row = (b * P + rows).to(tl.int64)[:, None]
+    value = _joined(x, add, bias, skip, row, inside, cols, C, CS, HAS_ADD, HAS_BIAS, HAS_SKIP)
+    at = row * (C + CS) + cols[None, :]
+    if HAS_ADD or HAS_BIAS or HAS_SKIP:
+        tl.store(joined + at, value, mask=inside)
+    value = value.to(tl.float32) + moved[None, :]
+    mean = tl.sum(tl.where(inside, value, 0.0)) / (P * SIZE)
+    value = tl.where(inside, value - mean, 0.0)
+    rstd = tl.rsqrt(tl.sum(value * value) / (P * SIZE) + EPS)
+    value = value * (by * rstd)[None, :] + offset[None, :]
+    if SILU:
+        value = value * tl.sigmoid(value)
+    if TO_FP8:
+        value = tl.clamp(value * tl.load(quant), -LIMIT, LIMIT)
+    tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["SPLITS", "TURNS"])
@@ -148,18 +198,21 @@ def _sums(x, add, bias, skip, out, sums, P, C, CS, SPLITS, TURNS, HAS_ADD: tl.co
     tl.store(into + 2 * (C + CS), tl.sum(squares, 0), mask=there)
 
 
-@triton.jit(do_not_specialize=["SPLITS", "STRIP", "SIZE", "TURNS"])
-def _merge(sums, weight, bias, shift, scale, offset, P, C, SPLITS, STRIP, SIZE, EPS, TURNS,
-           HAS_SHIFT: tl.constexpr, WIDTH: tl.constexpr, DEPTH: tl.constexpr):  # fmt: skip
+@triton.jit(do_not_specialize=["SPLITS", "STRIP", "SIZE", "SHIFT_ROW", "TURNS"])
+def _merge(sums, weight, bias, shift, scale, offset, P, C, SPLITS, STRIP, SIZE, SHIFT_ROW, EPS,
+           TURNS, HAS_SHIFT: tl.constexpr, WIDTH: tl.constexpr,
+           DEPTH: tl.constexpr):  # fmt: skip
     """The strips of one group, merged in their order (Chan, Golub & LeVeque 1983)."""
     await_inputs()
     group, b = tl.program_id(0), tl.program_id(1)
     lane = tl.arange(0, WIDTH)
     cols = group * SIZE + lane
     there = lane < SIZE
+    by = tl.load(weight + cols, mask=there, other=0.0).to(tl.float32)
+    plus = tl.load(bias + cols, mask=there, other=0.0).to(tl.float32)
     moved = tl.zeros([WIDTH], tl.float32)
     if HAS_SHIFT:
-        moved = tl.load(shift + b * C + cols, mask=there, other=0.0).to(tl.float32)
+        moved = tl.load(shift + b * SHIFT_ROW + cols, mask=there, other=0.0).to(tl.float32)
     mean_sum = tl.zeros([WIDTH], tl.float32)
     for turn in range(TURNS):
         split = turn * DEPTH + tl.arange(0, DEPTH)
@@ -182,10 +235,9 @@ def _merge(sums, weight, bias, shift, scale, offset, P, C, SPLITS, STRIP, SIZE, 
         part = squares + 2 * pivot * total + count * pivot * pivot
         spread += tl.sum(tl.where(mask, part, 0.0), 0)
     rstd = tl.rsqrt(tl.sum(tl.where(there, spread, 0.0), 0) / (P * SIZE) + EPS)
-    by = tl.load(weight + cols, mask=there, other=0.0).to(tl.float32) * rstd
-    plus = tl.load(bias + cols, mask=there, other=0.0).to(tl.float32) + (moved - mean) * by
+    by *= rstd
     tl.store(scale + b * C + cols, by, mask=there)
-    tl.store(offset + b * C + cols, plus, mask=there)
+    tl.store(offset + b * C + cols, plus + (moved - mean) * by, mask=there)
 
 
 @triton.jit

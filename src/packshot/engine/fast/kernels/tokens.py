@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from packshot.engine.fast.kernels.launch import await_inputs, in_bands, launch, processors
+from packshot.engine.fast.kernels.launch import await_inputs, in_bands, launch, processors, stride
 from packshot.engine.fast.reference import FP8, FP8_MAX
 
 __all__ = ["from_int32", "gate", "geglu", "layer_norm", "to_int8"]
@@ -26,6 +26,9 @@ def _layer_norm(x, add, shift, weight, bias, out, quant, M, C, EPS, HAS_ADD: tl.
     mask = (rows < M)[:, None] & there[None, :]
     at = rows.to(tl.int64)[:, None] * C + cols[None, :]
     value = tl.load(x + at, mask=mask, other=0.0)
+    # All loads are on their way before the first sum: it would wait for them one after the other.
+    by = tl.load(weight + cols, mask=there, other=0.0).to(tl.float32)[None, :]
+    plus = tl.load(bias + cols, mask=there, other=0.0).to(tl.float32)[None, :]
     if HAS_ADD:
         value = (value.to(tl.float32) + tl.load(add + at, mask=mask, other=0.0).to(tl.float32)).to(
             x.dtype.element_ty
@@ -37,8 +40,6 @@ def _layer_norm(x, add, shift, weight, bias, out, quant, M, C, EPS, HAS_ADD: tl.
     mean = tl.sum(tl.where(mask, y, 0.0), 1) / C
     centred = tl.where(mask, y - mean[:, None], 0.0)
     rstd = tl.rsqrt(tl.sum(centred * centred, 1) / C + EPS)
-    by = tl.load(weight + cols, mask=there, other=0.0).to(tl.float32)[None, :]
-    plus = tl.load(bias + cols, mask=there, other=0.0).to(tl.float32)[None, :]
     y = centred * rstd[:, None] * by + plus
     if TO_FP8:
         y = tl.clamp(y * tl.load(quant), -LIMIT, LIMIT)
@@ -158,8 +159,6 @@ def _gated_tiles(m: int, k: int, *, fp8: bool) -> Tiles:
 
     Of few rows, the odd width makes as many tiles as there are multiprocessors.
     """
-    if k < 320:  # no SDXL's: too few for what follows to have been tried
-        return 128, 128, 0, 4, 2, 8
     if k > 640 and m <= 1024:
         return 128, 256, 64, 8, 4, 8
     return 128, 256, 0, 8, 4 if fp8 or m < 16_384 else 3, 8
@@ -179,10 +178,10 @@ def geglu(
     n = len(weight) // 2
     out = torch.empty((m, n), dtype=bias.dtype if quant is None else FP8, device=x.device)
     bm, bn, more, warps, stages, band = tiles or _gated_tiles(m, k, fp8=x.element_size() == 1)
-    bk = 128 // x.element_size()
+    bk = stride(k, x.element_size())
     tile = TensorDescriptor.from_tensor
     there = triton.cdiv(m, bm) * triton.cdiv(2 * n, bn + more)
-    programs = there if more or bn < 256 else min(there, processors())
+    programs = there if more else min(there, processors())
     launch(
         _geglu, (programs,),
         tile(x, [bm, bk]), tile(weight, [bn, bk]), tile(weight, [more or bn, bk]), bias,
