@@ -43,8 +43,11 @@ CAPTIONS = (
     "a green bottle on wet slate, dramatic light from the right, eye-level view",
     "a blue backpack on a pink studio background, soft light, eye-level view",
 )
-NEAR = {"cpu fp32": 0.0, "gpu bf16": 1.0, "gpu int8": 1.5, "gpu fp8": 2.0}
-"""Levels of 256 by which a picture may differ from the CPU's in the mean: twice what was seen."""
+SEEDS = (3, 4, 5, 6)
+"""Of each caption: a picture on marble now and then gets other veins in fp8."""
+
+NEAR = {"cpu fp32": 0.0, "gpu bf16": 1.0, "gpu int8": 1.5, "gpu fp8": 3.0}
+"""Levels of 256 by which pictures may differ from the CPU's in the mean: twice what was seen."""
 
 SIMILAR = 0.02
 """By which the mean similarity to the briefs may be below the CPU's: it is 0.24, and of
@@ -65,7 +68,9 @@ def mini(sheet: Path | None) -> dict[str, Any]:
     report: dict[str, Any] = {"failed": []}
     cpu = Engine.load(MINI, device="cpu")
     gpu = Engine.load(MINI, device="cuda")
-    requests = [RenderRequest(caption, (3,), 256, 256, 24, 5.0) for caption in CAPTIONS]
+    requests = [
+        RenderRequest(caption, (seed,), 256, 256, 24, 5.0) for seed in SEEDS for caption in CAPTIONS
+    ]
     want = [cpu.render(request).images[0] for request in requests]
     rows: dict[str, list[np.ndarray]] = {"cpu fp32": want}
     for tier in ("bf16", "fp8", "int8"):
@@ -74,8 +79,8 @@ def mini(sheet: Path | None) -> dict[str, Any]:
         ]
     for name, images in rows.items():
         near = [
-            float(cpu.similarity([image], [caption])[0, 0])
-            for image, caption in zip(images, CAPTIONS, strict=True)
+            float(cpu.similarity([image], [request.prompt])[0, 0])
+            for image, request in zip(images, requests, strict=True)
         ]
         apart = [levels(a, b) for a, b in zip(images, want, strict=True)]
         report[name] = {
@@ -92,7 +97,9 @@ def mini(sheet: Path | None) -> dict[str, Any]:
         from PIL import Image
 
         Image.fromarray(
-            np.concatenate([np.concatenate(images, axis=1) for images in rows.values()], axis=0)
+            np.concatenate(
+                [np.concatenate(each[: len(CAPTIONS)], axis=1) for each in rows.values()], axis=0
+            )
         ).save(sheet)
     return report
 
