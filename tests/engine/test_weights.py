@@ -17,7 +17,7 @@ from packshot.engine.folder import ModelFolder
 from packshot.engine.networks.clip_text import CLIPText
 from packshot.engine.networks.unet import UNet
 from packshot.engine.networks.vae import VAE
-from packshot.engine.weights import load
+from packshot.engine.weights import load, uploaded
 
 State = dict[str, Tensor]
 
@@ -172,3 +172,38 @@ def test_a_config_that_cannot_be_built_is_named(
     file.write_text(json.dumps(json.loads(file.read_text()) | {setting: value}))
     with pytest.raises(ModelCorrupt, match=message):
         load(VAE, ModelFolder.open(model), "vae")
+
+
+class Read:
+    """A buffer's event, which notes what is asked of it."""
+
+    def __init__(self, name: int, heard: list[str]) -> None:
+        self.name, self.heard = name, heard
+
+    def record(self) -> None:
+        self.heard.append(f"sent {self.name}")
+
+    def synchronize(self) -> None:
+        self.heard.append(f"waited {self.name}")
+
+
+def test_weights_go_by_two_buffers_in_turn_and_arrive_as_they_were() -> None:
+    drawn = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    weights = {
+        "several pieces": drawn, "half a number over a piece": drawn.bfloat16()[:3].flatten()[:13],
+        "eight bits": drawn.to(torch.float8_e4m3fn), "one number": torch.tensor(3.0),
+        "none": torch.empty(0, 4), "whole numbers": torch.arange(9),
+    }  # fmt: skip
+    heard: list[str] = []
+    stages = [torch.empty(24, dtype=torch.uint8) for _ in range(2)]
+    sent = [Read(number, heard) for number in range(2)]
+    got = dict(uploaded(weights.items(), torch.device("cpu"), stages, sent))
+    assert got.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert got[name].dtype == weight.dtype, name
+        assert got[name].shape == weight.shape, name
+        assert torch.equal(got[name].view(-1).view(torch.uint8), weight.view(-1).view(torch.uint8))
+        assert not weight.numel() or got[name].data_ptr() != weight.data_ptr(), "a copy"
+    turn = ["waited 0", "sent 0", "waited 1", "sent 1"]
+    assert heard == (turn * len(heard))[: len(heard)], "none is filled before it was read"
+    assert len(heard) > 2 * len(weights)

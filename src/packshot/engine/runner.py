@@ -6,9 +6,15 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib import import_module
+from threading import Thread
 from typing import TYPE_CHECKING, Literal, Protocol
+
+import torch
+import torch.nn.functional as F
 
 from packshot.engine.conditioning import condition, encode_texts
 from packshot.engine.decode import decode_checked
@@ -27,7 +33,16 @@ if TYPE_CHECKING:
     from packshot.engine.results import Picture
     from packshot.engine.samplers import Plan
 
-__all__ = ["Decoded", "PlainRunner", "Runner", "Task", "Tell", "Tier", "pick_runner"]
+__all__ = [
+    "Decoded",
+    "PlainRunner",
+    "Runner",
+    "Task",
+    "Tell",
+    "Tier",
+    "pick_runner",
+    "preloading",
+]
 
 BATCH_PIXELS = 4 * 1024 * 1024
 """How many the plain networks make together on a GPU."""
@@ -172,6 +187,32 @@ class PlainRunner:
         """As `Runner.decode`, one at a time: the VAE is where memory peaks."""
         model = self._model
         return [decode_checked(row[None], model.vae, lambda: model.vae_fp32) for row in latents]
+
+
+@contextmanager
+def preloading(device: torch.device) -> Generator[None]:
+    """Load the code that a GPU's runner needs beside what is done inside: reading weights."""
+    beside = Thread(target=_preload, args=(device,))
+    if device.type == "cuda":
+        beside.start()
+    try:
+        yield
+    finally:
+        if beside.ident is not None:
+            beside.join()  # two threads must not import the same at once
+
+
+def _preload(device: torch.device) -> None:
+    """Import the kernels, and have cuDNN and cuBLAS loaded by a use of each."""
+    with (
+        suppress(ImportError, RuntimeError),
+        torch.inference_mode(),
+    ):  # said again at their real use
+        for name in ("runner", "kernels"):
+            import_module(f"packshot.engine.fast.{name}")
+        x = torch.zeros((64, 64, 3, 3), dtype=torch.bfloat16, device=device)
+        F.conv2d(x, x, padding=1)
+        torch.mm(x.flatten(1), x.flatten(1).t())
 
 
 def pick_runner(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,8 +15,10 @@ from packshot.core.errors import ModelCorrupt
 from packshot.engine.folder import ModelFolder
 from packshot.engine.networks.base import Network
 
-__all__ = ["build", "load"]
+__all__ = ["Sent", "build", "load", "uploaded"]
 
+STAGE = 32 << 20
+"""Bytes of each of the two pinned buffers that weights go to a GPU through."""
 
 N = TypeVar("N", bound=Network)
 
@@ -87,13 +89,63 @@ class _Unfilled(TorchFunctionMode):
 
 
 def _read(file: Path, device: torch.device) -> Iterator[tuple[str, Tensor]]:
+    staged = device.type == "cuda"
     try:
-        opened: Any = safe_open(file, framework="pt", device=str(device))
+        opened: Any = safe_open(file, framework="pt", device="cpu" if staged else str(device))
         with opened as tensors:
-            for key in tensors.keys():  # noqa: SIM118 (it is no dict: not iterable)
-                yield key, tensors.get_tensor(key)
+            keys: list[str] = list(tensors.keys())
+            mapped = ((key, tensors.get_tensor(key)) for key in keys)
+            yield from _through_pinned(mapped, device) if staged else mapped
     except (SafetensorError, OSError) as error:
         raise ModelCorrupt(f"{file} cannot be read as safetensors: {error}.") from error
+
+
+class Sent(Protocol):
+    """What tells when a buffer has been read, as `torch.cuda.Event` does."""
+
+    def record(self) -> None: ...
+    def synchronize(self) -> None: ...
+
+
+def _through_pinned(
+    mapped: Iterable[tuple[str, Tensor]], device: torch.device
+) -> Iterator[tuple[str, Tensor]]:
+    with torch.cuda.device(device):
+        stages = [torch.empty(STAGE, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
+        sent: list[Any] = [torch.cuda.Event() for _ in stages]
+        yield from uploaded(mapped, device, stages, sent)
+
+
+def uploaded(
+    mapped: Iterable[tuple[str, Tensor]],
+    device: torch.device,
+    stages: Sequence[Tensor],
+    sent: Sequence[Sent],
+) -> Iterator[tuple[str, Tensor]]:
+    """Copy tensors of a mapped file to ``device``, a piece at a time by ``stages`` in turn.
+
+    While one of these is on its way all threads fill the other. Left to itself the driver copies
+    what is not pinned by one thread, at a tenth of what the bus carries.
+
+    Args:
+        mapped: contiguous tensors by their names.
+        stages: buffers of as many bytes each, pinned ones where ``device`` is a GPU.
+        sent: for each of them whether it has been read and may be filled again.
+    """
+    piece = 0
+    for key, tensor in mapped:
+        whole = torch.empty_like(tensor, device=device)
+        source, target = (each.flatten().view(torch.uint8) for each in (tensor, whole))
+        for at in range(0, len(source), len(stages[0])):
+            turn = piece % len(stages)
+            part = source[at : at + len(stages[turn])]
+            stage = stages[turn][: len(part)]
+            sent[turn].synchronize()
+            stage.copy_(part)
+            target[at : at + len(part)].copy_(stage, non_blocking=True)
+            sent[turn].record()
+            piece += 1
+        yield key, whole
 
 
 def _compare(directory: Path, expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:

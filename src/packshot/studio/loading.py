@@ -36,12 +36,13 @@ def load_model(
     from packshot.engine.devices import device_kind, pick_device
     from packshot.engine.engine import Engine
     from packshot.engine.model import Model
-    from packshot.engine.runner import pick_runner
+    from packshot.engine.runner import pick_runner, preloading
 
     chosen = pick_device(device)
     if on_device is not None:
         on_device(device_kind(chosen))
-    model = Model(folder, chosen, *precisions)
+    with preloading(chosen):
+        model = Model(folder, chosen, *precisions)
     runner = pick_runner(
         model, graphs=graphs, invariant=invariant, tuning=cache_folder() / "tuning"
     )

@@ -84,6 +84,7 @@ def group_norm(
     b, p, c = x.shape
     width = c if skip is None else c + skip.shape[-1]
     joins = (add is not None, bias is not None, skip is not None)
+    read = (x, *(x if each is None else each for each in (add, bias, skip)))
     y = torch.empty((b, p, width), dtype=x.dtype, device=x.device) if any(joins) else x
     out = torch.empty((b, p, width), dtype=x.dtype if quant is None else FP8, device=x.device)
     size = width // norm.groups
@@ -91,11 +92,10 @@ def group_norm(
     moved, row = (x, 0) if shift is None else (shift, shift.stride(0))
     if lanes * depth <= WHOLE:
         launch(
-            _whole, (norm.groups, b),
-            x, x if add is None else add, x if bias is None else bias, x if skip is None else skip,
-            y, norm.weight, norm.bias, moved, out, x if quant is None else quant, p, c, width - c,
-            row, norm.eps, size, *joins, shift is not None, silu, quant is not None, FP8_MAX,
-            depth, lanes, num_warps=max(4, min(16, lanes * depth // 2048)),
+            _group_norm, (norm.groups, b),
+            *read, y, norm.weight, norm.bias, moved, out, x if quant is None else quant, p, c,
+            width - c, row, norm.eps, size, *joins, shift is not None, silu, quant is not None,
+            FP8_MAX, depth, lanes, num_warps=max(4, min(16, lanes * depth // 2048)),
         )  # fmt: skip
         return y, out
     turns = triton.next_power_of_2(max(1, p // (STRIP * SPLITS)))
@@ -106,8 +106,7 @@ def group_norm(
     sums = torch.empty((b, splits, 3, width), dtype=torch.float32, device=x.device)
     launch(
         _sums, (splits, triton.cdiv(width, LANES), b),
-        x, x if add is None else add, x if bias is None else bias, x if skip is None else skip, y,
-        sums, p, c, width - c, splits, turns, *joins, rows, LANES, num_warps=4,
+        *read, y, sums, p, c, width - c, splits, turns, *joins, rows, LANES, num_warps=4,
     )  # fmt: skip
     by = torch.empty((2, b, width), dtype=torch.float32, device=x.device)
     launch(
@@ -125,11 +124,11 @@ def group_norm(
 
 
 @triton.jit(do_not_specialize=["SHIFT_ROW"])
-def _whole(x, add, bias, skip, joined, weight, plus, shift, out, quant, P, C, CS, SHIFT_ROW, EPS,
-           SIZE: tl.constexpr, HAS_ADD: tl.constexpr, HAS_BIAS: tl.constexpr,
-           HAS_SKIP: tl.constexpr, HAS_SHIFT: tl.constexpr, SILU: tl.constexpr,
-           TO_FP8: tl.constexpr, LIMIT: tl.constexpr, ROWS: tl.constexpr,
-           LANES: tl.constexpr):  # fmt: skip
+def _group_norm(x, add, bias, skip, joined, weight, plus, shift, out, quant, P, C, CS, SHIFT_ROW,
+                EPS, SIZE: tl.constexpr, HAS_ADD: tl.constexpr, HAS_BIAS: tl.constexpr,
+                HAS_SKIP: tl.constexpr, HAS_SHIFT: tl.constexpr, SILU: tl.constexpr,
+                TO_FP8: tl.constexpr, LIMIT: tl.constexpr, ROWS: tl.constexpr,
+                LANES: tl.constexpr):  # fmt: skip
     """One group of one picture, from joining to rounding.
 
     SIZE is known to the compiler, so that it loads by the 16 bytes.
