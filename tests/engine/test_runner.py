@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from threading import Event, current_thread
+from collections.abc import Generator
+from contextlib import contextmanager
+from threading import Event, Timer, current_thread
 
 import pytest
 import torch
 
-from packshot.engine import runner
+from packshot.engine import engine, runner
+from packshot.engine.folder import ModelFolder
+from packshot.studio.loading import load_model
 
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
@@ -32,11 +36,19 @@ def test_a_gpus_code_is_loaded_beside_and_is_there_at_the_end(monkeypatch):
 
 
 def test_it_is_waited_for_where_weights_cannot_be_read(monkeypatch):
-    loaded: list[torch.device] = []
-    monkeypatch.setattr(runner, "_preload", loaded.append)
+    late, loaded = Event(), list[torch.device]()
+
+    def preload(device: torch.device) -> None:
+        assert late.wait(10)
+        loaded.append(device)
+
+    monkeypatch.setattr(runner, "_preload", preload)
+    later = Timer(0.1, late.set)
+    later.start()
     with pytest.raises(KeyError), runner.preloading(GPU):
         raise KeyError
     assert loaded == [GPU]
+    later.join()
 
 
 def test_a_cpu_needs_none_of_it(monkeypatch):
@@ -55,3 +67,36 @@ def test_what_cannot_be_loaded_is_left_to_who_needs_it(monkeypatch):
     monkeypatch.setattr(runner, "import_module", missing)
     runner._preload(CPU)
     assert asked == ["packshot.engine.fast.runner"]
+
+
+def test_what_is_loaded_is_used_once(monkeypatch):
+    """A mistake in it would be an error that nobody sees."""
+    used: list[tuple[int, ...]] = []
+
+    def noted(act):
+        def run(*args, **options):
+            used.append(tuple((made := act(*args, **options)).shape))
+            return made
+
+        return run
+
+    monkeypatch.setattr(runner.F, "conv2d", noted(runner.F.conv2d))
+    monkeypatch.setattr(torch, "mm", noted(torch.mm))
+    monkeypatch.setattr(runner, "import_module", lambda _: None)
+    runner._preload(CPU)
+    assert used == [(64, 64, 3, 3), (64, 64)]
+
+
+def test_an_engine_that_is_loaded_has_it_beside(monkeypatch, tiny_sdxl):
+    asked: list[torch.device] = []
+
+    @contextmanager
+    def preloading(device: torch.device) -> Generator[None]:
+        asked.append(device)
+        yield
+
+    monkeypatch.setattr(engine, "preloading", preloading)
+    monkeypatch.setattr(runner, "preloading", preloading)
+    engine.Engine.load(tiny_sdxl, device="cpu")
+    load_model(ModelFolder.open(tiny_sdxl), "cpu", ("fp32", "fp32"))
+    assert asked == [CPU, CPU]

@@ -175,16 +175,18 @@ def test_a_config_that_cannot_be_built_is_named(
 
 
 class Read:
-    """A buffer's event, which notes what is asked of it."""
+    """A buffer's event. Its buffer is read, and holds nothing more, when either is done."""
 
-    def __init__(self, name: int, heard: list[str]) -> None:
-        self.name, self.heard = name, heard
+    def __init__(self, buffer: Tensor) -> None:
+        self.buffer, self.waited, self.sent = buffer, 0, 0
 
     def record(self) -> None:
-        self.heard.append(f"sent {self.name}")
+        self.sent += 1
+        self.buffer.fill_(0xAA)
 
     def synchronize(self) -> None:
-        self.heard.append(f"waited {self.name}")
+        self.waited += 1
+        self.buffer.fill_(0xAA)
 
 
 def test_weights_go_by_two_buffers_in_turn_and_arrive_as_they_were() -> None:
@@ -194,9 +196,8 @@ def test_weights_go_by_two_buffers_in_turn_and_arrive_as_they_were() -> None:
         "eight bits": drawn.to(torch.float8_e4m3fn), "one number": torch.tensor(3.0),
         "none": torch.empty(0, 4), "whole numbers": torch.arange(9),
     }  # fmt: skip
-    heard: list[str] = []
     stages = [torch.empty(24, dtype=torch.uint8) for _ in range(2)]
-    sent = [Read(number, heard) for number in range(2)]
+    sent = [Read(stage) for stage in stages]
     got = dict(uploaded(weights.items(), torch.device("cpu"), stages, sent))
     assert got.keys() == weights.keys()
     for name, weight in weights.items():
@@ -204,6 +205,13 @@ def test_weights_go_by_two_buffers_in_turn_and_arrive_as_they_were() -> None:
         assert got[name].shape == weight.shape, name
         assert torch.equal(got[name].view(-1).view(torch.uint8), weight.view(-1).view(torch.uint8))
         assert not weight.numel() or got[name].data_ptr() != weight.data_ptr(), "a copy"
-    turn = ["waited 0", "sent 0", "waited 1", "sent 1"]
-    assert heard == (turn * len(heard))[: len(heard)], "none is filled before it was read"
-    assert len(heard) > 2 * len(weights)
+    pieces = sum(-(-weight.nbytes // 24) for weight in weights.values())
+    assert [each.sent for each in sent] == [each.waited for each in sent]
+    assert [each.sent for each in sent] == [-(-pieces // 2), pieces // 2], "in turn"
+
+
+def test_what_does_not_lie_in_one_piece_is_refused() -> None:
+    stages = [torch.empty(24, dtype=torch.uint8)]
+    apart = {"apart": torch.ones(3, 4).t()}
+    with pytest.raises(RuntimeError, match="view size is not compatible"):
+        dict(uploaded(apart.items(), torch.device("cpu"), stages, [Read(stages[0])]))

@@ -19,7 +19,7 @@ from packshot.engine.encode import encode_original
 from packshot.engine.folder import ModelFolder
 from packshot.engine.model import Model
 from packshot.engine.results import OnStep, Picture, Progress, RenderResult
-from packshot.engine.runner import Task, pick_runner
+from packshot.engine.runner import Task, pick_runner, preloading
 from packshot.engine.samplers import plan
 from packshot.engine.similarity import cosines
 
@@ -81,7 +81,10 @@ class Engine:
         device or a precision that does not exist.
         """
         chosen = pick_device(device)
-        return cls(Model(ModelFolder.open(folder), chosen, precision, vae_precision))
+        opened = ModelFolder.open(folder)
+        with preloading(chosen):
+            model = Model(opened, chosen, precision, vae_precision)
+        return cls(model)
 
     @property
     def default_size(self) -> tuple[int, int]:

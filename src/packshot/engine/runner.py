@@ -192,22 +192,20 @@ class PlainRunner:
 @contextmanager
 def preloading(device: torch.device) -> Generator[None]:
     """Load the code that a GPU's runner needs beside what is done inside: reading weights."""
+    if device.type != "cuda":
+        yield
+        return
     beside = Thread(target=_preload, args=(device,))
-    if device.type == "cuda":
-        beside.start()
+    beside.start()
     try:
         yield
     finally:
-        if beside.ident is not None:
-            beside.join()  # two threads must not import the same at once
+        beside.join()
 
 
 def _preload(device: torch.device) -> None:
     """Import the kernels, and have cuDNN and cuBLAS loaded by a use of each."""
-    with (
-        suppress(ImportError, RuntimeError),
-        torch.inference_mode(),
-    ):  # said again at their real use
+    with suppress(Exception):  # whatever it is, it is said again where it is needed
         for name in ("runner", "kernels"):
             import_module(f"packshot.engine.fast.{name}")
         x = torch.zeros((64, 64, 3, 3), dtype=torch.bfloat16, device=device)

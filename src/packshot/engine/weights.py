@@ -135,7 +135,7 @@ def uploaded(
     piece = 0
     for key, tensor in mapped:
         whole = torch.empty_like(tensor, device=device)
-        source, target = (each.flatten().view(torch.uint8) for each in (tensor, whole))
+        source, target = (each.view(-1).view(torch.uint8) for each in (tensor, whole))
         for at in range(0, len(source), len(stages[0])):
             turn = piece % len(stages)
             part = source[at : at + len(stages[turn])]

@@ -86,9 +86,9 @@ def join(ops) -> list[Tensor]:
 def group_norm_of_few_pixels(ops) -> list[Tensor]:
     shifts = drawn(B, 3 * C)
     plain = ops.group_norm(far_from_zero(), norm_of(C), silu=False, shift=shifts[:, C : 2 * C])
-    joined = ops.group_norm(
-        drawn(B, P, C), norm_of(C + 32), silu=True, add=drawn(B, P, C), bias=drawn(C),
-        skip=drawn(B, P, 32),
+    joined = ops.group_norm(  # groups of 20: one lies half in x, half in the skip
+        drawn(B, P, C), norm_of(C + 64), silu=True, add=drawn(B, P, C), bias=drawn(C),
+        skip=drawn(B, P, 64), shift=drawn(C + 64).expand(B, -1),
     )  # fmt: skip
     return [*plain, *joined]
 
@@ -166,7 +166,7 @@ def attend(ops) -> list[Tensor]:
     q, kv = drawn(B, 300, 4, 32), drawn(B, 77, 500)
     text = (kv[..., first : first + 128].unflatten(-1, (4, 32)) for first in (10, 200))
     crossed = ops.attend(*(x.transpose(1, 2) for x in (q, *text)))
-    own = drawn(B, 200, 3, 4, 32).unbind(2)
+    own = drawn(B, 100, 3, 4, 32).unbind(2)
     return [crossed, ops.attend(*(x.transpose(1, 2) for x in own))]
 
 

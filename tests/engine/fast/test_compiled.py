@@ -40,19 +40,40 @@ def test_what_a_chip_launches_compiles_and_fits(tmp_path, chip):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     shared, unrolled = json.loads(done.stdout)
-    assert {"_attend", "_layer_norm", "_advance", "_sums", "_softmax"} <= shared.keys()
+    assert {
+        "_attend",
+        "_layer_norm",
+        "_advance",
+        "_sums",
+        "_group_norm",
+        "_softmax",
+    } <= shared.keys()
     assert HOPPERS & shared.keys() == (HOPPERS if chip.startswith("90") else set())
     assert ("_to_int8" in shared) is ("int8" in chip)
     assert max(shared.values()) <= ROOM[chip.split()[0]], shared
-    assert not unrolled, "ptxas 12.8 compiles a product of one stride wrongly: `launch.stride`"
+    assert not unrolled, "ptxas 12.8 compiles a product without a loop wrongly: `launch.block_k`"
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this machine")
-@given(st.integers(33, 4096), st.sampled_from([1, 2, 4]))
-def test_a_product_takes_more_than_one_stride(inputs, size):
-    from packshot.engine.fast.kernels.launch import stride
+@given(
+    st.sampled_from([1, 2, 4]).flatmap(
+        lambda n: st.tuples(st.integers(32 // n + 1, 4096), st.just(n))
+    )
+)
+def test_a_product_takes_more_than_one_block(shape):
+    from packshot.engine.fast.kernels.launch import block_k
 
-    taken = stride(inputs, size)
+    inputs, size = shape
+    taken = block_k(inputs, size)
     assert taken & (taken - 1) == 0, "a power of two"
-    assert 16 <= taken < inputs
-    assert taken * size <= 128
+    assert taken < inputs
+    assert 32 <= taken * size <= 128, "what is multiplied at once, what memory is swizzled by"
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="there is no Triton for this machine")
+@pytest.mark.parametrize(("inputs", "size"), [(0, 1), (1, 2), (32, 1), (16, 2)])
+def test_a_product_of_one_multiplication_is_refused(inputs, size):
+    from packshot.engine.fast.kernels.launch import block_k
+
+    with pytest.raises(ValueError, match=f"{inputs} inputs"):
+        block_k(inputs, size)

@@ -18,6 +18,7 @@ from packshot.engine.denoise import Kept, noise_of
 from packshot.engine.engine import Engine
 from packshot.engine.fast import graphs, reference
 from packshot.engine.fast.calibration import calibrate, to_fp8, to_int8
+from packshot.engine.fast.dense import Dense, DenseFp8
 from packshot.engine.fast.graphs import Graphs, Shape, StepGraph
 from packshot.engine.fast.runner import GRAPHS, FastRunner
 from packshot.engine.fast.unet import FastUNet
@@ -143,6 +144,10 @@ def test_fp8_stays_near_and_says_how_near(model, one_pass):
         to_fp8(unet, calibrate(unet, graph.step, 3))
         got = difference(unet(x, (8, 8), shifts, kv), exact)
     assert 1e-3 < got < 0.1
+    for block in unet.blocks():
+        assert isinstance(block.out_1, DenseFp8 if one_pass else Dense), "a library writes no fp8"
+        assert isinstance(block.out_2, DenseFp8)
+        assert isinstance(block.out_3, DenseFp8)
 
 
 def test_int8_stays_near(model):

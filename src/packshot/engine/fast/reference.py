@@ -76,8 +76,9 @@ def group_norm(
 ) -> tuple[Tensor, Tensor]:
     """Join as `join` does, and return that and its GroupNorm (arXiv:1803.08494), through SiLU.
 
-    ``shift`` [B,C] is added before the norm. Where there is nothing to join, ``x`` itself is
-    returned. With ``quant``, an fp32 scalar, the second is fp8 (e4m3, saturating): times ``quant``.
+    ``shift`` [B,C], its rows anywhere, is added before the norm. Where there is nothing to join,
+    ``x`` itself is returned. With ``quant``, an fp32 scalar, the second is fp8 (e4m3, saturating):
+    times ``quant``.
     """
     if add is not None or bias is not None or skip is not None:
         x = join(x, add, bias, skip)

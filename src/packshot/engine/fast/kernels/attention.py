@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from packshot.engine.fast.kernels.launch import EARLY, await_inputs, launch, stride
+from packshot.engine.fast.kernels.launch import EARLY, await_inputs, block_k, launch
 from packshot.engine.fast.reference import FP8, FP8_MAX
 
 __all__ = ["ask", "ask_pays", "attend", "attends"]
@@ -144,7 +144,10 @@ def _ask(x, weight, k, v, out, scale, quant, T, C: tl.constexpr, K_ROW, K_PICTUR
 
 
 def ask_pays(rows: int, channels: int, *, fp8: bool) -> bool:
-    """Tell whether this was faster than a product and `attend` on an H100; benchmarks/LOG.md."""
+    """Tell whether this was faster than a product and `attend` on an H100; benchmarks/LOG.md.
+
+    It was not timed with fewer than 512 rows.
+    """
     return fp8 or channels <= 640 or rows <= 512
 
 
@@ -173,7 +176,7 @@ def ask(
     (m, c), (b, heads, keys, head) = x.shape, k.shape
     out = torch.empty((m, heads * head), dtype=k.dtype if quant is None else FP8, device=x.device)
     rows, stages = tiles or _tiles(m)
-    n, bk = m // b, stride(c, x.element_size())
+    n, bk = m // b, block_k(c, x.element_size())
     tile = TensorDescriptor.from_tensor
     launch(
         _ask, (heads, triton.cdiv(n, rows), b),

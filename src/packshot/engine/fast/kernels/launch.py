@@ -19,16 +19,17 @@ __all__ = [
     "EARLY",
     "LANES",
     "await_inputs",
+    "block_k",
     "in_bands",
     "launch",
     "processors",
     "rehearsal",
     "rehearsing",
-    "stride",
 ]
 
 LANES = 64  # channels that one program of a feature map handles: 128 bytes of a row in bf16
 THREADS = 16  # that compile at a time
+LEAST_BYTES, MOST_BYTES = 32, 128  # of a row in one multiplication; as shared memory is swizzled
 
 EARLY = torch.cuda.is_available() and capability(torch.device("cuda")) >= (9, 0)
 """Whether this is a Hopper or later: kernels start early, and memory moves by the box."""
@@ -65,14 +66,19 @@ def in_bands(index, down, across, BAND: tl.constexpr):
     return band * BAND + rest % high, rest // high
 
 
-def stride(inputs: int, size: int) -> int:
-    """Return how many columns of ``size`` bytes a product takes at a time: never all of them.
+def block_k(inputs: int, size: int) -> int:
+    """Return how many of the ``inputs`` of ``size`` bytes a product takes at a time: never all.
 
     Of a loop that is run once the compiler leaves no loop, and then ptxas 12.8 once took another
     register for the address of what the kernel multiplies next: an illegal access, found by
     compute-sanitizer and to be read in the machine code; ptxas 12.9 does not (benchmarks/LOG.md).
+
+    Raises:
+        ValueError: for 32 bytes or less, which the tensor cores take at once.
     """
-    most = 128 // size  # as wide as shared memory is swizzled
+    if inputs * size <= LEAST_BYTES:
+        raise ValueError(f"a product over {inputs} inputs of {size} bytes has no loop")
+    most = MOST_BYTES // size
     while most >= inputs:
         most //= 2
     return most

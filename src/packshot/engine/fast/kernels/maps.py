@@ -80,7 +80,10 @@ def group_norm(
     shift: Tensor | None = None,
     quant: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As `reference.group_norm`: sums of strips, their merger, and one pass that applies it."""
+    """As `reference.group_norm`: by one program for a group where that is small.
+
+    Else by sums of strips, their merger, and one pass that applies it.
+    """
     b, p, c = x.shape
     width = c if skip is None else c + skip.shape[-1]
     joins = (add is not None, bias is not None, skip is not None)

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from packshot.engine.fast.kernels.launch import await_inputs, in_bands, launch, processors, stride
+from packshot.engine.fast.kernels.launch import await_inputs, block_k, in_bands, launch, processors
 from packshot.engine.fast.reference import FP8, FP8_MAX
 
 __all__ = ["from_int32", "gate", "geglu", "layer_norm", "to_int8"]
@@ -178,7 +178,7 @@ def geglu(
     n = len(weight) // 2
     out = torch.empty((m, n), dtype=bias.dtype if quant is None else FP8, device=x.device)
     bm, bn, more, warps, stages, band = tiles or _gated_tiles(m, k, fp8=x.element_size() == 1)
-    bk = stride(k, x.element_size())
+    bk = block_k(k, x.element_size())
     tile = TensorDescriptor.from_tensor
     there = triton.cdiv(m, bm) * triton.cdiv(2 * n, bn + more)
     programs = there if more else min(there, processors())
