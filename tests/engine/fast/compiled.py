@@ -87,9 +87,9 @@ def compile_all(chip: int, tiers: list[str]) -> tuple[dict[str, int], list[str]]
     hopper = chip >= 90
     importlib.import_module("packshot.engine.fast.kernels.attention").EARLY = hopper
     with torch.device("meta"), torch.inference_mode():
+        plain, small = network(UNet, GOLDEN / "unet.json"), network(UNet, MINI / "unet/config.json")
         for tier in tiers:
-            step_all(network(UNet, GOLDEN / "unet.json"), tier, SHAPES, one_pass=hopper)
-            small = network(UNet, MINI / "unet" / "config.json")
+            step_all(plain, tier, SHAPES, one_pass=hopper)
             step_all(small, tier, (Shape(1, 32, 32), Shape(4, 32, 32)), one_pass=hopper)
         FastDecoder(network(VAE, GOLDEN / "vae.json"), kernels)(torch.empty(1, 4, 128, 128))
     return shared, unrolled

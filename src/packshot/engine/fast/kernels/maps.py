@@ -126,6 +126,28 @@ def group_norm(
     return y, out
 
 
+@triton.jit
+def _parameters(weight, bias, shift, b, SHIFT_ROW, cols, there, HAS_SHIFT: tl.constexpr,
+                WIDTH: tl.constexpr):  # fmt: skip
+    """Return what channels are multiplied by, what is added after, and before."""
+    by = tl.load(weight + cols, mask=there, other=0.0).to(tl.float32)
+    plus = tl.load(bias + cols, mask=there, other=0.0).to(tl.float32)
+    moved = tl.zeros([WIDTH], tl.float32)
+    if HAS_SHIFT:
+        moved = tl.load(shift + b * SHIFT_ROW + cols, mask=there, other=0.0).to(tl.float32)
+    return by, plus, moved
+
+
+@triton.jit
+def _ended(value, quant, SILU: tl.constexpr, TO_FP8: tl.constexpr, LIMIT: tl.constexpr):
+    """Return normalised values through SiLU, and within fp8."""
+    if SILU:
+        value = value * tl.sigmoid(value)
+    if TO_FP8:
+        value = tl.clamp(value * tl.load(quant), -LIMIT, LIMIT)
+    return value
+
+
 @triton.jit(do_not_specialize=["SHIFT_ROW"])
 def _group_norm(x, add, bias, skip, joined, weight, plus, shift, out, quant, P, C, CS, SHIFT_ROW,
                 EPS, SIZE: tl.constexpr, HAS_ADD: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -140,11 +162,9 @@ def _group_norm(x, add, bias, skip, joined, weight, plus, shift, out, quant, P, 
     group, b, lane = tl.program_id(0), tl.program_id(1), tl.arange(0, LANES)
     cols = group * SIZE + lane
     there = lane < SIZE
-    by = tl.load(weight + cols, mask=there, other=0.0).to(tl.float32)
-    offset = tl.load(plus + cols, mask=there, other=0.0).to(tl.float32)
-    moved = tl.zeros([LANES], tl.float32)
-    if HAS_SHIFT:
-        moved = tl.load(shift + b * SHIFT_ROW + cols, mask=there, other=0.0).to(tl.float32)
+    by, offset, moved = _parameters(
+        weight, plus, shift, b, SHIFT_ROW, cols, there, HAS_SHIFT, LANES
+    )
     rows = tl.arange(0, ROWS)
     inside = (rows < P)[:, None] & there[None, :]
     row = (b * P + rows).to(tl.int64)[:, None]
@@ -157,10 +177,7 @@ def _group_norm(x, add, bias, skip, joined, weight, plus, shift, out, quant, P, 
     value = tl.where(inside, value - mean, 0.0)
     rstd = tl.rsqrt(tl.sum(value * value) / (P * SIZE) + EPS)
     value = value * (by * rstd)[None, :] + offset[None, :]
-    if SILU:
-        value = value * tl.sigmoid(value)
-    if TO_FP8:
-        value = tl.clamp(value * tl.load(quant), -LIMIT, LIMIT)
+    value = _ended(value, quant, SILU, TO_FP8, LIMIT)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=inside)
 
 
@@ -210,11 +227,7 @@ def _merge(sums, weight, bias, shift, scale, offset, P, C, SPLITS, STRIP, SIZE, 
     lane = tl.arange(0, WIDTH)
     cols = group * SIZE + lane
     there = lane < SIZE
-    by = tl.load(weight + cols, mask=there, other=0.0).to(tl.float32)
-    plus = tl.load(bias + cols, mask=there, other=0.0).to(tl.float32)
-    moved = tl.zeros([WIDTH], tl.float32)
-    if HAS_SHIFT:
-        moved = tl.load(shift + b * SHIFT_ROW + cols, mask=there, other=0.0).to(tl.float32)
+    by, plus, moved = _parameters(weight, bias, shift, b, SHIFT_ROW, cols, there, HAS_SHIFT, WIDTH)
     mean_sum = tl.zeros([WIDTH], tl.float32)
     for turn in range(TURNS):
         split = turn * DEPTH + tl.arange(0, DEPTH)
@@ -253,10 +266,7 @@ def _affine(x, scale, offset, out, quant, P, C, SILU: tl.constexpr, TO_FP8: tl.c
     by = tl.load(scale + b * C + cols, mask=cols < C, other=0.0)[None, :]
     plus = tl.load(offset + b * C + cols, mask=cols < C, other=0.0)[None, :]
     value = tl.load(x + at, mask=mask, other=0.0).to(tl.float32) * by + plus
-    if SILU:
-        value = value * tl.sigmoid(value)
-    if TO_FP8:
-        value = tl.clamp(value * tl.load(quant), -LIMIT, LIMIT)
+    value = _ended(value, quant, SILU, TO_FP8, LIMIT)
     tl.store(out + at, value.to(out.dtype.element_ty), mask=mask)
 
 
