@@ -26,7 +26,7 @@ def test_a_gpus_code_is_loaded_beside_and_is_there_at_the_end(monkeypatch):
         loaded.append((device, current_thread()))
 
     monkeypatch.setattr(runner, "_preload", preload)
-    with runner.preloading(GPU):
+    with runner.preloading(GPU, "auto"):
         assert begun.wait(10)
         assert not loaded, "what is done inside does not wait for it"
         read.set()
@@ -45,15 +45,16 @@ def test_it_is_waited_for_where_weights_cannot_be_read(monkeypatch):
     monkeypatch.setattr(runner, "_preload", preload)
     later = Timer(0.1, late.set)
     later.start()
-    with pytest.raises(KeyError), runner.preloading(GPU):
+    with pytest.raises(KeyError), runner.preloading(GPU, "auto"):
         raise KeyError
     assert loaded == [GPU]
     later.join()
 
 
-def test_a_cpu_needs_none_of_it(monkeypatch):
-    monkeypatch.setattr(runner, "_preload", lambda _: pytest.fail("loaded"))
-    with runner.preloading(CPU):
+@pytest.mark.parametrize(("device", "precision"), [(CPU, "auto"), (CPU, "fp32"), (GPU, "fp32")])
+def test_the_plain_networks_need_none_of_it(monkeypatch, device, precision):
+    monkeypatch.setattr(runner, "Thread", lambda **_: pytest.fail("loaded"))
+    with runner.preloading(device, precision):
         pass
 
 
@@ -88,15 +89,15 @@ def test_what_is_loaded_is_used_once(monkeypatch):
 
 
 def test_an_engine_that_is_loaded_has_it_beside(monkeypatch, tiny_sdxl):
-    asked: list[torch.device] = []
+    asked: list[tuple[torch.device, str]] = []
 
     @contextmanager
-    def preloading(device: torch.device) -> Generator[None]:
-        asked.append(device)
+    def preloading(device: torch.device, precision: str) -> Generator[None]:
+        asked.append((device, precision))
         yield
 
     monkeypatch.setattr(engine, "preloading", preloading)
     monkeypatch.setattr(runner, "preloading", preloading)
     engine.Engine.load(tiny_sdxl, device="cpu")
     load_model(ModelFolder.open(tiny_sdxl), "cpu", ("fp32", "fp32"))
-    assert asked == [CPU, CPU]
+    assert asked == [(CPU, "auto"), (CPU, "fp32")]

@@ -82,7 +82,7 @@ class Engine:
         """
         chosen = pick_device(device)
         opened = ModelFolder.open(folder)
-        with preloading(chosen):
+        with preloading(chosen, precision):
             model = Model(opened, chosen, precision, vae_precision)
         return cls(model)
 

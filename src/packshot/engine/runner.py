@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from packshot.core.types import Precision
     from packshot.engine.buckets import Size
     from packshot.engine.conditioning import EncodedTexts
     from packshot.engine.denoise import Kept, Watch
@@ -190,9 +191,12 @@ class PlainRunner:
 
 
 @contextmanager
-def preloading(device: torch.device) -> Generator[None]:
-    """Load the code that a GPU's runner needs beside what is done inside: reading weights."""
-    if device.type != "cuda":
+def preloading(device: torch.device, precision: Precision) -> Generator[None]:
+    """Load the code that a GPU's kernels need beside what is done inside: reading weights.
+
+    In fp32 nothing is, for `pick_runner` picks the plain networks then.
+    """
+    if device.type != "cuda" or precision == "fp32":
         yield
         return
     beside = Thread(target=_preload, args=(device,))

@@ -41,7 +41,7 @@ def load_model(
     chosen = pick_device(device)
     if on_device is not None:
         on_device(device_kind(chosen))
-    with preloading(chosen):
+    with preloading(chosen, precisions[0]):
         model = Model(folder, chosen, *precisions)
     runner = pick_runner(
         model, graphs=graphs, invariant=invariant, tuning=cache_folder() / "tuning"
